@@ -1,0 +1,125 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"iter"
+	"time"
+)
+
+// AccessEvent is one access to an organization, or one attempt at it.
+type AccessEvent struct {
+	ID        string    `json:"id"`
+	Timestamp time.Time `json:"timestamp"`
+	OrgID     string    `json:"org_id"`
+	User      string    `json:"user"`
+	Action    string    `json:"action"`
+	Status    string    `json:"status"` // SUCCESS, FAILURE or DENIED
+	IP        string    `json:"ip"`
+	UserAgent string    `json:"user_agent"`
+	Method    string    `json:"method"`
+	Path      string    `json:"path"`
+	RequestID string    `json:"request_id"`
+	APIKeyID  string    `json:"api_key_id"`
+	Meta      `json:"-"`
+}
+
+// AccessQuery selects access events. Empty members select all.
+type AccessQuery struct {
+	From, To time.Time // From is inclusive, To is exclusive
+	User     string
+	Action   string
+	Status   string
+	IP       string
+	APIKeyID string
+	Scope    string // "self" (default) or "subtree"
+}
+
+// AccessLog lists access events, newest first.
+func (cl *Client) AccessLog(ctx context.Context, orgID string, q AccessQuery, opts ...CallOption) iter.Seq2[AccessEvent, error] {
+	return list[AccessEvent](ctx, cl, newCall("GET", []string{"orgs", orgID, "access_log"}, opts).setTime("from", q.From).setTime("to", q.To).
+		set("user", q.User).set("action", q.Action).set("status", q.Status).set("ip", q.IP).set("api_key_id", q.APIKeyID).set("scope", q.Scope))
+}
+
+// AuditEntry is one change that happened.
+type AuditEntry struct {
+	ID        string    `json:"id"`
+	Timestamp time.Time `json:"timestamp"`
+	OrgID     string    `json:"org_id"`
+	Path      []string  `json:"path"`   // ids from the root down, at the time
+	Action    string    `json:"action"` // organization.updated, api_key.created, …
+	Actor     Actor     `json:"actor"`
+	Target    Target    `json:"target"`
+	Changes   []Change  `json:"changes"`
+	RequestID string    `json:"request_id"`
+	IP        string    `json:"ip"`
+	UserAgent string    `json:"user_agent"`
+	Epoch     int64     `json:"epoch"`
+	Seq       int64     `json:"seq"`       // 0-based place in the root's log
+	LeafHash  string    `json:"leaf_hash"` // hexadecimal
+	Erased    []string  `json:"erased"`    // slots whose values have been erased
+	Meta      `json:"-"`
+}
+
+// Actor is who made a change.
+type Actor struct {
+	Type string `json:"type"` // operator, api_key or system
+	ID   string `json:"id"`
+	Name string `json:"name"`
+}
+
+// Target is what was changed.
+type Target struct {
+	Type string `json:"type"`
+	ID   string `json:"id"`
+}
+
+// Change is one value that changed. Old is nil where there was nothing
+// before, New is nil where there is nothing now.
+type Change struct {
+	Pointer string          `json:"pointer"`
+	Old     json.RawMessage `json:"old"`
+	New     json.RawMessage `json:"new"`
+}
+
+// AuditQuery selects audit entries. Empty members select all.
+type AuditQuery struct {
+	From, To time.Time // From is inclusive, To is exclusive
+	Action   string
+	Actor    string
+	Org      string // id of the organization that changed
+	Scope    string // "subtree" (default), "self", "children" or "descendants"
+}
+
+// ChildrenAudit lists audit entries of an organization and what is below it,
+// newest first.
+func (cl *Client) ChildrenAudit(ctx context.Context, orgID string, q AuditQuery, opts ...CallOption) iter.Seq2[AuditEntry, error] {
+	return list[AuditEntry](ctx, cl, newCall("GET", []string{"orgs", orgID, "children_audit"}, opts).setTime("from", q.From).setTime("to", q.To).
+		set("action", q.Action).set("actor", q.Actor).set("org", q.Org).set("scope", q.Scope))
+}
+
+// Consumption is what an organization and its descendants consumed in a
+// month.
+type Consumption struct {
+	OrgID  string           `json:"org_id"`
+	Month  string           `json:"month"`  // 2026-11
+	Status string           `json:"status"` // open or closed
+	Meters map[string]Meter `json:"meters"`
+	Meta   `json:"-"`
+}
+
+// Meter is a month's total of one meter. Quantities are exact decimals.
+type Meter struct {
+	Unit        string       `json:"unit"`
+	Aggregation string       `json:"aggregation"`
+	Own         json.Number  `json:"own"`
+	Descendants json.Number  `json:"descendants"`
+	Total       json.Number  `json:"total"` // own + descendants
+	Limit       *json.Number `json:"limit"`
+}
+
+// Consumption returns the consumption of a month such as 2026-11; of this
+// month if it is empty.
+func (cl *Client) Consumption(ctx context.Context, orgID, month string, opts ...CallOption) (*Consumption, error) {
+	return get[Consumption](ctx, cl, newCall("GET", []string{"orgs", orgID, "consumption"}, opts).set("month", month))
+}

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/spf13/cobra"
+
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/server"
+)
+
+// kubernetesOrg is the organization hierarchy that the Kubernetes project
+// publishes on GitHub: 825 organizations and teams below 8 roots. The slashes in
+// nine of its team names are hyphens in their ids.
+//
+//go:embed kubernetes-org.csv
+var kubernetesOrg []byte
+
+// Organizations of the demo that its examples use.
+const (
+	demoRoot   = "kubernetes"
+	demoParent = "kubernetes.sig-release"
+	demoChild  = "kubernetes.release-engineering"
+)
+
+func demoCommand() *cobra.Command {
+	var f serveFlags
+	cmd := &cobra.Command{
+		Use:     "demo",
+		Short:   "Serve a real organization tree, ready to try",
+		GroupID: "server",
+		Args:    cobra.NoArgs,
+		Long: `Serve a real organization tree, ready to try: the 825 organizations and teams
+of the Kubernetes project, with API keys, customizations at several levels and
+some changes in the audit trail. It prints a curl line for each call.
+
+The data goes to a new temporary directory, which is removed in the end, unless
+--data-dir is given; then the next start finds it again. It takes the flags of
+'orgd serve'.`,
+		PreRunE: func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd.Flags()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !cmd.Flags().Changed("log-level") {
+				f.logLevel = "warn"
+			}
+			if !cmd.Flags().Changed("data-dir") {
+				dir, err := os.MkdirTemp("", "orgd-demo-")
+				if err != nil {
+					return err
+				}
+				defer os.RemoveAll(dir)
+				f.dataDir = dir
+			}
+			return f.run(cmd.Context(), func(s *server.Server, url string) error {
+				token, err := loadDemo(cmd.Context(), s, f.dataDir)
+				if err != nil {
+					return fmt.Errorf("the demo could not be loaded: %w", err)
+				}
+				printDemo(cmd.OutOrStdout(), url, token, filepath.Join(f.dataDir, "operator.key"))
+				return nil
+			})
+		},
+	}
+	f.add(cmd.Flags())
+	cmd.Flags().Lookup("data-dir").DefValue = "a new temporary directory"
+	return cmd
+}
+
+// loadDemo loads the demo into a server unless it is there already, and
+// returns a key of demoRoot.
+func loadDemo(ctx context.Context, s *server.Server, dataDir string) (token string, err error) {
+	path := filepath.Join(dataDir, "demo.key")
+	if b, err := os.ReadFile(path); err == nil {
+		return strings.TrimSpace(string(b)), nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	call := &org.Call{Actor: key.Operator(), RequestID: "demo", IP: "127.0.0.1", UserAgent: "orgd demo"}
+	_, _, err = s.Service.Import(ctx, call, bytes.NewReader(kubernetesOrg), org.ImportOptions{Format: "csv"})
+	if err != nil && !taken(err) {
+		return "", err
+	}
+	if err == nil {
+		if err := changeDemo(ctx, s, call); err != nil {
+			return "", err
+		}
+	}
+	k, _, err := s.Service.CreateKey(ctx, call, demoRoot, key.Request{Name: "Demo key", Permissions: []string{"admin"}})
+	if err != nil {
+		return "", err
+	}
+	return k.Secret, os.WriteFile(path, []byte(k.Secret+"\n"), 0o600)
+}
+
+// taken reports whether an import failed because its organizations are there
+// already: the database, unlike the data directory, has seen a demo before.
+func taken(err error) bool {
+	p := problem.From(err)
+	return p.Code == problem.ImportInvalid && len(p.Fields) > 0 && strings.Contains(p.Fields[0].Detail, "in use")
+}
+
+// changeDemo makes the changes that give the demo customizations, keys and a
+// history.
+func changeDemo(ctx context.Context, s *server.Server, call *org.Call) error {
+	locked := []string{"/security/require_mfa"}
+	settings := []struct {
+		id     string
+		values string
+		locked *[]string
+	}{
+		{demoRoot, `{"branding":{"logo_url":"https://kubernetes.io/images/kubernetes.png","color":"#326ce5"},"security":{"require_mfa":true},"locale":"en"}`, &locked},
+		{demoParent, `{"branding":{"color":"#7a4dd8"},"release":{"cadence_weeks":15}}`, nil},
+		{demoChild, `{"release":{"channel":"stable"}}`, nil},
+	}
+	for _, c := range settings {
+		if _, _, err := s.Service.PutCustomizations(ctx, call, c.id, org.SettingsPut{Values: jsontext.Value(c.values), Locked: c.locked}); err != nil {
+			return err
+		}
+	}
+	if _, _, err := s.Service.CreateKey(ctx, call, demoParent, key.Request{Name: "SIG Release read-only", Permissions: []string{"read"},
+		RateLimit: &key.RateLimit{Requests: 100, PeriodSeconds: 60}}); err != nil {
+		return err
+	}
+	description, tags := "Builds and publishes the releases", []string{"releases", "on-call"}
+	if _, _, err := s.Service.Update(ctx, call, demoChild, org.OrgUpdate{Description: &description, Tags: &tags}); err != nil {
+		return err
+	}
+	_, _, err := s.Service.PutTag(ctx, call, demoRoot, "cncf")
+	return err
+}
+
+func printDemo(w io.Writer, url, token, operatorKeyFile string) {
+	fmt.Fprintf(w, `
+orgd is serving the Kubernetes project's organizations at %[1]s
+Its API is described at %[1]s/docs. Stop it with Ctrl-C.
+
+Paste this into another terminal:
+
+export ORGD_URL=%[1]s
+export ORGD_KEY=%[2]s
+export AUTH="Authorization: Bearer $ORGD_KEY"
+
+# Retrieve an organization
+curl -s -H "$AUTH" $ORGD_URL/orgs/%[3]s
+# Update it
+curl -s -H "$AUTH" -H 'Content-Type: application/json' -X PATCH -d '{"name": "Release Engineering"}' $ORGD_URL/orgs/%[4]s
+# Its customizations, and where each value in effect comes from
+curl -s -H "$AUTH" "$ORGD_URL/orgs/%[4]s/customizations?explain=true"
+# Update the customizations
+curl -s -H "$AUTH" -H 'Content-Type: application/json' -X PUT -d '{"customizations": {"release": {"channel": "beta"}}}' $ORGD_URL/orgs/%[4]s/customizations
+# What deleting a subtree would remove; then delete it, and bring it back
+curl -s -H "$AUTH" -X DELETE "$ORGD_URL/orgs/%[5]s?dry_run=true"
+curl -s -H "$AUTH" -X DELETE "$ORGD_URL/orgs/%[5]s?cascade=true"
+curl -s -H "$AUTH" -X POST $ORGD_URL/orgs/%[5]s/restore
+# The access log, the audit trail and the consumption of the month
+curl -s -H "$AUTH" "$ORGD_URL/orgs/%[4]s/access_log?limit=3"
+curl -s -H "$AUTH" "$ORGD_URL/orgs/%[3]s/children_audit?limit=3"
+curl -s -H "$AUTH" $ORGD_URL/orgs/%[3]s/consumption
+
+The operator key, which spans all roots, is in %[6]s
+`, url, token, demoRoot, demoChild, demoParent, operatorKeyFile)
+}

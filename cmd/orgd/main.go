@@ -1,0 +1,91 @@
+// Command orgd is the organization layer of a B2B product: a server for a
+// tree of organizations, and the command line to work with it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes of the command line, for scripts.
+const (
+	exitFailure     = 1 // anything else
+	exitUsage       = 2 // the command line is wrong
+	exitDenied      = 3 // 401 or 403
+	exitNotFound    = 4 // 404
+	exitConflict    = 5 // 409 or 412
+	exitUnavailable = 6 // the server cannot be reached, or answers 5xx or 429
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := newRoot().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "orgd: "+err.Error())
+		os.Exit(exitCode(err))
+	}
+}
+
+// exitError is an error with its exit code.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func exitCode(err error) int {
+	var e *exitError
+	if errors.As(err, &e) {
+		return e.code
+	}
+	return exitFailure
+}
+
+func usageError(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "orgd",
+		Short: "The organization layer of a B2B product",
+		Long: `orgd keeps a tree of organizations and, for each of them, its API keys, tags,
+customizations, access log, audit trail and monthly consumption.
+
+  orgd demo     serve a real organization tree, ready to try
+  orgd serve    run the server`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError("%w\nSee '%s --help'.", err, cmd.CommandPath())
+	})
+	root.AddGroup(&cobra.Group{ID: "server", Title: "Server:"}, &cobra.Group{ID: "client", Title: "Work with a server:"})
+	root.AddCommand(serveCommand(), demoCommand(), keygenCommand(), versionCommand())
+	return root
+}
+
+// version returns the version of this build.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "devel"
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), "orgd "+version()) },
+	}
+}

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/server"
+)
+
+// serveFlags are the flags of serve and demo.
+type serveFlags struct {
+	dataDir, database, listen, basePath string
+	trustedProxies                      []string
+	restoreWindow                       time.Duration
+	spoolMaxMiB                         int64
+	logLevel, logFormat                 string
+}
+
+func (f *serveFlags) add(fs *pflag.FlagSet) {
+	fs.StringVar(&f.dataDir, "data-dir", "./orgd-data", "directory of the database, the spool of the access log and the operator key")
+	fs.StringVar(&f.database, "database", "", "PostgreSQL `URL` (postgres://…); SQLite in the data directory without it")
+	fs.StringVar(&f.listen, "listen", "127.0.0.1:8080", "`address` to listen on")
+	fs.StringVar(&f.basePath, "base-path", "", "`path` under which the API is served too, such as /api/v1")
+	fs.StringSliceVar(&f.trustedProxies, "trusted-proxies", nil, "`CIDRs` of the proxies whose X-Forwarded-For is believed (default none)")
+	fs.DurationVar(&f.restoreWindow, "restore-window", 30*24*time.Hour, "how long a deleted organization can be restored")
+	fs.Int64Var(&f.spoolMaxMiB, "spool-max", 1024, "how many `MiB` of recorded requests may wait for the database before requests get 503")
+	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
+}
+
+// fromEnvironment sets every flag that was not given from the environment:
+// --data-dir from ORGD_DATA_DIR, and so on.
+func fromEnvironment(fs *pflag.FlagSet) error {
+	var errs []error
+	fs.VisitAll(func(f *pflag.Flag) {
+		name := "ORGD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if v, ok := os.LookupEnv(name); ok && !f.Changed && f.Name != "help" {
+			if err := fs.Set(f.Name, v); err != nil {
+				errs = append(errs, usageError("%s=%q is not valid: %w", name, v, err))
+			}
+		}
+	})
+	return errors.Join(errs...)
+}
+
+func (f *serveFlags) logger() (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
+		return nil, usageError("--log-level must be debug, info, warn or error, not %q", f.logLevel)
+	}
+	opt := &slog.HandlerOptions{Level: level}
+	switch f.logFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, opt)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, opt)), nil
+	}
+	return nil, usageError("--log-format must be text or json, not %q", f.logFormat)
+}
+
+func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
+	c := server.Config{DataDir: f.dataDir, Database: f.database, BasePath: strings.TrimSuffix(f.basePath, "/"),
+		RestoreWindow: f.restoreWindow, SpoolMaxBytes: f.spoolMaxMiB << 20, Version: version(), Log: log, OperatorKey: os.Getenv("ORGD_OPERATOR_KEY")}
+	if c.Database != "" {
+		if u, err := url.Parse(c.Database); err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
+			return c, usageError("--database must be a URL such as postgres://user@host/database; leave it out for SQLite")
+		}
+	}
+	if c.BasePath != "" && (!strings.HasPrefix(c.BasePath, "/") || strings.ContainsAny(c.BasePath, " {}?#") || strings.Contains(c.BasePath, "//")) {
+		return c, usageError("--base-path must be a path such as /api/v1, not %q", f.basePath)
+	}
+	if f.restoreWindow < 0 {
+		return c, usageError("--restore-window cannot be negative")
+	}
+	if f.spoolMaxMiB < 1 {
+		return c, usageError("--spool-max must be at least 1")
+	}
+	for _, s := range f.trustedProxies {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			a, aerr := netip.ParseAddr(s)
+			if aerr != nil {
+				return c, usageError("--trusted-proxies: %q is not a CIDR such as 10.0.0.0/8", s)
+			}
+			p = netip.PrefixFrom(a, a.BitLen())
+		}
+		c.TrustedProxies = append(c.TrustedProxies, p.Masked())
+	}
+	return c, nil
+}
+
+func serveCommand() *cobra.Command {
+	var f serveFlags
+	cmd := &cobra.Command{
+		Use:     "serve",
+		Short:   "Run the server",
+		GroupID: "server",
+		Args:    cobra.NoArgs,
+		Long: `Run the server.
+
+Without flags it keeps everything in ./orgd-data and listens on loopback. The
+first start makes the operator key and writes it to operator.key in the data
+directory; ORGD_OPERATOR_KEY sets it instead ('orgd keygen' makes one).
+
+Every flag can also be set in the environment: --data-dir as ORGD_DATA_DIR.
+SIGTERM lets the requests under way finish.`,
+		Example: `  orgd serve
+  orgd serve --data-dir /var/lib/orgd --listen 0.0.0.0:8080 --trusted-proxies 10.0.0.0/8
+  orgd serve --database postgres://orgd@db.internal/orgd`,
+		PreRunE: func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd.Flags()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return f.run(cmd.Context(), nil)
+		},
+	}
+	f.add(cmd.Flags())
+	return cmd
+}
+
+// run serves until ctx ends. started is called once the server listens.
+func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url string) error) (err error) {
+	log, err := f.logger()
+	if err != nil {
+		return err
+	}
+	config, err := f.config(log)
+	if err != nil {
+		return err
+	}
+	begin := time.Now()
+	l, err := net.Listen("tcp", f.listen)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%s is in use by another program; choose another address with --listen", f.listen)
+	} else if err != nil {
+		return fmt.Errorf("cannot listen on %s: %w", f.listen, err)
+	}
+	s, err := server.Open(ctx, config)
+	if err != nil {
+		l.Close()
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	url := "http://" + l.Addr().String()
+	if s.NewOperatorKey != "" {
+		log.Info("made the operator key", "file", s.NewOperatorKey)
+	}
+	log.Info("orgd is listening", "url", url, "docs", url+"/docs", "database", s.Store.Kind(),
+		"data_dir", f.dataDir, "version", version(), "took", time.Since(begin).Round(time.Millisecond))
+	if started == nil {
+		return s.Serve(ctx, l)
+	}
+	served := make(chan error, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { served <- s.Serve(ctx, l) }()
+	if err := started(s, url); err != nil {
+		cancel()
+		return errors.Join(err, <-served)
+	}
+	return <-served
+}
+
+func keygenCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "keygen", Short: "Make an operator key for ORGD_OPERATOR_KEY", GroupID: "server", Args: cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) {
+			token, _, _ := key.NewSecret(rand.Reader, "operator")
+			fmt.Fprintln(cmd.OutOrStdout(), token)
+		},
+	}
+}

@@ -1,0 +1,314 @@
+package access
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/orgd/orgd/internal/ident"
+)
+
+const (
+	idFile      = "spool.id"
+	lockName    = "spool.lock"
+	segmentExt  = ".spool"
+	damagedExt  = ".damaged"
+	readAtOnce  = 1 << 20
+	segmentName = "%020d" + segmentExt
+)
+
+// file is what a spool needs of the file that it appends to.
+type file interface {
+	Write(b []byte) (int, error)
+	Truncate(size int64) error
+	Sync() error
+	Close() error
+}
+
+func openFile(name string) (file, error) {
+	return os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+}
+
+// segment is one file of a spool.
+type segment struct {
+	number  int64
+	size    int64 // of its complete records, in bytes
+	records int64 // those that are not stored yet
+}
+
+// spool is a directory of segments. Records are appended to the last one. It
+// is guarded by its Recorder's mutex.
+type spool struct {
+	dir      string
+	open     func(name string) (file, error)
+	limit    int64 // the size from which on a segment gets no more records
+	segments []segment
+	active   file // the last segment
+	// torn says that the last segment may hold bytes after its size, which
+	// a failed write left there.
+	torn bool
+	// written says that the last segment has records that were not synced.
+	written bool
+	// created says that a segment was created and the directory not synced.
+	created bool
+	// sealed holds the files before the last one that were not synced.
+	sealed []file
+}
+
+func (s *spool) path(number int64) string {
+	return filepath.Join(s.dir, fmt.Sprintf(segmentName, number))
+}
+
+func (s *spool) last() *segment { return &s.segments[len(s.segments)-1] }
+
+// end is the position after the last record.
+func (s *spool) end() Position {
+	last := s.last()
+	return Position{last.number, last.size}
+}
+
+// find returns the index of the first segment that is not before number.
+func (s *spool) find(number int64) int {
+	i, _ := slices.BinarySearchFunc(s.segments, number, func(g segment, n int64) int {
+		return int(min(1, max(-1, g.number-n)))
+	})
+	return i
+}
+
+// after returns how many bytes and records lie after p and are not stored.
+func (s *spool) after(p Position) (size, records int64) {
+	for _, g := range s.segments[s.find(p.Segment):] {
+		size += g.size
+		if g.number == p.Segment {
+			size -= min(p.Offset, g.size)
+		}
+		records += g.records
+	}
+	return size, records
+}
+
+// append writes b, which is one record, with one call of write(2). After an
+// error nothing of b will ever be read.
+func (s *spool) append(b []byte) error {
+	if s.torn {
+		if err := s.active.Truncate(s.last().size); err != nil {
+			return fmt.Errorf("cutting off a failed write: %w", err)
+		}
+		s.torn = false
+	}
+	if s.last().size >= s.limit {
+		if err := s.roll(s.last().number + 1); err != nil {
+			return err
+		}
+	}
+	n, err := s.active.Write(b)
+	if err == nil && n < len(b) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		s.torn = s.active.Truncate(s.last().size) != nil
+		return err
+	}
+	s.last().size += int64(len(b))
+	s.last().records++
+	s.written = true
+	return nil
+}
+
+// roll starts a new segment. The one before it is complete from then on.
+func (s *spool) roll(number int64) error {
+	if s.torn {
+		return errors.New("the last segment has a failed write at its end")
+	}
+	f, err := s.open(s.path(number))
+	if err != nil {
+		return err
+	}
+	if s.active != nil {
+		s.sealed = append(s.sealed, s.active)
+	}
+	s.active, s.written, s.created = f, false, true
+	s.segments = append(s.segments, segment{number: number})
+	return nil
+}
+
+// drop forgets the segments before p and returns them. The segment of p is
+// kept, so that a position before the first segment shows that some are gone.
+func (s *spool) drop(p Position) []segment {
+	n := min(s.find(p.Segment), len(s.segments)-1)
+	dropped := s.segments[:n]
+	s.segments = slices.Clone(s.segments[n:])
+	return dropped
+}
+
+// closeSealed closes the files that are complete without syncing them.
+func (s *spool) closeSealed() {
+	for _, f := range s.sealed {
+		f.Close()
+	}
+	s.sealed = nil
+}
+
+// list finds the segments of the directory. Sizes are those of the files.
+func (s *spool) list() error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		var number int64
+		if _, err := fmt.Sscanf(e.Name(), segmentName, &number); err != nil || e.Name() != fmt.Sprintf(segmentName, number) {
+			continue
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		s.segments = append(s.segments, segment{number: number, size: info.Size()})
+	}
+	return nil
+}
+
+// count sets the number of records after p of every segment. Those behind a
+// damage do not count.
+func (s *spool) count(p Position) error {
+	var r reader
+	defer r.close()
+	for i := range s.segments {
+		g := &s.segments[i]
+		g.records = 0
+		pos := Position{Segment: g.number}
+		if g.number < p.Segment {
+			continue
+		} else if g.number == p.Segment {
+			pos.Offset = p.Offset
+		}
+		for pos.Offset < g.size {
+			_, n, err := r.next(s.path(g.number), pos, g.size)
+			if isDamage(err) {
+				break
+			} else if err != nil {
+				return fmt.Errorf("%s at byte %d: %w", s.path(g.number), pos.Offset, err)
+			}
+			g.records++
+			pos.Offset += int64(n)
+		}
+	}
+	return nil
+}
+
+// isDamage says that err is about the bytes of a segment, so that trying
+// again cannot help.
+func isDamage(err error) bool {
+	return errors.Is(err, errShort) || errors.Is(err, errDamaged) || errors.Is(err, os.ErrNotExist)
+}
+
+// tail looks at the end of a segment that was being written when its process
+// ended. It returns the size of the complete records, and whether what follows
+// them, if anything, is damaged rather than the start of one more write: an
+// incomplete record, or zeros, which a file system may leave after a loss of
+// power.
+func tail(name string) (size, total int64, damaged bool, err error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return 0, 0, false, err
+	}
+	total = int64(len(b))
+	for len(b) > 0 {
+		_, n, err := nextRecord(b)
+		switch {
+		case errors.Is(err, errVersion):
+			return 0, 0, false, fmt.Errorf("%s at byte %d: %w", name, size, err)
+		case errors.Is(err, errShort):
+			return size, total, false, nil
+		case err != nil:
+			return size, total, len(bytes.Trim(b, "\x00")) > 0, nil
+		}
+		size += int64(n)
+		b = b[n:]
+	}
+	return size, total, false, nil
+}
+
+// reader reads the records of segments one after the other, through a buffer
+// of bounded size.
+type reader struct {
+	f      *os.File
+	number int64
+	off    int64 // of the start of buf within the segment
+	buf    []byte
+}
+
+// next returns the payload of the record at p of a segment whose complete
+// records have the given size, and the size of the record. The payload is
+// valid until the next call. errShort, errDamaged and os.ErrNotExist say that
+// the segment cannot be read on from p.
+func (r *reader) next(name string, p Position, size int64) ([]byte, int, error) {
+	if r.f == nil || r.number != p.Segment {
+		r.close()
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, 0, err
+		}
+		r.f, r.number, r.off, r.buf = f, p.Segment, 0, r.buf[:0]
+	}
+	if p.Offset < r.off || p.Offset > r.off+int64(len(r.buf)) {
+		r.off, r.buf = p.Offset, r.buf[:0]
+	}
+	for {
+		payload, n, err := nextRecord(r.buf[p.Offset-r.off:])
+		if !errors.Is(err, errShort) || r.off+int64(len(r.buf)) >= size {
+			return payload, n, err
+		}
+		want := int(min(int64(max(n, readAtOnce)), size-p.Offset))
+		r.off, r.buf = p.Offset, slices.Grow(r.buf[:0], want)[:want]
+		got, err := r.f.ReadAt(r.buf, p.Offset)
+		r.buf = r.buf[:got]
+		if errors.Is(err, io.EOF) {
+			return nextRecord(r.buf) // the file has become shorter
+		} else if err != nil {
+			return nil, 0, err
+		}
+	}
+}
+
+func (r *reader) close() {
+	if r.f != nil {
+		r.f.Close()
+	}
+	r.f, r.buf = nil, r.buf[:0]
+}
+
+// spoolID returns the id of the spool in dir, and makes it if there is none.
+func spoolID(dir string) (string, error) {
+	name := filepath.Join(dir, idFile)
+	b, err := os.ReadFile(name)
+	if err == nil {
+		id := strings.TrimSpace(string(b))
+		if !ident.Valid(id) {
+			return "", fmt.Errorf("%s does not hold the id of a spool", name)
+		}
+		return id, nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	id := ident.New("spool_")
+	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return "", err
+	}
+	_, err = f.WriteString(id + "\n")
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return "", err
+	}
+	if err := os.Rename(name+".new", name); err != nil {
+		return "", err
+	}
+	return id, syncDir(dir)
+}

@@ -1,0 +1,108 @@
+// Package api is orgd's JSON API: one table of routes, each with its
+// authorization rule, and the handlers behind them.
+package api
+
+import (
+	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/web"
+)
+
+// API holds what the handlers work with.
+type API struct {
+	service  *org.Service
+	flusher  Flusher
+	status   Status
+	now      func() time.Time
+	basePath string
+	cursor   []byte // key of the cursors' authentication codes
+	document document
+	metrics  prometheus.Gatherer
+}
+
+// Flusher makes what was recorded visible to readers.
+type Flusher interface {
+	// Drain returns once all that was recorded before the call is stored.
+	Drain(ctx context.Context) error
+}
+
+// Config is what an API works with.
+type Config struct {
+	Service  *org.Service
+	Flusher  Flusher
+	Status   Status
+	Now      func() time.Time
+	BasePath string
+	// Secret keys the cursors. Servers with the same secret take each other's.
+	Secret  []byte
+	Metrics prometheus.Gatherer
+}
+
+// New returns the API.
+func New(c Config) (*API, error) {
+	cursor, err := hkdf.Key(sha256.New, c.Secret, nil, "orgd cursor v1", 32)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := newDocument(c.BasePath)
+	if err != nil {
+		return nil, err
+	}
+	return &API{service: c.Service, flusher: c.Flusher, status: c.Status, now: c.Now, basePath: c.BasePath,
+		cursor: cursor, document: doc, metrics: c.Metrics}, nil
+}
+
+// Routes returns every call of the API. Nothing else is served.
+func (a *API) Routes() []web.Route {
+	const o = "org_id"
+	needs := func(permissions ...string) web.Rule { return web.Rule{Target: o, Permissions: permissions} }
+	return []web.Route{
+		{Method: "GET", Pattern: "/org", Operation: "whoAmI", Action: "WHO_AM_I", Handle: a.whoAmI},
+		{Method: "GET", Pattern: "/orgs", Operation: "listOrgs", Action: "LIST_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsRead}}, Handle: a.listOrgs},
+		{Method: "POST", Pattern: "/orgs", Operation: "createOrg", Action: "CREATE_ORG", Rule: web.Rule{Permissions: []string{key.OrgsWrite}}, Handle: a.createOrg},
+		{Method: "POST", Pattern: "/orgs/import", Operation: "importOrgs", Action: "IMPORT_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsWrite}}, MaxBody: web.MaxBulkBody, Handle: a.importOrgs},
+		{Method: "GET", Pattern: "/orgs/{org_id}", Operation: "getOrg", Action: "GET_ORG", Rule: needs(key.OrgsRead), Handle: a.getOrg},
+		{Method: "PATCH", Pattern: "/orgs/{org_id}", Operation: "updateOrg", Action: "UPDATE_ORG", Rule: needs(key.OrgsWrite), Handle: a.updateOrg},
+		{Method: "DELETE", Pattern: "/orgs/{org_id}", Operation: "deleteOrg", Action: "DELETE_ORG", Rule: needs(key.OrgsDelete), Handle: a.deleteOrg},
+		{Method: "POST", Pattern: "/orgs/{org_id}/restore", Operation: "restoreOrg", Action: "RESTORE_ORG", Rule: web.Rule{Target: o, Check: a.checkRestore}, Handle: a.restoreOrg},
+		{Method: "POST", Pattern: "/orgs/{org_id}/move", Operation: "moveOrg", Action: "MOVE_ORG", Rule: needs(key.OrgsWrite), Handle: a.moveOrg},
+		{Method: "GET", Pattern: "/orgs/{org_id}/children", Operation: "listChildren", Action: "LIST_CHILDREN", Rule: needs(key.OrgsRead), Handle: a.listChildren},
+		{Method: "POST", Pattern: "/orgs/{org_id}/children", Operation: "createChild", Action: "CREATE_ORG", Rule: needs(key.OrgsWrite), Handle: a.createChild},
+		{Method: "GET", Pattern: "/orgs/{org_id}/ancestors", Operation: "listAncestors", Action: "LIST_ANCESTORS", Rule: needs(key.OrgsRead), Handle: a.listAncestors},
+		{Method: "GET", Pattern: "/orgs/{org_id}/descendants", Operation: "listDescendants", Action: "LIST_DESCENDANTS", Rule: needs(key.OrgsRead), Handle: a.listDescendants},
+		{Method: "GET", Pattern: "/orgs/{org_id}/customizations", Operation: "getCustomizations", Action: "GET_CUSTOMIZATIONS", Rule: needs(key.CustomizationsRead), Handle: a.getCustomizations},
+		{Method: "PUT", Pattern: "/orgs/{org_id}/customizations", Operation: "putCustomizations", Action: "PUT_CUSTOMIZATIONS", Rule: needs(key.CustomizationsWrite), Handle: a.putCustomizations},
+		{Method: "GET", Pattern: "/orgs/{org_id}/customization_schema", Operation: "getCustomizationSchema", Action: "GET_CUSTOMIZATION_SCHEMA", Rule: needs(key.CustomizationsRead), Handle: a.getSchema},
+		{Method: "PUT", Pattern: "/orgs/{org_id}/customization_schema", Operation: "putCustomizationSchema", Action: "PUT_CUSTOMIZATION_SCHEMA", Rule: needs(key.CustomizationsWrite), Handle: a.putSchema},
+		{Method: "DELETE", Pattern: "/orgs/{org_id}/customization_schema", Operation: "deleteCustomizationSchema", Action: "DELETE_CUSTOMIZATION_SCHEMA", Rule: needs(key.CustomizationsWrite), Handle: a.deleteSchema},
+		{Method: "GET", Pattern: "/orgs/{org_id}/tags", Operation: "listTags", Action: "LIST_TAGS", Rule: needs(key.OrgsRead), Handle: a.listTags},
+		{Method: "PUT", Pattern: "/orgs/{org_id}/tags/{tag}", Operation: "putTag", Action: "PUT_TAG", Rule: needs(key.TagsWrite), Handle: a.putTag},
+		{Method: "DELETE", Pattern: "/orgs/{org_id}/tags/{tag}", Operation: "deleteTag", Action: "DELETE_TAG", Rule: needs(key.TagsWrite), Handle: a.deleteTag},
+		{Method: "GET", Pattern: "/orgs/{org_id}/api_keys", Operation: "listKeys", Action: "LIST_KEYS", Rule: needs(key.KeysRead), Handle: a.listKeys},
+		{Method: "POST", Pattern: "/orgs/{org_id}/api_keys", Operation: "createKey", Action: "CREATE_KEY", Rule: needs(key.KeysWrite), Handle: a.createKey},
+		{Method: "GET", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "getKey", Action: "GET_KEY", Rule: needs(key.KeysRead), Handle: a.getKey},
+		{Method: "PATCH", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "updateKey", Action: "UPDATE_KEY", Rule: needs(key.KeysWrite), Handle: a.updateKey},
+		{Method: "DELETE", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "revokeKey", Action: "REVOKE_KEY", Rule: needs(key.KeysWrite), Handle: a.revokeKey},
+		{Method: "POST", Pattern: "/orgs/{org_id}/api_keys/{key_id}/rotate", Operation: "rotateKey", Action: "ROTATE_KEY", Rule: needs(key.KeysWrite), Handle: a.rotateKey},
+		{Method: "GET", Pattern: "/orgs/{org_id}/access_log", Operation: "getAccessLog", Action: "GET_ACCESS_LOG", Rule: needs(key.AccessLogRead), Handle: a.getAccessLog},
+		{Method: "GET", Pattern: "/orgs/{org_id}/children_audit", Operation: "getChildrenAudit", Action: "GET_CHILDREN_AUDIT", Rule: needs(key.AuditRead), Handle: a.getChildrenAudit},
+		{Method: "GET", Pattern: "/orgs/{org_id}/consumption", Operation: "getConsumption", Action: "GET_CONSUMPTION", Rule: needs(key.ConsumptionRead), Handle: a.getConsumption},
+
+		{Method: "GET", Pattern: "/service_status", Operation: "serviceStatus", Rule: open, Handle: a.serviceStatus},
+		{Method: "GET", Pattern: "/healthz", Operation: "healthz", Rule: open, Handle: a.healthz},
+		{Method: "GET", Pattern: "/readyz", Operation: "readyz", Rule: open, Handle: a.readyz},
+		{Method: "GET", Pattern: "/metrics", Operation: "metrics", Rule: open, Handle: a.getMetrics},
+		{Method: "GET", Pattern: "/openapi.json", Operation: "openapiJSON", Rule: open, Handle: a.openapiJSON},
+		{Method: "GET", Pattern: "/openapi.yaml", Operation: "openapiYAML", Rule: open, Handle: a.openapiYAML},
+		{Method: "GET", Pattern: "/docs", Operation: "docs", Rule: open, Handle: a.docs},
+	}
+}
+
+var open = web.Rule{Open: true}

@@ -1,0 +1,133 @@
+package api
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/web"
+)
+
+func customizationsAnswer(c *org.Customizations) *web.Response {
+	return web.JSON(http.StatusOK, struct {
+		OrgID          string            `json:"org_id"`
+		Customizations jsontext.Value    `json:"customizations"`
+		Effective      jsontext.Value    `json:"effective"`
+		Locked         []string          `json:"locked"`
+		Sources        map[string]string `json:"sources,omitzero"`
+		UpdatedAt      time.Time         `json:"updated_at"`
+	}{c.OrgID, c.Own, c.Effective, c.Locked, c.Sources, c.UpdatedAt}).With("Etag", c.ETag)
+}
+
+func (a *API) getCustomizations(r *web.Request) (*web.Response, error) {
+	q := parameters(r, "explain")
+	explain := q.bool("explain")
+	if q.err != nil {
+		return nil, q.err
+	}
+	c, err := a.service.Customizations(r.Context(), r.Actor, r.Org.ID, explain)
+	if err != nil {
+		return nil, err
+	}
+	return customizationsAnswer(c), nil
+}
+
+func (a *API) putCustomizations(r *web.Request) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	if match := r.Header.Get("If-Match"); match != "" {
+		c, err := a.service.Customizations(r.Context(), r.Actor, r.Org.ID, false)
+		if err != nil {
+			return nil, err
+		}
+		if err := org.CheckMatch(match, c.ETag); err != nil {
+			return nil, err
+		}
+	}
+	var body struct {
+		Customizations jsontext.Value `json:"customizations"`
+		Locked         *[]string      `json:"locked"`
+	}
+	if err := r.Decode(&body); err != nil {
+		return nil, err
+	}
+	if body.Customizations == nil {
+		return nil, problem.Body("/customizations", "is missing").WithFix(`Send {"customizations": {…}}.`)
+	}
+	c, receipt, err := a.service.PutCustomizations(r.Context(), r.Call(nil), r.Org.ID, org.SettingsPut{Values: body.Customizations, Locked: body.Locked})
+	if err != nil {
+		return nil, err
+	}
+	r.Receipt = receipt
+	return customizationsAnswer(c).Receipt(receipt), nil
+}
+
+func (a *API) getSchema(r *web.Request) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	schema, err := a.service.Schema(r.Context(), r.Actor, r.Org.ID)
+	if err != nil {
+		return nil, err
+	}
+	return web.Raw(http.StatusOK, schema).With("Etag", schemaETag(schema)), nil
+}
+
+func (a *API) putSchema(r *web.Request) (*web.Response, error) {
+	if err := a.matchSchema(r); err != nil {
+		return nil, err
+	}
+	if _, err := r.MediaType("application/json", "application/schema+json"); err != nil {
+		return nil, err
+	}
+	var schema jsontext.Value
+	if err := r.DecodeAs(&schema, "application/json", "application/schema+json"); err != nil {
+		return nil, err
+	}
+	if err := schema.Compact(); err != nil {
+		return nil, err
+	}
+	receipt, err := a.service.PutSchema(r.Context(), r.Call(nil), r.Org.ID, schema)
+	if err != nil {
+		return nil, err
+	}
+	r.Receipt = receipt
+	return web.Raw(http.StatusOK, schema).With("Etag", schemaETag(schema)).Receipt(receipt), nil
+}
+
+func (a *API) deleteSchema(r *web.Request) (*web.Response, error) {
+	if err := a.matchSchema(r); err != nil {
+		return nil, err
+	}
+	if err := r.NoBody(); err != nil {
+		return nil, err
+	}
+	receipt, err := a.service.PutSchema(r.Context(), r.Call(nil), r.Org.ID, nil)
+	if err != nil {
+		return nil, err
+	}
+	r.Receipt = receipt
+	return web.JSON(http.StatusOK, struct {
+		Message string `json:"message"`
+	}{"Customization schema deleted"}).Receipt(receipt), nil
+}
+
+// matchSchema checks the precondition of a change of the schema.
+func (a *API) matchSchema(r *web.Request) error {
+	if q := parameters(r); q.err != nil {
+		return q.err
+	}
+	match := r.Header.Get("If-Match")
+	if match == "" {
+		return nil
+	}
+	schema, err := a.service.Schema(r.Context(), r.Actor, r.Org.ID)
+	if err != nil && !problem.Is(err, problem.NotFound) {
+		return err
+	}
+	return org.CheckMatch(match, schemaETag(schema))
+}

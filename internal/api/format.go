@@ -1,0 +1,125 @@
+package api
+
+import (
+	"bufio"
+	"context"
+	"encoding/csv"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+
+	"github.com/orgd/orgd/internal/web"
+)
+
+// Formats of logs and consumption.
+const (
+	formatJSON   = "json"
+	formatCSV    = "csv"
+	formatNDJSON = "ndjson"
+)
+
+// format returns the format that the request asks for: the format parameter,
+// else the first type of the Accept header that is one of ours.
+func (q *query) format() string {
+	if f := q.oneOf("format", "", formatJSON, formatCSV, formatNDJSON); f != "" {
+		return f
+	}
+	for part := range strings.SplitSeq(strings.Join(q.r.Header["Accept"], ","), ",") {
+		mt, params, err := mime.ParseMediaType(part)
+		if err != nil || params["q"] == "0" {
+			continue
+		}
+		switch mt {
+		case "application/json", "application/*", "*/*":
+			return formatJSON
+		case "text/csv":
+			return formatCSV
+		case "application/x-ndjson":
+			return formatNDJSON
+		}
+	}
+	return formatJSON
+}
+
+// streamPage is how many rows a stream reads at a time.
+const streamPage = 500
+
+// stream answers with all rows that fetch returns, page after page, in
+// constant memory. fetch is called until it returns no next position. With a
+// limit parameter the stream ends after that many rows.
+func stream[T any](q *query, format string, columns []string, fetch func(ctx context.Context, n int) ([]T, []string, error), row func(*T) []string, appendJSON func([]byte, *T) []byte) *web.Response {
+	left := -1
+	if q.values.Has("limit") {
+		left = q.limit()
+	}
+	ctx := q.r.Context()
+	resp := &web.Response{Status: http.StatusOK, ContentType: "text/csv; charset=utf-8; header=present"}
+	if format == formatNDJSON {
+		resp.ContentType = "application/x-ndjson"
+	}
+	resp.Stream = func(w io.Writer) error {
+		out := bufio.NewWriterSize(w, 64<<10)
+		cw := csv.NewWriter(out)
+		cw.UseCRLF = true
+		if format == formatCSV {
+			if err := cw.Write(columns); err != nil {
+				return err
+			}
+		}
+		var buf []byte
+		for left != 0 {
+			n := streamPage
+			if left > 0 {
+				n = min(n, left)
+			}
+			rows, next, err := fetch(ctx, n)
+			if err != nil {
+				return err
+			}
+			for i := range rows {
+				if format == formatCSV {
+					if err := cw.Write(neutral(row(&rows[i]))); err != nil {
+						return err
+					}
+					continue
+				}
+				buf = append(appendJSON(buf[:0], &rows[i]), '\n')
+				if _, err := out.Write(buf); err != nil {
+					return err
+				}
+			}
+			if left > 0 {
+				left -= len(rows)
+			}
+			if next == nil {
+				break
+			}
+		}
+		cw.Flush()
+		if err := cw.Error(); err != nil {
+			return err
+		}
+		return out.Flush()
+	}
+	return resp
+}
+
+// neutral keeps spreadsheets from running text cells as formulas: such a cell
+// gets a leading apostrophe. Numbers stay as they are.
+func neutral(cells []string) []string {
+	for i, c := range cells {
+		if c == "" {
+			continue
+		}
+		switch c[0] {
+		case '=', '+', '@', '\t', '\r':
+			cells[i] = "'" + c
+		case '-':
+			if strings.Trim(c, "-.0123456789") != "" {
+				cells[i] = "'" + c
+			}
+		}
+	}
+	return cells
+}

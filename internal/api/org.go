@@ -1,0 +1,520 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/ident"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/web"
+)
+
+// appendOrg appends the representation of an organization. It is written by
+// hand because it is in every answer that has to be fast.
+func appendOrg(b []byte, o *org.Organization) []byte {
+	b = append(b, `{"id":"`...)
+	b = append(b, o.ID...)
+	b = append(b, `","name":`...)
+	b = appendString(b, o.Name)
+	b = append(b, `,"type":"`...)
+	b = append(b, o.Type...)
+	b = append(b, `","description":`...)
+	b = appendString(b, o.Description)
+	b = append(b, `,"parent_id":`...)
+	b = appendNullable(b, o.ParentID)
+	b = append(b, `,"root_id":"`...)
+	b = append(b, o.RootID...)
+	b = append(b, `","path":["`...)
+	b = append(b, strings.ReplaceAll(strings.TrimSuffix(o.Path, "/"), "/", `","`)...)
+	b = append(b, `"],"depth":`...)
+	b = appendInt(b, int64(o.Depth))
+	b = append(b, `,"external_id":`...)
+	b = appendNullable(b, o.ExternalID)
+	b = append(b, `,"tags":`...)
+	b = appendStrings(b, o.Tags)
+	b = append(b, `,"customizations":`...)
+	b = append(b, o.Settings.Values...)
+	b = append(b, `,"created_at":`...)
+	b = appendTime(b, o.CreatedAt)
+	b = append(b, `,"updated_at":`...)
+	b = appendTime(b, o.UpdatedAt)
+	return append(b, '}')
+}
+
+func appendOrgs(orgs []*org.Organization) []byte {
+	b := append(make([]byte, 0, 512*len(orgs)+2), '[')
+	for i, o := range orgs {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendOrg(b, o)
+	}
+	return append(b, ']')
+}
+
+func renderOrg(o *org.Organization) []byte { return appendOrg(make([]byte, 0, 512), o) }
+
+// orgAnswer returns the answer whose body is an organization.
+func orgAnswer(status int, o *org.Organization) *web.Response {
+	return web.Raw(status, renderOrg(o)).With("Etag", o.ETag())
+}
+
+func (a *API) location(id string) string { return a.basePath + "/orgs/" + id }
+
+func (a *API) whoAmI(r *web.Request) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	act := r.Actor
+	v := struct {
+		Kind        string     `json:"kind"`
+		ID          string     `json:"id"`
+		Name        string     `json:"name"`
+		OrgID       *string    `json:"org_id"`
+		RootID      *string    `json:"root_id"`
+		Permissions []string   `json:"permissions"`
+		Reach       string     `json:"reach"`
+		ExpiresAt   *time.Time `json:"expires_at"`
+	}{Kind: string(act.Kind), ID: act.ID, Name: act.Name, Permissions: act.Permissions, Reach: string(act.Reach), ExpiresAt: act.ExpiresAt}
+	if act.Spans() {
+		v.Reach = "all"
+	} else {
+		v.OrgID, v.RootID = &act.OrgID, &act.RootID
+	}
+	return web.JSON(http.StatusOK, v), nil
+}
+
+func (a *API) getOrg(r *web.Request) (*web.Response, error) {
+	if r.URL.RawQuery != "" {
+		if q := parameters(r); q.err != nil {
+			return nil, q.err
+		}
+	}
+	if inm := r.Header["If-None-Match"]; len(inm) == 1 && inm[0] == r.Org.ETag {
+		return (&web.Response{Status: http.StatusNotModified}).With("Etag", r.Org.ETag), nil
+	}
+	return web.Raw(http.StatusOK, r.Org.Rendered(renderOrg)).With("Etag", r.Org.ETag), nil
+}
+
+// orgCreateBody is the body that creates an organization.
+type orgCreateBody struct {
+	ID             string         `json:"id"`
+	Name           string         `json:"name"`
+	ParentID       string         `json:"parent_id"`
+	Type           string         `json:"type"`
+	Description    string         `json:"description"`
+	ExternalID     string         `json:"external_id"`
+	Tags           []string       `json:"tags"`
+	Customizations jsontext.Value `json:"customizations"`
+}
+
+func (b *orgCreateBody) create() org.OrgCreate {
+	in := org.OrgCreate{ID: b.ID, Name: b.Name, Type: org.Type(b.Type), Description: b.Description,
+		ExternalID: b.ExternalID, Tags: b.Tags, Customizations: b.Customizations}
+	if string(in.Customizations) == "null" {
+		in.Customizations = nil
+	}
+	return in
+}
+
+func (a *API) createOrg(r *web.Request) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	var body orgCreateBody
+	if err := r.Decode(&body); err != nil {
+		return nil, err
+	}
+	if body.ParentID != "" {
+		parent, err := a.service.Find(r.Context(), r.Actor, body.ParentID)
+		if err != nil {
+			return nil, err
+		}
+		r.Org = parent
+		return a.create(r, body.ParentID, &body)
+	}
+	return a.create(r, "", &body)
+}
+
+func (a *API) createChild(r *web.Request) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	if err := org.CheckMatch(r.Header.Get("If-Match"), r.Org.ETag); err != nil {
+		return nil, err
+	}
+	var body orgCreateBody
+	if err := r.Decode(&body); err != nil {
+		return nil, err
+	}
+	if body.ParentID != "" && body.ParentID != r.Org.ID {
+		return nil, problem.Body("/parent_id", "differs from the organization in the path, %s", r.Org.ID).WithFix("Leave it out.")
+	}
+	return a.create(r, r.Org.ID, &body)
+}
+
+func (a *API) create(r *web.Request, parentID string, body *orgCreateBody) (*web.Response, error) {
+	render := func(result any) *web.Response {
+		o := result.(*org.Organization)
+		return orgAnswer(http.StatusCreated, o).With("Location", a.location(o.ID))
+	}
+	var o *org.Organization
+	var err error
+	if parentID == "" {
+		o, r.Receipt, err = a.service.CreateRoot(r.Context(), r.Call(render), body.create())
+	} else {
+		o, r.Receipt, err = a.service.CreateChild(r.Context(), r.Call(render), parentID, body.create())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return render(o).Receipt(r.Receipt), nil
+}
+
+// orgUpdateBody is the body that changes an organization. The members are
+// kept as they were sent, since null and absent differ.
+type orgUpdateBody struct {
+	Name           jsontext.Value `json:"name"`
+	Description    jsontext.Value `json:"description"`
+	ExternalID     jsontext.Value `json:"external_id"`
+	Tags           jsontext.Value `json:"tags"`
+	Customizations jsontext.Value `json:"customizations"`
+}
+
+func (b *orgUpdateBody) update() (u org.OrgUpdate, err error) {
+	if b.Name != nil {
+		if string(b.Name) == "null" {
+			return u, problem.Body("/name", "cannot be removed: an organization always has a name")
+		}
+		if u.Name, err = member[string]("/name", b.Name); err != nil {
+			return u, err
+		}
+	}
+	if b.Description != nil {
+		if u.Description, err = member[string]("/description", b.Description); err != nil {
+			return u, err
+		}
+	}
+	if b.ExternalID != nil {
+		if u.ExternalID, err = member[string]("/external_id", b.ExternalID); err != nil {
+			return u, err
+		}
+	}
+	if b.Tags != nil {
+		if u.Tags, err = member[[]string]("/tags", b.Tags); err != nil {
+			return u, err
+		}
+	}
+	switch {
+	case b.Customizations == nil:
+	case string(b.Customizations) == "null":
+		return u, problem.Body("/customizations", "cannot be removed").
+			WithFix("Set single members to null to inherit them again, or PUT {} to /customizations.")
+	case b.Customizations.Kind() != '{':
+		return u, problem.Body("/customizations", "must be an object")
+	default:
+		u.Customizations = b.Customizations
+	}
+	return u, nil
+}
+
+// member decodes one member of a merge patch; null gives the zero value.
+func member[T any](pointer string, v jsontext.Value) (*T, error) {
+	var t T
+	if string(v) == "null" {
+		return &t, nil
+	}
+	if err := web.DecodeJSON(v, &t); err != nil {
+		e := problem.From(err)
+		for i := range e.Fields {
+			e.Fields[i].Pointer = pointer + e.Fields[i].Pointer
+		}
+		e.Detail = "The value at " + pointer + " has the wrong type."
+		return nil, e
+	}
+	return &t, nil
+}
+
+func (a *API) updateOrg(r *web.Request) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	if err := org.CheckMatch(r.Header.Get("If-Match"), r.Org.ETag); err != nil {
+		return nil, err
+	}
+	var body orgUpdateBody
+	if err := r.DecodeAs(&body, "application/merge-patch+json", "application/json"); err != nil {
+		return nil, err
+	}
+	u, err := body.update()
+	if err != nil {
+		return nil, err
+	}
+	o, receipt, err := a.service.Update(r.Context(), r.Call(nil), r.Org.ID, u)
+	if err != nil {
+		return nil, err
+	}
+	r.Receipt = receipt
+	return orgAnswer(http.StatusOK, o).Receipt(receipt), nil
+}
+
+func (a *API) deleteOrg(r *web.Request) (*web.Response, error) {
+	q := parameters(r, "cascade", "dry_run")
+	opt := org.DeleteOptions{Cascade: q.bool("cascade"), DryRun: q.bool("dry_run")}
+	if q.err != nil {
+		return nil, q.err
+	}
+	if err := org.CheckMatch(r.Header.Get("If-Match"), r.Org.ETag); err != nil {
+		return nil, err
+	}
+	if err := r.NoBody(); err != nil {
+		return nil, err
+	}
+	d, receipt, err := a.service.Delete(r.Context(), r.Call(nil), r.Org.ID, opt)
+	if err != nil {
+		return nil, err
+	}
+	r.Receipt = receipt
+	v := struct {
+		Message         string     `json:"message"`
+		DryRun          bool       `json:"dry_run,omitzero"`
+		Organizations   int64      `json:"organizations"`
+		APIKeys         int64      `json:"api_keys"`
+		RestorableUntil *time.Time `json:"restorable_until,omitzero"`
+	}{Message: "Organization deleted successfully", Organizations: d.Organizations, APIKeys: d.APIKeys, RestorableUntil: &d.RestorableUntil}
+	if d.DryRun {
+		v.Message, v.DryRun, v.RestorableUntil = "Dry run: nothing was deleted", true, nil
+	}
+	return web.JSON(http.StatusOK, v).Receipt(receipt), nil
+}
+
+func (a *API) checkRestore(r *web.Request) error {
+	id := r.PathValue("org_id")
+	if !ident.Valid(id) {
+		return org.NotFound()
+	}
+	o, err := a.service.CheckRestore(r.Context(), r.Call(nil), id)
+	if problem.Is(err, problem.Conflict) && r.Header.Get("Idempotency-Key") != "" {
+		// A repeated request finds what it restored the first time; the kept
+		// answer is looked for next.
+		o, err = a.service.Visible(r.Context(), r.Actor, id)
+	}
+	if err != nil {
+		return err
+	}
+	r.Org = &org.Snapshot{Organization: o, ETag: o.ETag()}
+	return nil
+}
+
+func (a *API) restoreOrg(r *web.Request) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	if err := org.CheckMatch(r.Header.Get("If-Match"), r.Org.ETag); err != nil {
+		return nil, err
+	}
+	if err := r.NoBody(); err != nil {
+		return nil, err
+	}
+	render := func(result any) *web.Response { return orgAnswer(http.StatusOK, result.(*org.Organization)) }
+	o, receipt, err := a.service.Restore(r.Context(), r.Call(render), r.Org.ID)
+	if err != nil {
+		return nil, err
+	}
+	r.Receipt = receipt
+	return render(o).Receipt(receipt), nil
+}
+
+func (a *API) moveOrg(r *web.Request) (*web.Response, error) {
+	q := parameters(r, "dry_run")
+	dryRun := q.bool("dry_run")
+	if q.err != nil {
+		return nil, q.err
+	}
+	if err := org.CheckMatch(r.Header.Get("If-Match"), r.Org.ETag); err != nil {
+		return nil, err
+	}
+	var body struct {
+		ParentID string `json:"parent_id"`
+	}
+	if err := r.Decode(&body); err != nil {
+		return nil, err
+	}
+	if body.ParentID == "" {
+		return nil, problem.Body("/parent_id", "is missing").WithFix("Name the organization to move below.")
+	}
+	if dryRun {
+		p, err := a.service.PreviewMove(r.Context(), r.Call(nil), r.Org.ID, body.ParentID)
+		if err != nil {
+			return nil, err
+		}
+		return web.JSON(http.StatusOK, movePreview(p)), nil
+	}
+	render := func(result any) *web.Response { return orgAnswer(http.StatusOK, result.(*org.Organization)) }
+	o, receipt, err := a.service.Move(r.Context(), r.Call(render), r.Org.ID, body.ParentID)
+	if err != nil {
+		return nil, err
+	}
+	r.Receipt = receipt
+	return render(o).Receipt(receipt), nil
+}
+
+func movePreview(p *org.MovePreview) any {
+	type keyRef struct {
+		ID    string `json:"id"`
+		OrgID string `json:"org_id"`
+		Name  string `json:"name"`
+	}
+	var v struct {
+		DryRun bool `json:"dry_run"`
+		Path   struct {
+			Old []string `json:"old"`
+			New []string `json:"new"`
+		} `json:"path"`
+		Organizations int64 `json:"organizations"`
+		Settings      any   `json:"settings"`
+		Keys          struct {
+			Gain []keyRef `json:"gain"`
+			Lose []keyRef `json:"lose"`
+		} `json:"keys"`
+		Limits []struct{} `json:"limits"`
+	}
+	v.DryRun, v.Path.Old, v.Path.New, v.Organizations, v.Settings = true, p.OldPath, p.NewPath, p.Organizations, p.Settings
+	for _, k := range p.Gain {
+		v.Keys.Gain = append(v.Keys.Gain, keyRef{k.ID, k.OrgID, k.Name})
+	}
+	for _, k := range p.Lose {
+		v.Keys.Lose = append(v.Keys.Lose, keyRef{k.ID, k.OrgID, k.Name})
+	}
+	return v
+}
+
+func (a *API) listOrgs(r *web.Request) (*web.Response, error) {
+	q := parameters(r, "name", "tag", "external_id", "roots", "limit", "cursor")
+	oq := org.OrgQuery{NamePrefix: q.text("name"), Tag: q.text("tag"), ExternalID: q.text("external_id"), RootsOnly: q.bool("roots")}
+	return a.orgPage(r, q, oq)
+}
+
+func (a *API) listChildren(r *web.Request) (*web.Response, error) {
+	q := parameters(r, "limit", "cursor")
+	return a.orgPage(r, q, org.OrgQuery{RootID: r.Org.RootID, Path: r.Org.Path, ParentID: r.Org.ID})
+}
+
+func (a *API) listDescendants(r *web.Request) (*web.Response, error) {
+	q := parameters(r, "depth", "limit", "cursor")
+	oq := org.OrgQuery{RootID: r.Org.RootID, Path: r.Org.Path}
+	if depth := q.int("depth", 1, org.MaxDepth, 0); depth > 0 {
+		oq.MaxDepth = r.Org.Depth + depth
+	}
+	return a.orgPage(r, q, oq)
+}
+
+func (a *API) orgPage(r *web.Request, q *query, oq org.OrgQuery) (*web.Response, error) {
+	oq.Limit = q.limit()
+	oq.After = a.cursorOf(q, 3)
+	if q.err != nil {
+		return nil, q.err
+	}
+	page, err := a.service.List(r.Context(), r.Actor, oq)
+	if err != nil {
+		return nil, err
+	}
+	return a.next(q, web.Raw(http.StatusOK, appendOrgs(page.Orgs)), page.Next), nil
+}
+
+func (a *API) listAncestors(r *web.Request) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	orgs, err := a.service.Ancestors(r.Context(), r.Actor, r.Org.ID)
+	if err != nil {
+		return nil, err
+	}
+	return web.Raw(http.StatusOK, appendOrgs(orgs)), nil
+}
+
+func (a *API) importOrgs(r *web.Request) (*web.Response, error) {
+	q := parameters(r, "parent_id", "dry_run")
+	opt := org.ImportOptions{ParentID: q.text("parent_id"), DryRun: q.bool("dry_run")}
+	if q.err != nil {
+		return nil, q.err
+	}
+	if opt.ParentID == "" && !r.Actor.Spans() {
+		opt.ParentID = r.Actor.OrgID
+	}
+	if opt.ParentID != "" {
+		var err error
+		if r.Org, err = a.service.Find(r.Context(), r.Actor, opt.ParentID); err != nil {
+			return nil, err
+		}
+	}
+	mt, err := r.MediaType("text/csv", "application/x-ndjson")
+	if err != nil {
+		return nil, err
+	}
+	opt.Format = "csv"
+	if mt != "text/csv" {
+		opt.Format = "ndjson"
+	}
+	body, err := r.Raw()
+	if err != nil {
+		return nil, err
+	}
+	render := func(result any) *web.Response {
+		res := result.(*org.ImportResult)
+		return web.JSON(http.StatusOK, struct {
+			Created int64 `json:"created"`
+			Roots   int64 `json:"roots"`
+			DryRun  bool  `json:"dry_run"`
+		}{res.Created, res.Roots, res.DryRun})
+	}
+	res, receipt, err := a.service.Import(r.Context(), r.Call(render), strings.NewReader(string(body)), opt)
+	if err != nil {
+		return nil, err
+	}
+	r.Receipt = receipt
+	return render(res).Receipt(receipt), nil
+}
+
+func (a *API) listTags(r *web.Request) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	return tagsAnswer(r.Org.Organization), nil
+}
+
+func tagsAnswer(o *org.Organization) *web.Response {
+	return web.Raw(http.StatusOK, appendStrings(nil, o.Tags)).With("Etag", o.ETag())
+}
+
+func (a *API) putTag(r *web.Request) (*web.Response, error) {
+	return a.changeTag(r, a.service.PutTag)
+}
+
+func (a *API) deleteTag(r *web.Request) (*web.Response, error) {
+	return a.changeTag(r, a.service.DeleteTag)
+}
+
+func (a *API) changeTag(r *web.Request, change func(context.Context, *org.Call, string, string) (*org.Organization, audit.Receipt, error)) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	if err := org.CheckMatch(r.Header.Get("If-Match"), r.Org.ETag); err != nil {
+		return nil, err
+	}
+	if err := r.NoBody(); err != nil {
+		return nil, err
+	}
+	o, receipt, err := change(r.Context(), r.Call(nil), r.Org.ID, r.PathValue("tag"))
+	if err != nil {
+		return nil, err
+	}
+	r.Receipt = receipt
+	return tagsAnswer(o).Receipt(receipt), nil
+}

@@ -1,0 +1,104 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"net/http"
+
+	"github.com/prometheus/common/expfmt"
+
+	orgdapi "github.com/orgd/orgd/api"
+	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/web"
+)
+
+// Status tells how the server is.
+type Status interface {
+	// Ready fails if the server cannot answer requests now.
+	Ready(ctx context.Context) error
+	// Report describes the server and its parts.
+	Report(ctx context.Context) Report
+}
+
+// Report is what /service_status says.
+type Report struct {
+	Status        string           `json:"status"` // "ok" or "degraded"
+	Version       string           `json:"version"`
+	Database      string           `json:"database"` // "sqlite" or "postgres"
+	UptimeSeconds int64            `json:"uptime_seconds"`
+	Checks        map[string]Check `json:"checks"`
+}
+
+// Check is the state of one part of the server.
+type Check struct {
+	Status string `json:"status"` // "ok" or "failed"
+	Detail string `json:"detail,omitzero"`
+}
+
+func (a *API) serviceStatus(r *web.Request) (*web.Response, error) {
+	return web.JSON(http.StatusOK, a.status.Report(r.Context())), nil
+}
+
+func (a *API) healthz(*web.Request) (*web.Response, error) {
+	return web.JSON(http.StatusOK, struct {
+		Status string `json:"status"`
+	}{"ok"}), nil
+}
+
+func (a *API) readyz(r *web.Request) (*web.Response, error) {
+	if err := a.status.Ready(r.Context()); err != nil {
+		return nil, problem.New(problem.Unavailable, "The server cannot answer requests now.").
+			WithFix("See /service_status.").WithCause(err)
+	}
+	return a.healthz(r)
+}
+
+func (a *API) getMetrics(*web.Request) (*web.Response, error) {
+	families, err := a.metrics.Gather()
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			return nil, err
+		}
+	}
+	return &web.Response{Status: http.StatusOK, ContentType: "text/plain; version=0.0.4; charset=utf-8", Body: b.Bytes()}, nil
+}
+
+// document is the API description in the forms in which it is served.
+type document struct {
+	yaml, json, page []byte
+	csp              string
+}
+
+func newDocument(basePath string) (document, error) {
+	d := document{yaml: orgdapi.YAML}
+	var err error
+	if d.json, err = openAPIJSON(d.yaml); err != nil {
+		return d, err
+	}
+	d.page, d.csp, err = renderDocs(d.yaml)
+	return d, err
+}
+
+func (a *API) openapiJSON(*web.Request) (*web.Response, error) {
+	return &web.Response{Status: http.StatusOK, ContentType: "application/json", Body: a.document.json, Public: true}, nil
+}
+
+func (a *API) openapiYAML(*web.Request) (*web.Response, error) {
+	return &web.Response{Status: http.StatusOK, ContentType: "application/yaml", Body: a.document.yaml, Public: true}, nil
+}
+
+func (a *API) docs(*web.Request) (*web.Response, error) {
+	resp := &web.Response{Status: http.StatusOK, ContentType: "text/html; charset=utf-8", Body: a.document.page, Public: true}
+	return resp.With("Content-Security-Policy", a.document.csp), nil
+}
+
+func schemaETag(schema []byte) string {
+	h := sha256.Sum256(schema)
+	return `"` + base64.RawURLEncoding.EncodeToString(h[:12]) + `"`
+}

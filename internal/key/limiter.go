@@ -1,0 +1,102 @@
+package key
+
+import (
+	"hash/maphash"
+	"math"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+const (
+	limiterShards = 32
+	// A shard holds at most this many buckets: about 130,000 in all, some
+	// 30 MB.
+	maxShardBuckets = 4096
+	minShardSweep   = 64
+)
+
+// Limiter counts the requests of every key that has a rate limit. It keeps one
+// token bucket per key, starting full. Memory is bounded: buckets that are
+// full again are dropped, which changes nothing; beyond 130,000 keys that are
+// limited at the same moment, some of them start afresh. Limiter is safe for
+// concurrent use.
+type Limiter struct {
+	seed   maphash.Seed
+	shards [limiterShards]limiterShard
+}
+
+type limiterShard struct {
+	mu      sync.Mutex
+	buckets map[string]bucket
+	sweepAt int // the number of buckets at which those that are full are dropped
+}
+
+type bucket struct {
+	*rate.Limiter
+	limit RateLimit
+}
+
+// NewLimiter returns a limiter without buckets.
+func NewLimiter() *Limiter {
+	l := &Limiter{seed: maphash.MakeSeed()}
+	for i := range l.shards {
+		l.shards[i] = limiterShard{buckets: map[string]bucket{}, sweepAt: minShardSweep}
+	}
+	return l
+}
+
+// Allow takes one token from the bucket of the key, if there is one. It
+// returns how many whole tokens are left, the time until the bucket is full,
+// and, if there was no token, the time until there is one. A limit that
+// differs from the last call's takes effect at once: tokens stay, up to the
+// new size.
+func (l *Limiter) Allow(keyID string, rl RateLimit, now time.Time) (ok bool, remaining int, reset, retryAfter time.Duration) {
+	s := &l.shards[maphash.String(l.seed, keyID)%limiterShards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	perSecond := float64(rl.Requests) / float64(rl.PeriodSeconds)
+	b, known := s.buckets[keyID]
+	switch {
+	case !known:
+		if len(s.buckets) >= s.sweepAt {
+			s.sweep(now)
+		}
+		b = bucket{rate.NewLimiter(rate.Limit(perSecond), rl.Requests), rl}
+		s.buckets[keyID] = b
+	case b.limit != rl:
+		b.SetLimitAt(now, rate.Limit(perSecond))
+		b.SetBurstAt(now, rl.Requests)
+		b.limit = rl
+		s.buckets[keyID] = b
+	}
+	ok = b.AllowN(now, 1)
+	tokens := min(b.TokensAt(now), float64(rl.Requests))
+	if !ok {
+		retryAfter = seconds((1 - tokens) / perSecond)
+	}
+	return ok, int(tokens), seconds((float64(rl.Requests) - tokens) / perSecond), retryAfter
+}
+
+// sweep drops the buckets that are full again, and others if that is not
+// enough to stay within the bound.
+func (s *limiterShard) sweep(now time.Time) {
+	for id, b := range s.buckets {
+		if b.TokensAt(now) >= float64(b.limit.Requests) {
+			delete(s.buckets, id)
+		}
+	}
+	for id := range s.buckets {
+		if len(s.buckets) < maxShardBuckets {
+			break
+		}
+		delete(s.buckets, id)
+	}
+	s.sweepAt = min(max(2*len(s.buckets), minShardSweep), maxShardBuckets)
+}
+
+// seconds rounds up, so that a caller who waits that long is not too early.
+func seconds(s float64) time.Duration {
+	return time.Duration(math.Ceil(max(s, 0) * float64(time.Second)))
+}

@@ -1,0 +1,206 @@
+package org
+
+import (
+	"context"
+	"errors"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// OrgCreate describes a new organization. Empty members take their defaults:
+// an id is made up, the type is organization.
+type OrgCreate struct {
+	ID             string
+	Name           string
+	Type           Type
+	Description    string
+	ExternalID     string
+	Tags           []string
+	Customizations jsontext.Value
+	Locked         []string
+}
+
+// check validates in, puts its defaults in and returns the organization
+// without its place in the tree.
+func (s *Service) check(in OrgCreate) (*Organization, error) {
+	o := &Organization{ID: in.ID, Type: in.Type, Version: 1}
+	var p *problem.Error
+	if o.ID != "" {
+		if p = CheckID("/id", o.ID); p != nil {
+			return nil, p
+		}
+	} else {
+		o.ID = s.newID("org_")
+	}
+	if o.Name, p = CheckName("/name", in.Name); p != nil {
+		return nil, p
+	}
+	if o.Type == "" {
+		o.Type = TypeOrganization
+	} else if p = CheckType("/type", string(o.Type)); p != nil {
+		return nil, p
+	}
+	if o.Description, p = CheckDescription("/description", in.Description); p != nil {
+		return nil, p
+	}
+	if o.ExternalID, p = CheckExternalID("/external_id", in.ExternalID); p != nil {
+		return nil, p
+	}
+	if o.Tags, p = CheckTags("/tags", in.Tags); p != nil {
+		return nil, p
+	}
+	o.Settings.Values = jsontext.Value("{}")
+	if in.Customizations != nil {
+		if o.Settings.Values, p = CheckSettings("/customizations", in.Customizations); p != nil {
+			return nil, p
+		}
+	}
+	if in.Locked != nil {
+		if o.Settings.Locked, p = CheckLocks("/locked", in.Locked); p != nil {
+			return nil, p
+		}
+	}
+	return o, nil
+}
+
+// place puts o below its parent, or makes it a root if parent is nil.
+func (o *Organization) place(parent *Organization) error {
+	if parent == nil {
+		o.RootID, o.Path, o.Depth = o.ID, o.ID+"/", 0
+		return nil
+	}
+	if parent.Type == TypeUser {
+		return problem.New(problem.Conflict, "%s is of type user, which holds no children.", parent.ID).
+			WithFix("Choose a parent of type organization or group.")
+	}
+	if parent.Depth+1 > MaxDepth {
+		return tooDeep()
+	}
+	o.RootID, o.ParentID = parent.RootID, parent.ID
+	o.Path, o.Depth = parent.Path+o.ID+"/", parent.Depth+1
+	return nil
+}
+
+func tooDeep() *problem.Error {
+	return problem.New(problem.DepthExceeded, "The tree is at most %d levels deep below its root.", MaxDepth).
+		WithFix("Choose a parent that is nearer to the root.")
+}
+
+// created returns the changes that make o out of nothing.
+func (o *Organization) created() []audit.Change {
+	cs := set(nil, "/name", o.Name, false)
+	cs = set(cs, "/type", o.Type, false)
+	cs = set(cs, "/parent_id", o.ParentID, o.ParentID == "")
+	cs = set(cs, "/description", o.Description, o.Description == "")
+	cs = set(cs, "/external_id", o.ExternalID, o.ExternalID == "")
+	cs = set(cs, "/tags", o.Tags, len(o.Tags) == 0)
+	if string(o.Settings.Values) != "{}" {
+		cs = append(cs, audit.Change{Pointer: "/customizations", New: o.Settings.Values})
+	}
+	return set(cs, "/locked", o.Settings.Locked, len(o.Settings.Locked) == 0)
+}
+
+func (o *Organization) stamp(c *change) {
+	o.CreatedAt, o.UpdatedAt, o.Settings.UpdatedAt = c.at, c.at, c.at
+}
+
+// CreateRoot creates a root organization. Only the operator may.
+func (s *Service) CreateRoot(ctx context.Context, call *Call, in OrgCreate) (*Organization, audit.Receipt, error) {
+	if !call.Actor.Spans() {
+		return nil, audit.Receipt{}, errOperatorOnly("create a root organization").
+			WithFix("Give the parent_id of an organization that this key can see, or use the operator key.")
+	}
+	o, err := s.check(in)
+	if err != nil {
+		return nil, audit.Receipt{}, err
+	}
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		if err := o.place(nil); err != nil {
+			return nil, nil, err
+		}
+		o.stamp(c)
+		if err := c.insert([]*Organization{o}); err != nil {
+			return nil, nil, err
+		}
+		if err := s.startLog(c, o); err != nil {
+			return nil, nil, err
+		}
+		return o, []audit.Draft{c.orgEntry(o, "organization.created", o.created())}, nil
+	})
+	return o, receipt, err
+}
+
+func errOperatorOnly(what string) *problem.Error {
+	return problem.New(problem.PermissionDenied, "Only the operator may %s.", what)
+}
+
+// startLog starts the audit log of a new root.
+func (s *Service) startLog(c *change, root *Organization) error {
+	head := audit.NewHead(root.ID, audit.NewLogID(s.rand))
+	if err := c.NewLog(head); err != nil {
+		return err
+	}
+	c.heads[root.ID] = head
+	return nil
+}
+
+// insert inserts organizations; an id that is in use is a problem of the
+// caller.
+func (c *change) insert(orgs []*Organization) error {
+	err := c.InsertOrgs(orgs)
+	var taken *TakenError
+	if errors.As(err, &taken) {
+		return problem.New(problem.IDTaken, "The id %s is in use.", taken.ID).
+			WithFix("Choose another id. The id of a deleted organization is free again once it has been purged.").With("id", taken.ID)
+	}
+	return err
+}
+
+// CreateChild creates an organization below parentID.
+func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, in OrgCreate) (*Organization, audit.Receipt, error) {
+	o, err := s.check(in)
+	if err != nil {
+		return nil, audit.Receipt{}, err
+	}
+	if err := permitMembers(call.Actor, in.Customizations != nil || in.Locked != nil, len(in.Tags) > 0); err != nil {
+		return nil, audit.Receipt{}, err
+	}
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		parent, err := c.target(parentID, key.OrgsWrite)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := o.place(parent); err != nil {
+			return nil, nil, err
+		}
+		o.stamp(c)
+		if string(o.Settings.Values) != "{}" {
+			if err := c.checkSettings(o, "{}", o.Settings.Values, layers(parent)); err != nil {
+				return nil, nil, err
+			}
+		}
+		if err := c.insert([]*Organization{o}); err != nil {
+			return nil, nil, err
+		}
+		return o, []audit.Draft{c.orgEntry(o, "organization.created", o.created())}, nil
+	})
+	return o, receipt, err
+}
+
+// permitMembers checks the permissions that single members of an organization
+// need on top of orgs:write.
+func permitMembers(a *key.Actor, customizations, tags bool) error {
+	if customizations {
+		if err := permit(a, key.CustomizationsWrite); err != nil {
+			return err
+		}
+	}
+	if tags {
+		return permit(a, key.TagsWrite)
+	}
+	return nil
+}

@@ -1,0 +1,146 @@
+package org
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	"github.com/orgd/orgd/internal/ident"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// Snapshot is an organization as it was read, for as long as its root does
+// not change. It is shared: nobody may change it.
+type Snapshot struct {
+	*Organization
+	ETag       string
+	generation uint64
+	rendered   atomic.Pointer[[]byte]
+}
+
+// Rendered returns the representation of the snapshot that render makes,
+// which is kept with it.
+func (s *Snapshot) Rendered(render func(*Organization) []byte) []byte {
+	if b := s.rendered.Load(); b != nil {
+		return *b
+	}
+	b := render(s.Organization)
+	s.rendered.Store(&b)
+	return b
+}
+
+// Find returns a live organization that the actor can see. NotFound is the
+// same for one that is absent, deleted or out of the actor's reach.
+func (s *Service) Find(ctx context.Context, actor *key.Actor, id string) (*Snapshot, error) {
+	snap, err := s.live(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if snap == nil || !actor.Sees(snap.Path) {
+		return nil, NotFound()
+	}
+	return snap, nil
+}
+
+// Exists reports whether a live organization has the id, whoever may see it.
+// It tells a denied access from one to nowhere, for the access log only.
+func (s *Service) Exists(ctx context.Context, id string) bool {
+	snap, err := s.live(ctx, id)
+	return err == nil && snap != nil
+}
+
+// live returns a live organization, nil if there is none.
+func (s *Service) live(ctx context.Context, id string) (*Snapshot, error) {
+	if !ident.Valid(id) {
+		return nil, nil
+	}
+	if snap, ok := s.orgs.GetIfPresent(id); ok && snap.generation == s.store.Generation(snap.RootID) {
+		return snap, nil
+	}
+	// The generation must be read before the row. Its root is known only
+	// after a first read, so the row is read again under the generation.
+	var o *Organization
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		o, err = tx.Org(id)
+		return err
+	})
+	if err == nil {
+		generation := s.store.Generation(o.RootID)
+		rootID := o.RootID
+		err = s.store.Read(ctx, func(tx Tx) (err error) {
+			o, err = tx.Org(id)
+			return err
+		})
+		if err == nil && o.RootID == rootID {
+			if o.DeletedAt != nil {
+				return nil, nil
+			}
+			snap := &Snapshot{Organization: o, ETag: o.ETag(), generation: generation}
+			s.orgs.Set(id, snap)
+			return snap, nil
+		}
+	}
+	if errors.Is(err, ErrAbsent) {
+		return nil, nil
+	}
+	if err == nil {
+		err = problem.New(problem.Unavailable, "The organization was replaced while it was being read.").WithFix("Try again.")
+	}
+	return nil, err
+}
+
+// keySnapshot is a key and its actor as they were read.
+type keySnapshot struct {
+	*key.Key
+	actor      *key.Actor
+	orgLive    bool
+	generation uint64
+}
+
+// keyByID returns a key with its organization; nil if there is none.
+func (s *Service) keyByID(ctx context.Context, id string) (*keySnapshot, error) {
+	if snap, ok := s.keys.GetIfPresent(id); ok && snap.generation == s.store.Generation(snap.RootID) {
+		return snap, nil
+	}
+	var k *key.Key
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		k, err = tx.Key(id)
+		return err
+	})
+	if errors.Is(err, ErrAbsent) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	snap := &keySnapshot{generation: s.store.Generation(k.RootID)}
+	err = s.store.Read(ctx, func(tx Tx) error {
+		k, err := tx.Key(id)
+		if err != nil {
+			return err
+		}
+		o, err := tx.Org(k.OrgID)
+		if err != nil {
+			return err
+		}
+		snap.Key, snap.orgLive = k, o.DeletedAt == nil
+		snap.actor, err = key.NewActor(k, o.Path, o.ParentID)
+		return err
+	})
+	if errors.Is(err, ErrAbsent) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	s.keys.Set(id, snap)
+	return snap, nil
+}
+
+// Visible returns a live organization that the actor can see.
+func (s *Service) Visible(ctx context.Context, actor *key.Actor, id string) (*Organization, error) {
+	snap, err := s.Find(ctx, actor, id)
+	if err != nil {
+		return nil, err
+	}
+	return snap.Organization, nil
+}

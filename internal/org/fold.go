@@ -1,0 +1,269 @@
+package org
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+)
+
+// Fold is the state of organizations rebuilt from their audit trail alone.
+// Adding all entries of a log in their order gives the present state; the
+// audit trail is complete exactly as far as that holds.
+type Fold struct {
+	Orgs    map[string]*Organization
+	Keys    map[string]*key.Key // without secrets and use
+	Schemas map[string]jsontext.Value
+}
+
+// NewFold returns the state before the first entry.
+func NewFold() *Fold {
+	return &Fold{Orgs: map[string]*Organization{}, Keys: map[string]*key.Key{}, Schemas: map[string]jsontext.Value{}}
+}
+
+// Add applies one entry. It fails on an entry that cannot follow on the state.
+func (f *Fold) Add(e *audit.Entry) error {
+	err := f.add(e)
+	if err != nil {
+		return fmt.Errorf("audit entry %d (%s of %s): %w", e.Seq, e.Action, e.Target.ID, err)
+	}
+	return nil
+}
+
+func (f *Fold) add(e *audit.Entry) error {
+	o := f.Orgs[e.OrgID]
+	if e.Action == "organization.created" {
+		if o != nil {
+			return fmt.Errorf("it exists already")
+		}
+		o = &Organization{ID: e.OrgID, RootID: e.Path[0], Path: strings.Join(e.Path, "/") + "/", Depth: len(e.Path) - 1,
+			CreatedAt: e.Timestamp, UpdatedAt: e.Timestamp, Version: 1,
+			Settings: Settings{Values: jsontext.Value("{}"), UpdatedAt: e.Timestamp}}
+		f.Orgs[o.ID] = o
+		return o.fold(e.Changes)
+	}
+	if o == nil {
+		return fmt.Errorf("its organization does not exist")
+	}
+	switch noun, verb, _ := strings.Cut(e.Action, "."); noun {
+	case "organization":
+		return f.foldOrg(o, verb, e)
+	case "api_key":
+		return f.foldKey(o, verb, e)
+	case "customization_schema":
+		if verb == "deleted" {
+			delete(f.Schemas, o.ID)
+			return nil
+		}
+		f.Schemas[o.ID] = e.Changes[0].New
+	}
+	return nil
+}
+
+func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
+	switch verb {
+	case "updated", "customized":
+		o.Version++
+		o.UpdatedAt = e.Timestamp
+		for _, c := range e.Changes {
+			if strings.HasPrefix(c.Pointer, "/customizations") || c.Pointer == "/locked" {
+				o.Settings.UpdatedAt = e.Timestamp
+			}
+		}
+		return o.fold(e.Changes)
+	case "moved":
+		newPath := strings.Join(e.Path, "/") + "/"
+		oldPath, delta := o.Path, len(e.Path)-1-o.Depth
+		for _, below := range f.Orgs {
+			if strings.HasPrefix(below.Path, oldPath) {
+				below.Path = newPath + below.Path[len(oldPath):]
+				below.Depth += delta
+			}
+		}
+		o.Version++
+		o.UpdatedAt = e.Timestamp
+		return o.fold(e.Changes)
+	case "deleted":
+		id, err := text(e.Changes[0].New)
+		if err != nil {
+			return err
+		}
+		at := e.Timestamp
+		for _, below := range f.Orgs {
+			if below.DeletedAt == nil && strings.HasPrefix(below.Path, o.Path) {
+				below.DeletedAt, below.DeletionID = &at, id
+			}
+		}
+	case "restored":
+		id, err := text(e.Changes[0].Old)
+		if err != nil {
+			return err
+		}
+		for _, below := range f.Orgs {
+			if below.DeletionID == id {
+				below.DeletedAt, below.DeletionID = nil, ""
+			}
+		}
+	case "purged":
+		id, err := text(e.Changes[0].Old)
+		if err != nil {
+			return err
+		}
+		gone := map[string]bool{}
+		for _, below := range f.Orgs {
+			if below.DeletionID == id || strings.HasPrefix(below.Path, o.Path) {
+				gone[below.ID] = true
+			}
+		}
+		for id := range gone {
+			delete(f.Orgs, id)
+			delete(f.Schemas, id)
+		}
+		for id, k := range f.Keys {
+			if gone[k.OrgID] {
+				delete(f.Keys, id)
+			}
+		}
+	default:
+		return fmt.Errorf("unknown action")
+	}
+	return nil
+}
+
+func text(v jsontext.Value) (s string, err error) {
+	err = json.Unmarshal(v, &s)
+	return s, err
+}
+
+// fold applies changes to the organization itself.
+func (o *Organization) fold(changes []audit.Change) error {
+	var settings []audit.Change
+	for _, c := range changes {
+		if rest, ok := strings.CutPrefix(c.Pointer, "/customizations"); ok {
+			c.Pointer = rest
+			settings = append(settings, c)
+			continue
+		}
+		var p any
+		switch c.Pointer {
+		case "/name":
+			p = &o.Name
+		case "/type":
+			p = &o.Type
+		case "/description":
+			p = &o.Description
+		case "/external_id":
+			p = &o.ExternalID
+		case "/parent_id":
+			p = &o.ParentID
+		case "/tags":
+			o.Tags = nil
+			p = &o.Tags
+		case "/locked":
+			o.Settings.Locked = nil
+			p = &o.Settings.Locked
+		default:
+			return fmt.Errorf("unknown pointer %s", c.Pointer)
+		}
+		v := c.New
+		if v == nil {
+			v = jsontext.Value("null")
+		}
+		if err := json.Unmarshal(v, p); err != nil {
+			return err
+		}
+	}
+	if len(settings) > 0 {
+		values, err := Apply(settings, o.Settings.Values)
+		if err != nil {
+			return err
+		}
+		o.Settings.Values = values
+	}
+	return nil
+}
+
+func (f *Fold) foldKey(o *Organization, verb string, e *audit.Entry) error {
+	k := f.Keys[e.Target.ID]
+	if verb == "created" {
+		k = &key.Key{ID: e.Target.ID, OrgID: o.ID, RootID: o.RootID, CreatedAt: e.Timestamp, CreatedBy: e.Actor.ID}
+		f.Keys[k.ID] = k
+	}
+	if k == nil {
+		return fmt.Errorf("the key does not exist")
+	}
+	k.UpdatedAt = e.Timestamp
+	k.Version++
+	for _, c := range e.Changes {
+		v := c.New
+		if v == nil {
+			v = jsontext.Value("null")
+		}
+		var p any
+		switch c.Pointer {
+		case "/name":
+			p = &k.Name
+		case "/permissions":
+			k.Permissions = nil
+			p = &k.Permissions
+		case "/reach":
+			p = &k.Reach
+		case "/expires_at":
+			k.ExpiresAt = nil
+			p = &k.ExpiresAt
+		case "/allowed_cidrs":
+			k.AllowedCIDRs = nil
+			p = &k.AllowedCIDRs
+		case "/rate_limit":
+			k.RateLimit = nil
+			p = &k.RateLimit
+		case "/revoked_at":
+			k.RevokedAt = new(time.Time)
+			p = k.RevokedAt
+		case "/hint", "/old_secret/valid_until":
+			continue
+		default:
+			return fmt.Errorf("unknown pointer %s", c.Pointer)
+		}
+		if err := json.Unmarshal(v, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Same reports how a folded organization differs from the stored one; empty
+// if it does not.
+func (f *Fold) Same(stored *Organization) string {
+	o := f.Orgs[stored.ID]
+	switch {
+	case o == nil:
+		return "the audit trail does not know it"
+	case o.Path != stored.Path || o.ParentID != stored.ParentID || o.RootID != stored.RootID || o.Depth != stored.Depth:
+		return fmt.Sprintf("its place is %s, by the audit trail %s", stored.Path, o.Path)
+	case o.Name != stored.Name || o.Type != stored.Type || o.Description != stored.Description || o.ExternalID != stored.ExternalID:
+		return "its members differ"
+	case !slices.Equal(o.Tags, stored.Tags):
+		return fmt.Sprintf("its tags are %q, by the audit trail %q", stored.Tags, o.Tags)
+	case !equalJSON(o.Settings.Values, stored.Settings.Values) || !slices.Equal(o.Settings.Locked, stored.Settings.Locked):
+		return fmt.Sprintf("its customizations are %s, by the audit trail %s", stored.Settings.Values, o.Settings.Values)
+	case o.DeletionID != stored.DeletionID || (o.DeletedAt == nil) != (stored.DeletedAt == nil):
+		return fmt.Sprintf("its deletion is %q, by the audit trail %q", stored.DeletionID, o.DeletionID)
+	case o.Version != stored.Version:
+		return fmt.Sprintf("its version is %d, by the audit trail %d", stored.Version, o.Version)
+	case !o.CreatedAt.Equal(stored.CreatedAt) || !o.UpdatedAt.Equal(stored.UpdatedAt):
+		return "its times differ"
+	}
+	return ""
+}
+
+func equalJSON(a, b jsontext.Value) bool {
+	a, b = a.Clone(), b.Clone()
+	return a.Canonicalize() == nil && b.Canonicalize() == nil && string(a) == string(b)
+}

@@ -1,0 +1,257 @@
+package org
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// NewKey is a key with its secret, which exists nowhere else.
+type NewKey struct {
+	*key.Key
+	Secret string
+}
+
+// CreateKey creates an API key of an organization. It is never more powerful
+// than the actor; see key.Grant.
+func (s *Service) CreateKey(ctx context.Context, call *Call, orgID string, req key.Request) (*NewKey, audit.Receipt, error) {
+	var out *NewKey
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		o, err := c.target(orgID, key.KeysWrite)
+		if err != nil {
+			return nil, nil, err
+		}
+		grant, p := key.Grant(call.Actor, req, c.at)
+		if p != nil {
+			return nil, nil, p
+		}
+		k := &key.Key{ID: c.newID("key_"), OrgID: o.ID, RootID: o.RootID, Name: grant.Name,
+			Permissions: grant.Permissions, Reach: grant.Reach, AllowedCIDRs: grant.AllowedCIDRs,
+			RateLimit: grant.RateLimit, ExpiresAt: grant.ExpiresAt,
+			CreatedAt: c.at, CreatedBy: call.Actor.ID, UpdatedAt: c.at, Version: 1}
+		out = &NewKey{Key: k}
+		out.Secret, k.SecretHash, k.Hint = key.NewSecret(s.rand, k.ID)
+		if err := c.InsertKey(k); err != nil {
+			return nil, nil, err
+		}
+		return out, []audit.Draft{c.keyEntry(o, k, "api_key.created", keyChanges(&key.Key{}, k))}, nil
+	})
+	return out, receipt, err
+}
+
+func (c *change) keyEntry(o *Organization, k *key.Key, action string, changes []audit.Change) audit.Draft {
+	return c.entry(o, action, audit.Target{Type: "api_key", ID: k.ID}, changes)
+}
+
+// keyChanges returns what differs between two states of a key, without
+// anything of its secret.
+func keyChanges(old, new *key.Key) []audit.Change {
+	cs := replaced(nil, "/name", old.Name, new.Name)
+	cs = replacedList(cs, "/permissions", old.Permissions, new.Permissions)
+	cs = replaced(cs, "/reach", string(old.Reach), string(new.Reach))
+	cs = replaced(cs, "/expires_at", timeText(old.ExpiresAt), timeText(new.ExpiresAt))
+	cs = replacedList(cs, "/allowed_cidrs", old.AllowedCIDRs, new.AllowedCIDRs)
+	if or, nr := limitText(old.RateLimit), limitText(new.RateLimit); or != nr {
+		c := audit.Change{Pointer: "/rate_limit"}
+		if old.RateLimit != nil {
+			c.Old = value(old.RateLimit)
+		}
+		if new.RateLimit != nil {
+			c.New = value(new.RateLimit)
+		}
+		cs = append(cs, c)
+	}
+	return replaced(cs, "/revoked_at", timeText(old.RevokedAt), timeText(new.RevokedAt))
+}
+
+func limitText(r *key.RateLimit) string {
+	if r == nil {
+		return ""
+	}
+	return strconv.Itoa(r.Requests) + "/" + strconv.Itoa(r.PeriodSeconds)
+}
+
+func timeText(t *time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339Nano)
+}
+
+// KeyETag returns the entity tag of a key. It says nothing of the key's use:
+// last_used_at may differ between answers with the same tag.
+func KeyETag(k *key.Key) string {
+	return etag("key", []*Organization{{Path: k.ID, Version: k.Version, CreatedAt: k.CreatedAt}})
+}
+
+// Key returns a key of an organization. A revoked key is not found.
+func (s *Service) Key(ctx context.Context, actor *key.Actor, orgID, keyID string) (*key.Key, error) {
+	if _, err := s.Find(ctx, actor, orgID); err != nil {
+		return nil, err
+	}
+	var k *key.Key
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		k, err = liveKey(tx, orgID, keyID)
+		return err
+	})
+	return k, err
+}
+
+func liveKey(tx Tx, orgID, keyID string) (*key.Key, error) {
+	k, err := tx.Key(keyID)
+	if errors.Is(err, ErrAbsent) || err == nil && (k.OrgID != orgID || k.RevokedAt != nil) {
+		return nil, problem.New(problem.NotFound, "The organization has no API key %s.", keyID)
+	}
+	return k, err
+}
+
+// Keys returns one page of an organization's keys by id, those after the
+// given one, without the revoked.
+func (s *Service) Keys(ctx context.Context, actor *key.Actor, orgID, after string, limit int) ([]*key.Key, error) {
+	if _, err := s.Find(ctx, actor, orgID); err != nil {
+		return nil, err
+	}
+	var keys []*key.Key
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		keys, err = tx.Keys(orgID, after, limit)
+		return err
+	})
+	return keys, err
+}
+
+// KeyUpdate is a change of a key: what is nil stays.
+type KeyUpdate struct {
+	Name         *string
+	Permissions  *[]string
+	Reach        *key.Reach
+	AllowedCIDRs *[]string
+	ExpiresAt    **time.Time
+	RateLimit    **key.RateLimit
+}
+
+// UpdateKey changes a key. Neither the key as it was nor as it becomes may be
+// more powerful than the actor.
+func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string, u KeyUpdate) (*key.Key, audit.Receipt, error) {
+	return s.changeKey(ctx, call, orgID, keyID, func(c *change, k *key.Key) (any, string, error) {
+		if p := within(call.Actor, k, c.at); p != nil {
+			return nil, "", p
+		}
+		req := key.Request{Name: k.Name, Permissions: k.Permissions, Reach: k.Reach,
+			AllowedCIDRs: k.AllowedCIDRs, ExpiresAt: k.ExpiresAt, RateLimit: k.RateLimit}
+		if u.Name != nil {
+			req.Name = *u.Name
+		}
+		if u.Permissions != nil {
+			req.Permissions = *u.Permissions
+		}
+		if u.Reach != nil {
+			req.Reach = *u.Reach
+		}
+		if u.AllowedCIDRs != nil {
+			req.AllowedCIDRs = *u.AllowedCIDRs
+		}
+		if u.ExpiresAt != nil {
+			req.ExpiresAt = *u.ExpiresAt
+		}
+		if u.RateLimit != nil {
+			req.RateLimit = *u.RateLimit
+		}
+		g, p := key.Grant(call.Actor, req, c.at)
+		if p != nil {
+			return nil, "", p
+		}
+		k.Name, k.Permissions, k.Reach, k.AllowedCIDRs = g.Name, g.Permissions, g.Reach, g.AllowedCIDRs
+		k.ExpiresAt, k.RateLimit = g.ExpiresAt, g.RateLimit
+		return k, "api_key.updated", nil
+	})
+}
+
+// RotateKey gives a key a new secret. The old one works until overlap has
+// passed. A key that is more powerful than the actor cannot be rotated, since
+// its new secret would make the actor as powerful.
+func (s *Service) RotateKey(ctx context.Context, call *Call, orgID, keyID string, overlap time.Duration) (*NewKey, audit.Receipt, error) {
+	var out *NewKey
+	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *change, k *key.Key) (any, string, error) {
+		if p := within(call.Actor, k, c.at); p != nil {
+			return nil, "", p
+		}
+		k.Old = nil
+		if overlap > 0 {
+			k.Old = &key.OldSecret{Hash: k.SecretHash, Hint: k.Hint, ValidUntil: c.at.Add(overlap)}
+		}
+		out = &NewKey{Key: k}
+		out.Secret, k.SecretHash, k.Hint = key.NewSecret(s.rand, k.ID)
+		return out, "api_key.rotated", nil
+	})
+	return out, receipt, err
+}
+
+// RevokeKey ends a key at once and for good.
+func (s *Service) RevokeKey(ctx context.Context, call *Call, orgID, keyID string) (audit.Receipt, error) {
+	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *change, k *key.Key) (any, string, error) {
+		k.RevokedAt, k.Old = &c.at, nil
+		return k, "api_key.revoked", nil
+	})
+	return receipt, err
+}
+
+func (s *Service) changeKey(ctx context.Context, call *Call, orgID, keyID string, fn func(c *change, k *key.Key) (result any, action string, err error)) (*key.Key, audit.Receipt, error) {
+	var after *key.Key
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		o, err := c.target(orgID, key.KeysWrite)
+		if err != nil {
+			return nil, nil, err
+		}
+		before, err := liveKey(c.Tx, orgID, keyID)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := CheckMatch(call.IfMatch, KeyETag(before)); err != nil {
+			return nil, nil, err
+		}
+		k := *before
+		after = &k
+		result, action, err := fn(c, after)
+		if err != nil {
+			return nil, nil, err
+		}
+		changes := keyChanges(before, after)
+		if action == "api_key.rotated" {
+			cs := replaced(nil, "/hint", before.Hint, after.Hint)
+			if after.Old != nil {
+				cs = replaced(cs, "/old_secret/valid_until", "", timeText(&after.Old.ValidUntil))
+			}
+			changes = append(changes, cs...)
+		}
+		if len(changes) == 0 {
+			return nil, nil, nil
+		}
+		after.UpdatedAt = c.at
+		after.Version++
+		if err := c.Tx.UpdateKey(after); err != nil {
+			return nil, nil, err
+		}
+		return result, []audit.Draft{c.keyEntry(o, after, action, changes)}, nil
+	})
+	return after, receipt, err
+}
+
+// within checks that a key is no more powerful than the actor.
+func within(a *key.Actor, k *key.Key, at time.Time) *problem.Error {
+	if a.Spans() {
+		return nil
+	}
+	if missing := k.Permissions.SubsetOf(a.Permissions); len(missing) > 0 {
+		return problem.New(problem.PermissionDenied, "The key %s has permissions that this key lacks: %v.", k.ID, missing).
+			WithFix("Use a key that has all of them, or revoke the key.").With("missing", missing)
+	}
+	if k.Reach == key.ReachSubtree && a.Reach == key.ReachSelf {
+		return problem.New(problem.PermissionDenied, "The key %s reaches further than this key.", k.ID)
+	}
+	return nil
+}

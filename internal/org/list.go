@@ -1,0 +1,75 @@
+package org
+
+import (
+	"context"
+	"errors"
+
+	"github.com/orgd/orgd/internal/key"
+)
+
+// List returns one page of the live organizations that q selects, within the
+// actor's reach whatever q says.
+func (s *Service) List(ctx context.Context, actor *key.Actor, q OrgQuery) (OrgPage, error) {
+	if !actor.Spans() {
+		if q.RootsOnly && actor.ParentID != "" {
+			return OrgPage{}, nil
+		}
+		if q.Path == "" {
+			q.RootID, q.Path, q.WithSelf = actor.RootID, actor.Path, true
+		}
+		if actor.Reach == key.ReachSelf {
+			return s.listSelf(ctx, actor, q)
+		}
+	}
+	var page OrgPage
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		page, err = tx.Orgs(q)
+		return err
+	})
+	return page, err
+}
+
+// listSelf is List for a key that reaches one organization: it looks at that
+// one, not at a subtree.
+func (s *Service) listSelf(ctx context.Context, actor *key.Actor, q OrgQuery) (OrgPage, error) {
+	var page OrgPage
+	if !q.WithSelf || q.ParentID != "" {
+		return page, nil
+	}
+	err := s.store.Read(ctx, func(tx Tx) error {
+		o, err := tx.Org(actor.OrgID)
+		if errors.Is(err, ErrAbsent) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if o.DeletedAt == nil && q.Matches(o) {
+			page.Orgs = []*Organization{o}
+		}
+		return nil
+	})
+	return page, err
+}
+
+// Ancestors returns those of an organization's ancestors that the actor can
+// see, root first.
+func (s *Service) Ancestors(ctx context.Context, actor *key.Actor, id string) ([]*Organization, error) {
+	snap, err := s.Find(ctx, actor, id)
+	if err != nil {
+		return nil, err
+	}
+	var visible []*Organization
+	err = s.store.Read(ctx, func(tx Tx) error {
+		chain, err := ancestors(tx, snap.Organization)
+		if err != nil {
+			return err
+		}
+		for _, o := range chain {
+			if actor.Sees(o.Path) {
+				visible = append(visible, o)
+			}
+		}
+		return nil
+	})
+	return visible, err
+}

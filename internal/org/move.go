@@ -1,0 +1,158 @@
+package org
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// MovePreview says what a move would change.
+type MovePreview struct {
+	OldPath, NewPath []string
+	Organizations    int64          // live organizations that move
+	Settings         []audit.Change // effective settings of the moved organization
+	Gain, Lose       []*key.Key     // keys whose reach would grow or shrink by the subtree
+}
+
+// maxPreviewKeys bounds the keys that a preview lists on each side.
+const maxPreviewKeys = 1000
+
+// Move moves a subtree below a new parent in the same root.
+func (s *Service) Move(ctx context.Context, call *Call, id, newParentID string) (*Organization, audit.Receipt, error) {
+	var o *Organization
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		m, err := c.planMove(id, newParentID)
+		if err != nil {
+			return nil, nil, err
+		}
+		o = m.org
+		if m.from.ID == m.to.ID {
+			return nil, nil, nil
+		}
+		changes := []audit.Change{{Pointer: "/parent_id", Old: value(m.from.ID), New: value(m.to.ID)}}
+		if _, err := c.MoveSubtree(o.RootID, o.ID, m.to.ID, o.Path, m.newPath, m.to.Depth-m.from.Depth, c.at); err != nil {
+			return nil, nil, err
+		}
+		if o, err = c.Org(id); err != nil {
+			return nil, nil, err
+		}
+		return o, []audit.Draft{c.orgEntry(o, "organization.moved", changes)}, nil
+	})
+	return o, receipt, err
+}
+
+// move is a move that obeys the rules.
+type move struct {
+	org, from, to *Organization
+	newPath       string
+}
+
+// planMove checks that the actor may move the organization and that the tree
+// stays a tree. It locks the root, so that two moves that together would make
+// a cycle cannot both pass.
+func (c *change) planMove(id, newParentID string) (move, error) {
+	o, err := c.target(id, key.OrgsWrite)
+	if err != nil {
+		return move{}, err
+	}
+	if err := CheckMatch(c.call.IfMatch, o.ETag()); err != nil {
+		return move{}, err
+	}
+	if o.ParentID == "" {
+		return move{}, problem.New(problem.MoveInvalid, "%s is a root; a root cannot move.", id)
+	}
+	from, err := c.Org(o.ParentID)
+	if err != nil {
+		return move{}, err
+	}
+	if !c.call.Actor.Sees(from.Path) {
+		return move{}, problem.New(problem.PermissionDenied, "This key does not reach the organization's present parent.").
+			WithFix("Use a key of an ancestor of both the old and the new parent.")
+	}
+	to, err := c.Org(newParentID)
+	if errors.Is(err, ErrAbsent) || err == nil && (to.DeletedAt != nil || !c.call.Actor.Sees(to.Path)) {
+		return move{}, NotFound().With("parameter", "parent_id")
+	} else if err != nil {
+		return move{}, err
+	}
+	if to.RootID != o.RootID {
+		return move{}, problem.New(problem.MoveInvalid, "%s lies below another root; organizations move only within their root.", to.ID)
+	}
+	if strings.HasPrefix(to.Path, o.Path) {
+		return move{}, problem.New(problem.MoveInvalid, "%s lies below %s; an organization cannot move under itself.", to.ID, o.ID)
+	}
+	if to.Type == TypeUser {
+		return move{}, problem.New(problem.Conflict, "%s is of type user, which holds no children.", to.ID)
+	}
+	deepest, err := c.DeepestBelow(o.RootID, o.Path)
+	if err != nil {
+		return move{}, err
+	}
+	if deepest+to.Depth-from.Depth > MaxDepth {
+		return move{}, tooDeep()
+	}
+	return move{org: o, from: from, to: to, newPath: to.Path + o.ID + "/"}, nil
+}
+
+// PreviewMove says what Move would change, and changes nothing.
+func (s *Service) PreviewMove(ctx context.Context, call *Call, id, newParentID string) (*MovePreview, error) {
+	var p *MovePreview
+	err := s.store.Read(ctx, func(tx Tx) error {
+		c := &change{Tx: readOnly{tx}, call: call, heads: map[string]*audit.Head{}}
+		m, err := c.planMove(id, newParentID)
+		if err != nil {
+			return err
+		}
+		p = &MovePreview{OldPath: m.org.PathIDs(), NewPath: SplitPath(m.newPath)}
+		counts, err := c.CountSubtree(m.org.RootID, m.org.Path)
+		if err != nil {
+			return err
+		}
+		p.Organizations = counts.Organizations
+		before, err := c.ancestors(m.org)
+		if err != nil {
+			return err
+		}
+		after, err := c.ancestors(m.to)
+		if err != nil {
+			return err
+		}
+		after = append(after, m.to)
+		p.Settings = Diff("", Effective(layers(append(before, m.org)...)), Effective(layers(append(after, m.org)...)))
+		if p.Lose, err = c.reaching(before, after); err != nil {
+			return err
+		}
+		p.Gain, err = c.reaching(after, before)
+		return err
+	})
+	return p, err
+}
+
+// reaching returns the keys that reach down from the organizations of one
+// chain that are not in the other.
+func (c *change) reaching(chain, other []*Organization) ([]*key.Key, error) {
+	in := map[string]bool{}
+	for _, o := range other {
+		in[o.ID] = true
+	}
+	var found []*key.Key
+	for _, o := range chain {
+		if in[o.ID] || !c.call.Actor.Sees(o.Path) {
+			continue
+		}
+		keys, err := c.Keys(o.ID, "", maxPreviewKeys)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range keys {
+			if k.Reach == key.ReachSubtree && len(found) < maxPreviewKeys {
+				found = append(found, k)
+			}
+		}
+	}
+	return found, nil
+}

@@ -1,0 +1,68 @@
+// Package org holds the organization tree and everything an organization
+// owns: the rules, and the service that applies them. It knows no SQL and no
+// HTTP: Store is what it needs of a database.
+package org
+
+import (
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// MaxDepth is the depth of the deepest organization allowed; a root has
+// depth 0.
+const MaxDepth = 32
+
+// Type is the kind of an organization.
+type Type string
+
+const (
+	TypeOrganization Type = "organization"
+	TypeGroup        Type = "group"
+	TypeUser         Type = "user" // the only type that holds no children
+)
+
+// Organization is a node of the tree.
+type Organization struct {
+	ID       string
+	RootID   string
+	ParentID string // empty for a root
+	// Path is the ids from the root down to the organization itself, each
+	// followed by a slash: "root/group/team/". The subtree of X is exactly
+	// the organizations whose Path starts with the Path of X.
+	Path        string
+	Depth       int
+	Name        string
+	Type        Type
+	Description string
+	ExternalID  string
+	Tags        []string  // sorted, without repeats
+	Settings    Settings  // own customizations
+	CreatedAt   time.Time // UTC, whole microseconds, like all times here
+	UpdatedAt   time.Time
+	Version     int64 // grows by one with every change of the row
+	DeletedAt   *time.Time
+	DeletionID  string // names the delete that removed it, with all it removed
+}
+
+// Settings are an organization's own customizations.
+type Settings struct {
+	Values    jsontext.Value // a JSON object; never empty
+	Locked    []string       // JSON Pointers that descendants may not set; sorted
+	UpdatedAt time.Time
+}
+
+// PathIDs returns the ids from the root down to the organization itself.
+func (o *Organization) PathIDs() []string { return SplitPath(o.Path) }
+
+// SplitPath returns the ids of a path, from the root down.
+func SplitPath(path string) []string {
+	return strings.Split(strings.TrimSuffix(path, "/"), "/")
+}
+
+// Counts says how much a delete or a restore touches.
+type Counts struct {
+	Organizations int64 `json:"organizations"` // with the organization itself
+	APIKeys       int64 `json:"api_keys"`
+}

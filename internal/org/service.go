@@ -1,0 +1,338 @@
+package org
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/maypok86/otter/v2"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/ident"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// Service applies the rules of the organization tree. It is safe for
+// concurrent use.
+type Service struct {
+	store         Store
+	now           func() time.Time
+	newID         ident.Source
+	rand          io.Reader
+	restoreWindow time.Duration
+	operatorHash  [32]byte
+
+	orgs *otter.Cache[string, *Snapshot]
+	keys *otter.Cache[string, *keySnapshot]
+}
+
+// Config is what a Service works with.
+type Config struct {
+	Store         Store
+	Now           func() time.Time
+	NewID         ident.Source
+	Rand          io.Reader     // crypto/rand.Reader outside tests; safe for concurrent use
+	RestoreWindow time.Duration // how long a deleted organization can be restored
+	OperatorHash  [32]byte      // SHA-256 of the operator key
+}
+
+// NewService returns a service.
+func NewService(c Config) (*Service, error) {
+	orgs, err := otter.New(&otter.Options[string, *Snapshot]{MaximumSize: 20_000})
+	if err != nil {
+		return nil, err
+	}
+	keys, err := otter.New(&otter.Options[string, *keySnapshot]{MaximumSize: 20_000})
+	if err != nil {
+		return nil, err
+	}
+	return &Service{store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
+		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys}, nil
+}
+
+// Call is one request to the service: who makes it, from where, and under
+// which conditions.
+type Call struct {
+	Actor      *key.Actor
+	RequestID  string
+	IP         string
+	UserAgent  string
+	IfMatch    string       // the If-Match header; empty for none
+	Idempotent *Idempotency // nil for none
+}
+
+// Idempotency makes a mutation happen once for all requests with the same
+// key. Render turns the mutation's result into the answer that is stored in
+// the mutation's own transaction, sealed; it must be deterministic.
+type Idempotency struct {
+	Key         string
+	RequestHash []byte
+	Render      func(result any, receipt audit.Receipt) (sealed []byte, err error)
+}
+
+// idempotencyWindow is how long an answer can be replayed.
+const idempotencyWindow = 24 * time.Hour
+
+// Now returns the time of an operation: UTC, cut to microseconds.
+func (s *Service) Now() time.Time { return s.now().UTC().Truncate(time.Microsecond) }
+
+// errUnchanged ends a mutation that turned out to change nothing.
+var errUnchanged = errors.New("nothing changed")
+
+// change is a mutation under way.
+type change struct {
+	Tx
+	call  *Call
+	at    time.Time
+	newID ident.Source
+	heads map[string]*audit.Head
+}
+
+// change runs one mutation. It is the only way to write to the store: fn
+// returns the audit entries of what it changed, and state and entries are
+// committed in one transaction. If fn returns no entry, nothing that it wrote
+// is kept. The receipt is that of the last entry; it is zero if nothing
+// changed.
+func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (result any, entries []audit.Draft, err error)) (audit.Receipt, error) {
+	var receipt audit.Receipt
+	err := s.store.Write(ctx, func(tx Tx) error {
+		receipt = audit.Receipt{}
+		c := &change{Tx: tx, call: call, at: s.Now(), newID: s.newID, heads: map[string]*audit.Head{}}
+		result, entries, err := fn(c)
+		if err != nil {
+			return err
+		}
+		if len(entries) == 0 {
+			return errUnchanged
+		}
+		if receipt, err = c.append(entries, s.rand); err != nil {
+			return err
+		}
+		idem := call.Idempotent
+		if idem == nil {
+			return nil
+		}
+		answer, err := idem.Render(result, receipt)
+		if err != nil {
+			return err
+		}
+		err = tx.PutIdempotent(call.Actor.ID, idem.Key, c.at.Add(-idempotencyWindow),
+			&Replay{RequestHash: idem.RequestHash, Answer: answer, CreatedAt: c.at})
+		if errors.Is(err, ErrReplay) {
+			return problem.New(problem.RequestInFlight, "A request with this Idempotency-Key was just being processed.").
+				WithFix("Send the same request again to get its answer.").WithCause(err)
+		}
+		return err
+	})
+	if errors.Is(err, errUnchanged) {
+		return audit.Receipt{}, nil
+	}
+	return receipt, err
+}
+
+// append gives the entries their places in the logs of their roots.
+func (c *change) append(entries []audit.Draft, rand io.Reader) (audit.Receipt, error) {
+	var receipt audit.Receipt
+	var roots []string
+	records := map[string][]audit.Record{}
+	for i := range entries {
+		rootID, _, _ := strings.Cut(entries[i].Path, "/")
+		head, ok := c.heads[rootID]
+		if !ok {
+			return receipt, errors.New("audit entry for a root that was not locked: " + rootID)
+		}
+		rec, err := head.Append(&entries[i], rand)
+		if err != nil {
+			return receipt, err
+		}
+		if records[rootID] == nil {
+			roots = append(roots, rootID)
+		}
+		records[rootID] = append(records[rootID], rec)
+		receipt = audit.Receipt{Origin: audit.Origin(head.LogID, head.Epoch), Seq: rec.Seq, LeafHash: rec.LeafHash}
+	}
+	for _, rootID := range roots {
+		if err := c.AppendAudit(c.heads[rootID], records[rootID]); err != nil {
+			return receipt, err
+		}
+	}
+	return receipt, nil
+}
+
+// lock serializes this change with all others of the same root. Whatever the
+// change decides by must be read after it.
+func (c *change) lock(rootID string) error {
+	if c.heads[rootID] != nil {
+		return nil
+	}
+	head, err := c.Lock(rootID)
+	if err != nil {
+		return err
+	}
+	c.heads[rootID] = head
+	return nil
+}
+
+// target finds the organization that a change is about, locks its root, and
+// checks again, inside the transaction, what the surface has checked before:
+// visibility, permissions and precondition.
+func (c *change) target(id string, permissions ...string) (*Organization, error) {
+	o, err := c.locked(id)
+	if err != nil {
+		return nil, err
+	}
+	if o == nil || o.DeletedAt != nil || !c.call.Actor.Sees(o.Path) {
+		return nil, NotFound()
+	}
+	return o, permit(c.call.Actor, permissions...)
+}
+
+// locked locks the root of the organization and returns the organization,
+// live or deleted, as it is under that lock; nil if there is none.
+func (c *change) locked(id string) (*Organization, error) {
+	o, err := c.Org(id)
+	if err == nil {
+		if err = c.lock(o.RootID); err == nil {
+			o, err = c.Org(id)
+		}
+	}
+	if errors.Is(err, ErrAbsent) {
+		return nil, nil
+	}
+	return o, err
+}
+
+// entry drafts the audit entry of a change to o, or to something that o owns.
+func (c *change) entry(o *Organization, action string, target audit.Target, changes []audit.Change) audit.Draft {
+	a := c.call.Actor
+	return audit.Draft{ID: c.newID("aud_"), Timestamp: c.at, OrgID: o.ID, Path: o.Path, Action: action,
+		Actor:  audit.Actor{Type: string(a.Kind), ID: a.ID, Name: a.Name},
+		Target: target, Changes: changes,
+		RequestID: c.call.RequestID, IP: c.call.IP, UserAgent: c.call.UserAgent}
+}
+
+// orgEntry drafts the entry of a change to the organization itself.
+func (c *change) orgEntry(o *Organization, action string, changes []audit.Change) audit.Draft {
+	return c.entry(o, action, audit.Target{Type: "organization", ID: o.ID}, changes)
+}
+
+// NotFound is the one answer for organizations that do not exist and for those
+// that the actor cannot see.
+func NotFound() *problem.Error {
+	return problem.New(problem.NotFound, "There is no such organization, or this key cannot see it.")
+}
+
+// permit checks that the actor holds all the permissions.
+func permit(a *key.Actor, permissions ...string) error {
+	for _, p := range permissions {
+		if !a.May(p) {
+			return problem.New(problem.PermissionDenied, "This needs the permission %s.", p).
+				WithFix("Use a key that has %s.", p).With("permission", p)
+		}
+	}
+	return nil
+}
+
+// ETag returns the strong entity tag of the organization's representation.
+func (o *Organization) ETag() string { return etag("org", []*Organization{o}) }
+
+// etag hashes all that a representation made from organizations depends on.
+func etag(kind string, orgs []*Organization) string {
+	h := sha256.New()
+	h.Write([]byte(kind))
+	var buf [16]byte
+	for _, o := range orgs {
+		h.Write([]byte{0})
+		h.Write([]byte(o.Path))
+		binary.BigEndian.PutUint64(buf[:], uint64(o.Version))
+		binary.BigEndian.PutUint64(buf[8:], uint64(o.CreatedAt.UnixMicro()))
+		h.Write(buf[:])
+	}
+	return `"` + base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:12]) + `"`
+}
+
+// CheckMatch checks an If-Match header (RFC 9110, section 13.1.1) against the
+// entity tag of the resource as it is.
+func CheckMatch(ifMatch, etag string) error {
+	if ifMatch == "" || strings.TrimSpace(ifMatch) == "*" {
+		return nil
+	}
+	for tag := range strings.SplitSeq(ifMatch, ",") {
+		if strings.TrimSpace(tag) == etag {
+			return nil
+		}
+	}
+	return problem.New(problem.PreconditionFailed, "The resource has changed: its ETag is now %s.", etag).
+		WithFix("Read the resource again and repeat the change with its new ETag.").With("etag", etag)
+}
+
+// value returns v as JSON.
+func value(v any) jsontext.Value {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("org: value that is not JSON: " + err.Error())
+	}
+	return b
+}
+
+// set returns the change that gives pointer a first value; nothing for an
+// empty one.
+func set(changes []audit.Change, pointer string, v any, empty bool) []audit.Change {
+	if empty {
+		return changes
+	}
+	return append(changes, audit.Change{Pointer: pointer, New: value(v)})
+}
+
+// replaced appends the change from old to new, nothing if they are equal.
+// Empty values count as absent.
+func replaced(changes []audit.Change, pointer, old, new string) []audit.Change {
+	if old == new {
+		return changes
+	}
+	c := audit.Change{Pointer: pointer}
+	if old != "" {
+		c.Old = value(old)
+	}
+	if new != "" {
+		c.New = value(new)
+	}
+	return append(changes, c)
+}
+
+func replacedList(changes []audit.Change, pointer string, old, new []string) []audit.Change {
+	if slices.Equal(old, new) {
+		return changes
+	}
+	c := audit.Change{Pointer: pointer}
+	if len(old) > 0 {
+		c.Old = value(old)
+	}
+	if len(new) > 0 {
+		c.New = value(new)
+	}
+	return append(changes, c)
+}
+
+// Replay returns the stored answer to the actor's earlier request with the
+// same idempotency key; nil if there is none.
+func (s *Service) Replay(ctx context.Context, actor *key.Actor, idempotencyKey string) (*Replay, error) {
+	var r *Replay
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		r, err = tx.Idempotent(actor.ID, idempotencyKey, s.Now().Add(-idempotencyWindow))
+		return err
+	})
+	if errors.Is(err, ErrAbsent) {
+		return nil, nil
+	}
+	return r, err
+}

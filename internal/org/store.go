@@ -1,0 +1,245 @@
+package org
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/usage"
+)
+
+var (
+	// ErrAbsent says that a row does not exist.
+	ErrAbsent = errors.New("no such row")
+	// ErrStale says that a guarded update found another version.
+	ErrStale = errors.New("the row has changed")
+	// ErrReplay says that an idempotency record exists already.
+	ErrReplay = errors.New("the idempotency key is taken")
+)
+
+// TakenError says that an organization cannot be inserted because its id is
+// in use, by a live or by a deleted organization.
+type TakenError struct{ ID string }
+
+func (e *TakenError) Error() string { return "the id " + e.ID + " is taken" }
+
+// Store is a durable, transactional store.
+type Store interface {
+	// Read runs fn on one consistent snapshot. Nothing that fn writes is kept.
+	Read(ctx context.Context, fn func(Tx) error) error
+
+	// Write runs fn in one transaction and returns nil only once its changes
+	// are durable. If fn fails, nothing of it is kept and its error is
+	// returned. fn may run more than once, so it must have no effect other
+	// than through its Tx. When the commit itself fails in a way that leaves
+	// its outcome open, the error has the code problem.OutcomeUnknown; a full
+	// disk is problem.StorageFull; a database that cannot be reached is
+	// problem.Unavailable. After fn has started, ctx no longer cancels it.
+	Write(ctx context.Context, fn func(Tx) error) error
+
+	// Generation returns a number that changes with every change of the
+	// root's tree, at the latest when the Write that made it returns. What was
+	// read after a call of Generation may be kept for as long as Generation
+	// returns the same. Changes made by another process show within a second.
+	Generation(rootID string) uint64
+}
+
+// Tx is what the domain reads and writes within one transaction. Methods that
+// return one row return ErrAbsent when there is none. A Tx is used by one
+// goroutine and not after its function has returned.
+type Tx interface {
+	// Lock serializes all changes to one root's tree: until the transaction
+	// ends no other transaction gets past Lock for the same root. It returns
+	// the head of the root's audit log. ErrAbsent: there is no such log.
+	Lock(rootID string) (*audit.Head, error)
+
+	// Org returns an organization, live or deleted.
+	Org(id string) (*Organization, error)
+	// OrgsByID returns those of the organizations that exist, live or
+	// deleted, in no particular order.
+	OrgsByID(ids []string) ([]*Organization, error)
+	// InsertOrgs inserts organizations. *TakenError if an id is in use.
+	InsertOrgs(orgs []*Organization) error
+	// UpdateOrg writes every changeable column of an organization (name,
+	// type, description, external id, tags, settings, updated_at, version)
+	// if its stored version is still o.Version-1; ErrStale otherwise.
+	UpdateOrg(o *Organization) error
+	// MoveSubtree gives the organization with path oldPath a new parent and
+	// rewrites the paths and depths of its whole subtree, deleted
+	// organizations included; versions and updated_at of the moved
+	// organization alone are set. It returns how many live ones moved.
+	MoveSubtree(rootID, id, newParentID, oldPath, newPath string, depthDelta int, at time.Time) (int64, error)
+	// CountSubtree counts the live organizations at and below path, and
+	// their keys that are not revoked.
+	CountSubtree(rootID, path string) (Counts, error)
+	// DeepestBelow returns the greatest depth in the subtree at path,
+	// deleted organizations included.
+	DeepestBelow(rootID, path string) (int, error)
+	// MarkDeleted marks every live organization at and below path deleted.
+	MarkDeleted(rootID, path, deletionID string, at time.Time) (Counts, error)
+	// MarkRestored brings back what one delete removed.
+	MarkRestored(rootID, deletionID string) (Counts, error)
+	// Orgs returns one page of live organizations.
+	Orgs(q OrgQuery) (OrgPage, error)
+	// Expired returns up to limit organizations that were the top of a delete
+	// made before the given time, oldest first.
+	Expired(before time.Time, limit int) ([]*Organization, error)
+	// Purge removes for good what one delete removed, with its keys, tags,
+	// access events and idempotency records, whether or not parts of it were
+	// moved. Audit entries and consumption stay. If it removed a root, the
+	// root's audit log is closed: its entries are kept, but an organization
+	// that later takes the same id gets a new log. Organizations that were
+	// deleted earlier below it are removed too. It returns how many
+	// organizations it removed.
+	Purge(rootID, deletionID string) (int64, error)
+
+	// Schema returns the JSON Schema of a root's customizations.
+	Schema(rootID string) ([]byte, error)
+	// PutSchema sets it; nil removes it.
+	PutSchema(rootID string, schema []byte) error
+
+	// Key returns a key, revoked or not.
+	Key(id string) (*key.Key, error)
+	InsertKey(k *key.Key) error
+	// UpdateKey writes every column but those of its use (last used) if the
+	// stored version is still k.Version-1; ErrStale otherwise.
+	UpdateKey(k *key.Key) error
+	// Keys returns the keys of an organization that are not revoked, by id
+	// ascending, those with an id greater than after, at most limit.
+	Keys(orgID, after string, limit int) ([]*key.Key, error)
+
+	// NewLog starts the audit log of a new root. The head has its random log
+	// id and size 0; the store sets its epoch.
+	NewLog(head *audit.Head) error
+	// AppendAudit appends entries to a root's log and stores the head that
+	// follows from them.
+	AppendAudit(head *audit.Head, records []audit.Record) error
+	// AuditEntries returns one page of audit entries, newest first.
+	AuditEntries(q AuditQuery) (AuditPage, error)
+
+	// AccessEvents returns one page of access events, newest first.
+	AccessEvents(q AccessQuery) (AccessPage, error)
+
+	// Totals returns what an organization consumed in a month: one Total per
+	// meter and parent it had.
+	Totals(rootID, orgID string, month usage.Month) ([]usage.Total, error)
+
+	// Idempotent returns the stored answer to an earlier request made with
+	// the same idempotency key by the same actor, not older than since.
+	Idempotent(actorID, idempotencyKey string, since time.Time) (*Replay, error)
+	// PutIdempotent stores an answer. ErrReplay if there is one already that
+	// is not older than since; an older one is replaced.
+	PutIdempotent(actorID, idempotencyKey string, since time.Time, r *Replay) error
+}
+
+// Replay is the stored answer to a request with an Idempotency-Key.
+type Replay struct {
+	RequestHash []byte // what identifies the request: its method, target and body
+	Answer      []byte // sealed: it may hold a secret
+	CreatedAt   time.Time
+}
+
+// OrgQuery selects live organizations. Exactly one order applies: by path
+// (depth first) unless NamePrefix, Tag or ExternalID is given; then by that
+// index. One call looks at no more than MaxScan rows.
+type OrgQuery struct {
+	RootID     string // empty: all roots (the operator)
+	Path       string // only the organizations below this path
+	WithSelf   bool   // and the one at Path
+	ParentID   string // only the children of this organization, by id
+	RootsOnly  bool
+	MaxDepth   int    // greatest depth, absolute; 0 for any
+	NamePrefix string // case-insensitive, see FoldName
+	Tag        string
+	ExternalID string
+	After      []string // the position where the last page ended
+	Limit      int
+}
+
+// Matches reports whether a live organization satisfies the filters by name,
+// tag and external id.
+func (q *OrgQuery) Matches(o *Organization) bool {
+	return (q.NamePrefix == "" || strings.HasPrefix(FoldName(o.Name), FoldName(q.NamePrefix))) &&
+		(q.Tag == "" || slices.Contains(o.Tags, q.Tag)) &&
+		(q.ExternalID == "" || q.ExternalID == o.ExternalID)
+}
+
+// OrgPage is one page. Next is the position for OrgQuery.After, nil at the
+// end; a page may be short, even empty, and still have a Next.
+type OrgPage struct {
+	Orgs []*Organization
+	Next []string
+}
+
+// Scope says which organizations of a subtree a log query covers.
+type Scope string
+
+const (
+	ScopeSubtree     Scope = "subtree"
+	ScopeSelf        Scope = "self"
+	ScopeChildren    Scope = "children"
+	ScopeDescendants Scope = "descendants"
+)
+
+// AuditQuery selects the audit entries of the organization with OrgID and
+// Path. Entries belong where their organization was at the time.
+type AuditQuery struct {
+	RootID string
+	OrgID  string
+	Path   string
+	Scope  Scope
+	From   time.Time // inclusive; zero for none
+	To     time.Time // exclusive; zero for none
+	Action string
+	Actor  string // an actor's id
+	Org    string // only entries of this organization
+	Before int64  // only entries with a smaller seq; 0 for all
+	After  int64  // with Ascending: only entries with a seq of at least After
+	// Ascending returns the oldest first, for exports and following.
+	Ascending bool
+	Limit     int
+}
+
+// AuditPage is one page. Next is the position for AuditQuery.Before (or After
+// when ascending), -1 at the end. A page may be short and still have a Next.
+type AuditPage struct {
+	Records []audit.Record
+	Next    int64
+}
+
+// AccessQuery selects the access events of the organization with OrgID and
+// Path (as the tree is now).
+type AccessQuery struct {
+	RootID   string
+	OrgID    string
+	Path     string
+	Scope    Scope // ScopeSelf or ScopeSubtree
+	From     time.Time
+	To       time.Time
+	User     string
+	Action   string
+	Status   string
+	IP       string
+	APIKeyID string
+	Before   AccessPosition // only events before it; zero for all
+	Limit    int
+}
+
+// AccessPosition is a place in the order of events: newest first, then by id
+// descending.
+type AccessPosition struct {
+	At time.Time
+	ID string
+}
+
+// AccessPage is one page. Next is nil at the end; a page may be short and
+// still have a Next.
+type AccessPage struct {
+	Events []access.Event
+	Next   *AccessPosition
+}

@@ -1,0 +1,171 @@
+package org
+
+import (
+	"context"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// OrgUpdate is a change of an organization: what is nil stays. An empty
+// description or external id removes it.
+type OrgUpdate struct {
+	Name           *string
+	Description    *string
+	ExternalID     *string
+	Tags           *[]string
+	Customizations jsontext.Value // a merge patch (RFC 7396); nil for none
+}
+
+// Update changes an organization. Without any difference nothing is written
+// and the receipt is zero.
+func (s *Service) Update(ctx context.Context, call *Call, id string, u OrgUpdate) (*Organization, audit.Receipt, error) {
+	if err := permitMembers(call.Actor, u.Customizations != nil, u.Tags != nil); err != nil {
+		return nil, audit.Receipt{}, err
+	}
+	var after *Organization
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		before, err := c.target(id, key.OrgsWrite)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := CheckMatch(call.IfMatch, before.ETag()); err != nil {
+			return nil, nil, err
+		}
+		var changes []audit.Change
+		after, changes, err = u.Apply(before)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(changes) == 0 {
+			after = before
+			return nil, nil, nil
+		}
+		after.UpdatedAt = c.at
+		if settingsChanged := string(after.Settings.Values) != string(before.Settings.Values); settingsChanged {
+			after.Settings.UpdatedAt = c.at
+			parents, err := c.ancestors(before)
+			if err != nil {
+				return nil, nil, err
+			}
+			if err := c.checkSettings(after, string(before.Settings.Values), after.Settings.Values, layers(parents...)); err != nil {
+				return nil, nil, err
+			}
+		}
+		if err := c.UpdateOrg(after); err != nil {
+			return nil, nil, err
+		}
+		return after, []audit.Draft{c.orgEntry(after, "organization.updated", changes)}, nil
+	})
+	return after, receipt, err
+}
+
+// Apply returns o as it is after the update, and what changed. It is pure; o
+// is left alone.
+func (u *OrgUpdate) Apply(o *Organization) (*Organization, []audit.Change, error) {
+	after := *o
+	after.Version++
+	var changes []audit.Change
+	var p *problem.Error
+	if u.Name != nil {
+		if after.Name, p = CheckName("/name", *u.Name); p != nil {
+			return nil, nil, p
+		}
+		changes = replaced(changes, "/name", o.Name, after.Name)
+	}
+	if u.Description != nil {
+		if after.Description, p = CheckDescription("/description", *u.Description); p != nil {
+			return nil, nil, p
+		}
+		changes = replaced(changes, "/description", o.Description, after.Description)
+	}
+	if u.ExternalID != nil {
+		if after.ExternalID, p = CheckExternalID("/external_id", *u.ExternalID); p != nil {
+			return nil, nil, p
+		}
+		changes = replaced(changes, "/external_id", o.ExternalID, after.ExternalID)
+	}
+	if u.Tags != nil {
+		if after.Tags, p = CheckTags("/tags", *u.Tags); p != nil {
+			return nil, nil, p
+		}
+		changes = replacedList(changes, "/tags", o.Tags, after.Tags)
+	}
+	if u.Customizations != nil {
+		merged, err := MergePatch(o.Settings.Values, u.Customizations)
+		if err != nil {
+			return nil, nil, problem.Body("/customizations", "cannot be merged: %v", err)
+		}
+		if after.Settings.Values, p = CheckSettings("/customizations", merged); p != nil {
+			return nil, nil, p
+		}
+		diff := settingsDiff(o.Settings.Values, after.Settings.Values)
+		if len(diff) == 0 {
+			after.Settings.Values = o.Settings.Values
+		}
+		changes = append(changes, diff...)
+	}
+	return &after, changes, nil
+}
+
+// PutTag adds a tag; adding one that is there changes nothing.
+func (s *Service) PutTag(ctx context.Context, call *Call, id, tag string) (*Organization, audit.Receipt, error) {
+	if p := CheckTag(tag); p != nil {
+		return nil, audit.Receipt{}, p
+	}
+	return s.updateTags(ctx, call, id, func(tags []string) ([]string, error) {
+		return append(tags, tag), nil
+	})
+}
+
+// DeleteTag removes a tag. NotFound if the organization does not have it.
+func (s *Service) DeleteTag(ctx context.Context, call *Call, id, tag string) (*Organization, audit.Receipt, error) {
+	return s.updateTags(ctx, call, id, func(tags []string) ([]string, error) {
+		var rest []string
+		for _, t := range tags {
+			if t != tag {
+				rest = append(rest, t)
+			}
+		}
+		if len(rest) == len(tags) {
+			return nil, problem.New(problem.NotFound, "The organization does not have this tag.")
+		}
+		return rest, nil
+	})
+}
+
+func (s *Service) updateTags(ctx context.Context, call *Call, id string, update func([]string) ([]string, error)) (*Organization, audit.Receipt, error) {
+	var after *Organization
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		before, err := c.target(id, key.TagsWrite)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := CheckMatch(call.IfMatch, before.ETag()); err != nil {
+			return nil, nil, err
+		}
+		tags, err := update(append([]string(nil), before.Tags...))
+		if err != nil {
+			return nil, nil, err
+		}
+		var changes []audit.Change
+		u := OrgUpdate{Tags: &tags}
+		after, changes, err = u.Apply(before)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(changes) == 0 {
+			after = before
+			return nil, nil, nil
+		}
+		after.UpdatedAt = c.at
+		if err := c.UpdateOrg(after); err != nil {
+			return nil, nil, err
+		}
+		return after, []audit.Draft{c.orgEntry(after, "organization.updated", changes)}, nil
+	})
+	return after, receipt, err
+}

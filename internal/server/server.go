@@ -1,0 +1,268 @@
+// Package server puts orgd together: store, recorder, service and API behind
+// one HTTP server.
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/api"
+	"github.com/orgd/orgd/internal/ident"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/store"
+	"github.com/orgd/orgd/internal/web"
+)
+
+// Config says how a server runs.
+type Config struct {
+	DataDir        string // holds the SQLite database, the spool and the operator key
+	Database       string // a postgres:// URL; empty for SQLite in DataDir
+	BasePath       string // a second place where the API is served, such as /api/v1
+	TrustedProxies []netip.Prefix
+	RestoreWindow  time.Duration
+	OperatorKey    string // instead of the one in DataDir
+	SpoolMaxBytes  int64  // how much may wait for the database; 0 for the default
+	Version        string
+	Log            *slog.Logger
+	Now            func() time.Time // nil for the real clock
+}
+
+// Server is a running orgd. Close must be called in the end.
+type Server struct {
+	Service     *org.Service
+	Store       *store.Store
+	Recorder    *access.Recorder
+	OperatorKey string
+	// NewOperatorKey is the file where a first start has written the operator
+	// key; empty otherwise.
+	NewOperatorKey string
+
+	config  Config
+	handler http.Handler
+	started time.Time
+	stop    context.CancelFunc
+	done    chan struct{}
+}
+
+// Open opens the data directory and the database and brings both up to date.
+func Open(ctx context.Context, c Config) (_ *Server, err error) {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("the data directory cannot be made: %w", err)
+	}
+	s := &Server{config: c, started: c.Now(), done: make(chan struct{})}
+	if c.Database == "" {
+		s.Store, err = store.OpenSQLite(ctx, c.DataDir, store.Options{})
+	} else {
+		s.Store, err = store.OpenPostgres(ctx, c.Database, store.Options{})
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.Store.Close()
+		}
+	}()
+	if err := s.operatorKey(); err != nil {
+		return nil, err
+	}
+	s.Recorder, err = access.OpenRecorder(ctx, filepath.Join(c.DataDir, "spool"), s.Store, access.Options{MaxBytes: c.SpoolMaxBytes, Logger: c.Log})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.Recorder.Close(ctx)
+		}
+	}()
+	_, hash, ok := key.ParseToken(s.OperatorKey)
+	if !ok {
+		return nil, errors.New("the operator key is malformed; `orgd keygen` makes one")
+	}
+	s.Service, err = org.NewService(org.Config{Store: s.Store, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
+		RestoreWindow: c.RestoreWindow, OperatorHash: hash})
+	if err != nil {
+		return nil, err
+	}
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_spool_records", Help: "Recorded requests that wait for the database."},
+			func() float64 { n, _ := s.Recorder.Lag(); return float64(n) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_spool_bytes", Help: "Bytes of recorded requests that wait for the database."},
+			func() float64 { _, n := s.Recorder.Lag(); return float64(n) }))
+	a, err := api.New(api.Config{Service: s.Service, Flusher: s.Recorder, Status: s, Now: c.Now,
+		BasePath: c.BasePath, Secret: []byte(s.OperatorKey), Metrics: metrics})
+	if err != nil {
+		return nil, err
+	}
+	s.handler, err = web.NewServer(web.Config{Service: s.Service, Recorder: s.Recorder, Limiter: key.NewLimiter(),
+		Log: c.Log, Now: c.Now, TrustedProxies: c.TrustedProxies, BasePath: c.BasePath, Metrics: metrics}, a.Routes())
+	if err != nil {
+		return nil, err
+	}
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	go s.purge(background)
+	return s, nil
+}
+
+// operatorKey takes the operator key from the configuration, or from the data
+// directory, where the first start writes it.
+func (s *Server) operatorKey() error {
+	if s.OperatorKey = strings.TrimSpace(s.config.OperatorKey); s.OperatorKey != "" {
+		return nil
+	}
+	path := filepath.Join(s.config.DataDir, "operator.key")
+	b, err := os.ReadFile(path)
+	if err == nil {
+		s.OperatorKey = strings.TrimSpace(string(b))
+		if id, _, ok := key.ParseToken(s.OperatorKey); !ok || id != "operator" {
+			return fmt.Errorf("%s does not hold an operator key; `orgd keygen` makes one", path)
+		}
+		return nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the operator key cannot be read: %w", err)
+	}
+	s.OperatorKey, _, _ = key.NewSecret(rand.Reader, "operator")
+	if err := writeSecret(path, s.OperatorKey+"\n"); err != nil {
+		return fmt.Errorf("the operator key cannot be written: %w", err)
+	}
+	s.NewOperatorKey = path
+	return nil
+}
+
+// writeSecret writes a new file that only its owner can read, whole or not at
+// all.
+func writeSecret(path, content string) error {
+	tmp := path + ".new"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	return err
+}
+
+// Handler returns what answers HTTP requests.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+// Timeouts of the HTTP server. A stream extends its write deadline as it goes.
+const (
+	readHeaderTimeout = 10 * time.Second
+	readTimeout       = 60 * time.Second
+	writeTimeout      = 120 * time.Second
+	idleTimeout       = 120 * time.Second
+	drainTimeout      = 25 * time.Second
+)
+
+// Serve answers requests on l until ctx ends, then lets the requests under
+// way finish.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	hs := &http.Server{Handler: s.handler, ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout,
+		WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(s.config.Log.Handler(), slog.LevelWarn)}
+	failed := make(chan error, 1)
+	go func() { failed <- hs.Serve(l) }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	s.config.Log.Info("shutting down: requests under way may finish", "at_most", drainTimeout)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	if err := hs.Shutdown(drain); err != nil {
+		return fmt.Errorf("requests were still under way: %w", errors.Join(err, hs.Close()))
+	}
+	return nil
+}
+
+// Close stores what was recorded and closes the database.
+func (s *Server) Close() error {
+	s.stop()
+	<-s.done
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	return errors.Join(s.Recorder.Close(ctx), s.Store.Close())
+}
+
+// purgeInterval is how often organizations past the restore window are
+// removed for good.
+const purgeInterval = time.Hour
+
+func (s *Server) purge(ctx context.Context) {
+	defer close(s.done)
+	wait := time.NewTimer(time.Minute)
+	defer wait.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-wait.C:
+		}
+		n, err := s.Service.PurgeExpired(ctx)
+		if err != nil && ctx.Err() == nil {
+			s.config.Log.Error("purge failed; it is tried again", "error", err)
+		}
+		if n > 0 {
+			s.config.Log.Info("purged deleted organizations", "organizations", n)
+		}
+		wait.Reset(purgeInterval)
+	}
+}
+
+// Ready fails if the database cannot be reached or nothing can be recorded.
+func (s *Server) Ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return errors.Join(s.Store.Ping(ctx), s.Recorder.Ready())
+}
+
+// Report describes the server and its parts.
+func (s *Server) Report(ctx context.Context) api.Report {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	r := api.Report{Status: "ok", Version: s.config.Version, Database: s.Store.Kind(),
+		UptimeSeconds: int64(s.config.Now().Sub(s.started).Seconds()), Checks: map[string]api.Check{}}
+	check := func(name, failure string, err error) {
+		if err != nil {
+			r.Status = "degraded"
+			r.Checks[name] = api.Check{Status: "failed", Detail: failure}
+			s.config.Log.Warn("check failed", "check", name, "error", err)
+			return
+		}
+		r.Checks[name] = api.Check{Status: "ok"}
+	}
+	check("database", "The database does not answer.", s.Store.Ping(ctx))
+	check("recorder", "The access log cannot be written.", s.Recorder.Ready())
+	return r
+}

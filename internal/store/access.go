@@ -1,0 +1,171 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/org"
+)
+
+const eventColumns = `root_id, at, id, org_id, user_name, action, status, ip, user_agent, method, path, request_id, api_key_id`
+
+func scanEvent(r row) (e access.Event, err error) {
+	var at int64
+	err = r.Scan(&e.RootID, &at, &e.ID, &e.OrgID, &e.User, &e.Action, &e.Status, &e.IP, &e.UserAgent, &e.Method, &e.Path,
+		&e.RequestID, &e.APIKeyID)
+	e.Timestamp = fromMicros(at)
+	return e, err
+}
+
+func (t *tx) AccessEvents(q org.AccessQuery) (org.AccessPage, error) {
+	w := &window{columns: eventColumns, result: eventColumns, from: `access_events AS a`, order: `at DESC, id DESC`, key: `at, id`}
+	w.bound(`root_id = ` + w.arg(q.RootID))
+	if q.Scope == org.ScopeSelf {
+		w.bound(`org_id = ` + w.arg(q.OrgID))
+	}
+	if !q.From.IsZero() {
+		w.bound(`at >= ` + w.arg(micros(q.From)))
+	}
+	if !q.To.IsZero() {
+		w.bound(`at < ` + w.arg(micros(q.To)))
+	}
+	if !q.Before.At.IsZero() || q.Before.ID != "" {
+		w.bound(`(at, id) < (` + w.arg(micros(q.Before.At)) + `, ` + w.arg(q.Before.ID) + `)`)
+	}
+	if q.Scope != org.ScopeSelf && q.Path != q.RootID+"/" {
+		w.want(`EXISTS (SELECT 1 FROM orgs AS o WHERE o.root_id = e.root_id AND o.id = e.org_id
+			AND o.path >= ` + w.arg(q.Path) + ` AND o.path < ` + w.arg(subtreeEnd(q.Path)) + `)`)
+	}
+	for _, f := range []struct{ column, value string }{
+		{`user_name`, q.User}, {`action`, q.Action}, {`status`, q.Status}, {`ip`, q.IP}, {`api_key_id`, q.APIKeyID},
+	} {
+		if f.value != "" {
+			w.want(f.column + ` = ` + w.arg(f.value))
+		}
+	}
+	var page org.AccessPage
+	var at int64
+	var id string
+	more, err := t.page(w, q.Limit, func(r row) error {
+		e, err := scanEvent(r)
+		page.Events = append(page.Events, e)
+		at, id = micros(e.Timestamp), e.ID
+		return err
+	}, into(&at, &id))
+	if more && err == nil {
+		page.Next = &org.AccessPosition{At: fromMicros(at), ID: id}
+	}
+	return page, err
+}
+
+// Flush stores a batch of what was recorded: its events, its usage in the
+// totals of the organizations and all their ancestors, the use of the keys,
+// and its position, all in one transaction. A batch whose position is not
+// after the stored one changes nothing, nor does an event that is stored
+// already. A key's version and the generations stay as they are. Text that
+// the engines could not store, invalid UTF-8 and NUL, is replaced by U+FFFD,
+// so that no client can make a batch impossible to store. Errors are those of
+// Write.
+func (s *Store) Flush(ctx context.Context, b access.Batch) error {
+	totals := rollUp(b.Usage)
+	return s.write(ctx, func(t *tx) error {
+		stored, err := t.spoolPosition(b.SpoolID)
+		if err != nil {
+			return err
+		}
+		if !stored.Before(b.Position) {
+			return nil
+		}
+		_, err = t.exec(`INSERT INTO spool_positions (spool_id, segment, position) VALUES ($1, $2, $3)
+			ON CONFLICT (spool_id) DO UPDATE SET segment = excluded.segment, position = excluded.position`,
+			b.SpoolID, b.Position.Segment, b.Position.Offset)
+		if err != nil {
+			return err
+		}
+		if err := t.insertEvents(b.Events); err != nil {
+			return err
+		}
+		if err := t.addTotals(totals); err != nil {
+			return err
+		}
+		return t.touchKeys(b.Uses)
+	})
+}
+
+// SpoolPosition returns the position of the last batch that was flushed from
+// a spool, zero if there was none.
+func (s *Store) SpoolPosition(ctx context.Context, spoolID string) (p access.Position, err error) {
+	err = s.read(ctx, func(t *tx) error {
+		p, err = t.spoolPosition(spoolID)
+		return err
+	})
+	return p, err
+}
+
+func (t *tx) spoolPosition(spoolID string) (p access.Position, err error) {
+	err = t.queryRow(into(&p.Segment, &p.Offset), `SELECT segment, position FROM spool_positions WHERE spool_id = $1`, spoolID)
+	if errors.Is(err, org.ErrAbsent) {
+		err = nil
+	}
+	return p, err
+}
+
+func (t *tx) insertEvents(events []access.Event) error {
+	return t.execEach(`INSERT INTO access_events (`+eventColumns+`)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT DO NOTHING`,
+		len(events), func(i int) []any {
+			e := &events[i]
+			return []any{e.RootID, micros(e.Timestamp), e.ID, e.OrgID, storable(e.User), storable(e.Action), storable(e.Status),
+				storable(e.IP), storable(e.UserAgent), storable(e.Method), storable(e.Path), storable(e.RequestID), storable(e.APIKeyID)}
+		}, nil)
+}
+
+func storable(s string) string {
+	for i := 0; i < len(s); i++ {
+		if s[i] == 0 || s[i] >= 0x80 {
+			return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+		}
+	}
+	return s
+}
+
+// touchKeys keeps the last use of each secret. Keys are touched in the order
+// of their ids, so that two transactions rarely deadlock.
+func (t *tx) touchKeys(uses []access.KeyUse) error {
+	last := map[string]access.KeyUse{}
+	lastOld := map[string]access.KeyUse{}
+	for _, u := range uses {
+		m := last
+		if u.Old {
+			m = lastOld
+		}
+		if have, ok := m[u.KeyID]; !ok || !u.At.Before(have.At) {
+			m[u.KeyID] = u
+		}
+	}
+	for _, side := range []struct {
+		uses map[string]access.KeyUse
+		text string
+	}{
+		{last, `UPDATE api_keys SET last_used_at = $2, last_used_ip = $3 WHERE id = $1 AND last_used_at < $2`},
+		{lastOld, `UPDATE api_keys SET old_last_used_at = $2, old_last_used_ip = $3
+			WHERE id = $1 AND old_last_used_at < $2 AND length(old_hash) > 0`},
+	} {
+		ids := make([]string, 0, len(side.uses))
+		for id := range side.uses {
+			ids = append(ids, id)
+		}
+		slices.Sort(ids)
+		err := t.execEach(side.text, len(ids), func(i int) []any {
+			u := side.uses[ids[i]]
+			return []any{u.KeyID, micros(u.At), storable(u.IP)}
+		}, nil)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,59 @@
+package store
+
+import (
+	"regexp"
+	"strings"
+
+	"github.com/pressly/goose/v3"
+)
+
+// Kinds of engines, as Store.Kind returns them.
+const (
+	SQLite   = "sqlite"
+	Postgres = "postgres"
+)
+
+// dialect is what differs between the engines. Every SQL text is written once,
+// with $1 placeholders and in what both engines understand, apart from:
+//
+//   - FOR UPDATE [SKIP LOCKED]: SQLite has one writer and needs none;
+//   - json_each($1): the strings of a JSON array in a column named value;
+//   - in the schema, the names of the types, the collation (bytes on both
+//     engines) and WITHOUT ROWID.
+type dialect struct {
+	kind  string
+	goose goose.Dialect
+	// query translates the text of a statement.
+	query func(string) string
+	// schema translates the text of a migration.
+	schema func(string) string
+	// ordersSubquery says that the rows of an ordered subquery keep their
+	// order only if the outer query asks for it. SQLite always keeps it, and
+	// would read and sort the whole subquery if asked.
+	ordersSubquery bool
+}
+
+var (
+	placeholder = regexp.MustCompile(`\$(\d+)`)
+	rowLock     = regexp.MustCompile(` FOR UPDATE( SKIP LOCKED)?`)
+	types       = strings.NewReplacer(
+		"TEXT ", `TEXT COLLATE "C" `, "INTEGER ", "BIGINT ", "BLOB ", "BYTEA ", " WITHOUT ROWID", "")
+)
+
+var sqliteDialect = &dialect{
+	kind:  SQLite,
+	goose: goose.DialectSQLite3,
+	query: func(text string) string {
+		// In SQLite $1 is a name like any other, numbered by its first use.
+		return placeholder.ReplaceAllString(rowLock.ReplaceAllString(text, ""), "?$1")
+	},
+	schema: func(text string) string { return text },
+}
+
+var postgresDialect = &dialect{
+	kind:           Postgres,
+	goose:          goose.DialectPostgres,
+	query:          func(text string) string { return strings.ReplaceAll(text, "json_each(", "json_array_elements_text(") },
+	schema:         types.Replace,
+	ordersSubquery: true,
+}

@@ -1,0 +1,46 @@
+package store
+
+import (
+	"time"
+
+	"github.com/orgd/orgd/internal/org"
+)
+
+func (t *tx) Idempotent(actorID, idempotencyKey string, since time.Time) (*org.Replay, error) {
+	r := &org.Replay{}
+	var createdAt int64
+	err := t.queryRow(into(&r.RequestHash, &r.Answer, &createdAt), `SELECT request_hash, answer, created_at FROM idempotency
+		WHERE actor_id = $1 AND idem_key = $2 AND created_at >= $3`, actorID, idempotencyKey, micros(since))
+	if err != nil {
+		return nil, err
+	}
+	r.CreatedAt = fromMicros(createdAt)
+	return r, nil
+}
+
+// PutIdempotent also removes a few expired records, more than it adds, so
+// that the table holds about one window of them.
+func (t *tx) PutIdempotent(actorID, idempotencyKey string, since time.Time, r *org.Replay) error {
+	n, err := t.exec(`INSERT INTO idempotency (actor_id, idem_key, request_hash, answer, created_at)
+		VALUES ($1, $2, $3, $4, $5)
+		ON CONFLICT (actor_id, idem_key) DO UPDATE
+		SET request_hash = excluded.request_hash, answer = excluded.answer, created_at = excluded.created_at
+		WHERE idempotency.created_at < $6`,
+		actorID, idempotencyKey, notNil(r.RequestHash), notNil(r.Answer), micros(r.CreatedAt), micros(since))
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return org.ErrReplay
+	}
+	_, err = t.exec(`DELETE FROM idempotency WHERE (actor_id, idem_key) IN (SELECT actor_id, idem_key FROM idempotency
+		WHERE created_at < $1 ORDER BY created_at LIMIT 4 FOR UPDATE SKIP LOCKED)`, micros(since))
+	return err
+}
+
+func notNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}

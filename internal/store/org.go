@@ -1,0 +1,462 @@
+package store
+
+import (
+	"errors"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/orgd/orgd/internal/org"
+)
+
+const orgColumns = `root_id, id, parent_id, path, depth, name, type, description, external_id,
+	tags, settings, locked, settings_at, created_at, updated_at, version, deleted_at, deletion_id`
+
+// scanOrg reads orgColumns and then extra columns.
+func scanOrg(r row, extra ...any) (*org.Organization, string, error) {
+	o := &org.Organization{}
+	var tags, values, locked string
+	var settingsAt, createdAt, updatedAt, deletedAt int64
+	dest := append([]any{&o.RootID, &o.ID, &o.ParentID, &o.Path, &o.Depth, &o.Name, (*string)(&o.Type), &o.Description,
+		&o.ExternalID, &tags, &values, &locked, &settingsAt, &createdAt, &updatedAt, &o.Version, &deletedAt, &o.DeletionID}, extra...)
+	if err := r.Scan(dest...); err != nil {
+		return nil, "", err
+	}
+	var err1, err2 error
+	o.Tags, err1 = decodeStrings(tags)
+	o.Settings.Locked, err2 = decodeStrings(locked)
+	o.Settings.Values = jsontext.Value(values)
+	o.Settings.UpdatedAt = fromMicros(settingsAt)
+	o.CreatedAt, o.UpdatedAt = fromMicros(createdAt), fromMicros(updatedAt)
+	o.DeletedAt = optionalTime(deletedAt)
+	return o, tags, errors.Join(err1, err2)
+}
+
+func (t *tx) Org(id string) (o *org.Organization, err error) {
+	var tags string
+	err = t.queryRow(func(r row) error {
+		o, tags, err = scanOrg(r)
+		return err
+	}, `SELECT `+orgColumns+` FROM orgs WHERE id = $1`, id)
+	if err == nil && t.read != nil {
+		t.read[id] = stored{version: o.Version, nameKey: foldName(o.Name), externalID: o.ExternalID, tags: tags}
+	}
+	return o, err
+}
+
+func (t *tx) OrgsByID(ids []string) ([]*org.Organization, error) {
+	list, err := encodeStrings(ids)
+	if err != nil {
+		return nil, err
+	}
+	var orgs []*org.Organization
+	err = t.query(func(r row) error {
+		o, _, err := scanOrg(r)
+		orgs = append(orgs, o)
+		return err
+	}, `SELECT `+orgColumns+` FROM orgs WHERE id IN (SELECT value FROM json_each($1))`, list)
+	return orgs, err
+}
+
+func (t *tx) InsertOrgs(orgs []*org.Organization) error {
+	args := make([][]any, len(orgs))
+	for i, o := range orgs {
+		tags, err1 := encodeStrings(o.Tags)
+		locked, err2 := encodeStrings(o.Settings.Locked)
+		if err := errors.Join(err1, err2); err != nil {
+			return err
+		}
+		args[i] = []any{o.RootID, o.ID, o.ParentID, o.Path, o.Depth, o.Name, foldName(o.Name), string(o.Type), o.Description,
+			o.ExternalID, tags, settings(o), locked, micros(o.Settings.UpdatedAt), micros(o.CreatedAt), micros(o.UpdatedAt), o.Version}
+	}
+	err := t.execEach(`INSERT INTO orgs (root_id, id, parent_id, path, depth, name, name_key, type, description,
+			external_id, tags, settings, locked, settings_at, created_at, updated_at, version,
+			deleted_at, deletion_id, deletion_top)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, 0, '', 0)
+		ON CONFLICT DO NOTHING`,
+		len(orgs), func(i int) []any { return args[i] },
+		func(i int, rows int64) error {
+			if rows == 0 {
+				return &org.TakenError{ID: orgs[i].ID}
+			}
+			return nil
+		})
+	if err != nil {
+		return err
+	}
+	for _, o := range orgs {
+		if err := t.insertTags(o.RootID, o.ID, o.Tags); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settings never stores an empty text, which would be no JSON.
+func settings(o *org.Organization) string {
+	if len(o.Settings.Values) == 0 {
+		return "{}"
+	}
+	return string(o.Settings.Values)
+}
+
+func (t *tx) insertTags(rootID, id string, tags []string) error {
+	if len(tags) == 0 {
+		return nil
+	}
+	return t.execEach(`INSERT INTO org_tags (root_id, tag, org_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
+		len(tags), func(i int) []any { return []any{rootID, tags[i], id} }, nil)
+}
+
+func (t *tx) UpdateOrg(o *org.Organization) error {
+	before, ok := t.read[o.ID]
+	if !ok || before.version != o.Version-1 {
+		if _, err := t.Org(o.ID); errors.Is(err, org.ErrAbsent) {
+			return org.ErrStale
+		} else if err != nil {
+			return err
+		}
+		if before = t.read[o.ID]; before.version != o.Version-1 {
+			return org.ErrStale
+		}
+	}
+	tags, err1 := encodeStrings(o.Tags)
+	locked, err2 := encodeStrings(o.Settings.Locked)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	after := stored{version: o.Version, nameKey: foldName(o.Name), externalID: o.ExternalID, tags: tags}
+	text := `UPDATE orgs SET name = $4, type = $5, description = $6, tags = $7, settings = $8, locked = $9,
+			settings_at = $10, updated_at = $11, version = $3 + 1`
+	args := []any{o.RootID, o.ID, o.Version - 1, o.Name, string(o.Type), o.Description, tags, settings(o), locked,
+		micros(o.Settings.UpdatedAt), micros(o.UpdatedAt)}
+	// Naming an indexed column costs a write to each of its indexes, even if
+	// the value stays the same.
+	if after.nameKey != before.nameKey || after.externalID != before.externalID {
+		text += `, name_key = $12, external_id = $13`
+		args = append(args, after.nameKey, after.externalID)
+	}
+	n, err := t.exec(text+` WHERE root_id = $1 AND id = $2 AND version = $3`, args...)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return org.ErrStale
+	}
+	t.read[o.ID] = after
+	if before.tags == after.tags {
+		return nil
+	}
+	old, err := decodeStrings(before.tags)
+	if err != nil {
+		return err
+	}
+	if gone := without(old, o.Tags); len(gone) > 0 {
+		err := t.execEach(`DELETE FROM org_tags WHERE root_id = $1 AND tag = $2 AND org_id = $3`,
+			len(gone), func(i int) []any { return []any{o.RootID, gone[i], o.ID} }, nil)
+		if err != nil {
+			return err
+		}
+	}
+	return t.insertTags(o.RootID, o.ID, without(o.Tags, old))
+}
+
+// without returns the strings of list that are not in other.
+func without(list, other []string) []string {
+	in := make(map[string]bool, len(other))
+	for _, s := range other {
+		in[s] = true
+	}
+	var rest []string
+	for _, s := range list {
+		if !in[s] {
+			rest = append(rest, s)
+		}
+	}
+	return rest
+}
+
+func (t *tx) MoveSubtree(rootID, id, newParentID, oldPath, newPath string, depthDelta int, at time.Time) (int64, error) {
+	clear(t.read)
+	counts, err := t.CountSubtree(rootID, oldPath)
+	if err != nil {
+		return 0, err
+	}
+	n, err := t.exec(`UPDATE orgs SET parent_id = $3, updated_at = $4, version = version + 1
+		WHERE root_id = $1 AND id = $2`, rootID, id, newParentID, micros(at))
+	if err != nil {
+		return 0, err
+	}
+	if n == 0 {
+		return 0, org.ErrAbsent
+	}
+	_, err = t.exec(`UPDATE orgs SET path = $4 || substr(path, $5), depth = depth + $6
+		WHERE root_id = $1 AND path >= $2 AND path < $3`,
+		rootID, oldPath, subtreeEnd(oldPath), newPath, len(oldPath)+1, depthDelta)
+	return counts.Organizations, err
+}
+
+func (t *tx) CountSubtree(rootID, path string) (c org.Counts, err error) {
+	end := subtreeEnd(path)
+	err = t.queryRow(into(&c.Organizations),
+		`SELECT count(*) FROM orgs WHERE root_id = $1 AND path >= $2 AND path < $3 AND deleted_at = 0`, rootID, path, end)
+	if err != nil {
+		return c, err
+	}
+	err = t.queryRow(into(&c.APIKeys), `SELECT count(*) FROM orgs o CROSS JOIN api_keys k
+		WHERE o.root_id = $1 AND o.path >= $2 AND o.path < $3 AND o.deleted_at = 0
+		AND k.root_id = o.root_id AND k.org_id = o.id AND k.revoked_at = 0`, rootID, path, end)
+	return c, err
+}
+
+func (t *tx) DeepestBelow(rootID, path string) (depth int, err error) {
+	err = t.queryRow(into(&depth), `SELECT coalesce(max(depth), 0) FROM orgs
+		WHERE root_id = $1 AND path >= $2 AND path < $3`, rootID, path, subtreeEnd(path))
+	return depth, err
+}
+
+func (t *tx) MarkDeleted(rootID, path, deletionID string, at time.Time) (org.Counts, error) {
+	clear(t.read)
+	counts, err := t.CountSubtree(rootID, path)
+	if err != nil {
+		return counts, err
+	}
+	_, err = t.exec(`UPDATE orgs SET deleted_at = $4, deletion_id = $5,
+			deletion_top = CASE WHEN path = $2 THEN 1 ELSE 0 END, version = version + 1
+		WHERE root_id = $1 AND path >= $2 AND path < $3 AND deleted_at = 0`,
+		rootID, path, subtreeEnd(path), micros(at), deletionID)
+	return counts, err
+}
+
+func (t *tx) MarkRestored(rootID, deletionID string) (c org.Counts, err error) {
+	clear(t.read)
+	err = t.queryRow(into(&c.APIKeys), `SELECT count(*) FROM orgs o CROSS JOIN api_keys k
+		WHERE o.root_id = $1 AND o.deletion_id = $2 AND o.deletion_id <> ''
+		AND k.root_id = o.root_id AND k.org_id = o.id AND k.revoked_at = 0`, rootID, deletionID)
+	if err != nil {
+		return c, err
+	}
+	c.Organizations, err = t.exec(`UPDATE orgs SET deleted_at = 0, deletion_id = '', deletion_top = 0, version = version + 1
+		WHERE root_id = $1 AND deletion_id = $2 AND deletion_id <> ''`, rootID, deletionID)
+	return c, err
+}
+
+func (t *tx) Expired(before time.Time, limit int) ([]*org.Organization, error) {
+	var orgs []*org.Organization
+	err := t.query(func(r row) error {
+		o, _, err := scanOrg(r)
+		orgs = append(orgs, o)
+		return err
+	}, `SELECT `+orgColumns+` FROM orgs WHERE deletion_top = 1 AND deleted_at < $1 ORDER BY deleted_at, id LIMIT $2`,
+		micros(before), int64(limit))
+	return orgs, err
+}
+
+func (t *tx) Purge(rootID, deletionID string) (int64, error) {
+	clear(t.read)
+	var path string
+	var deletedAt int64
+	err := t.queryRow(into(&path, &deletedAt), `SELECT path, deleted_at FROM orgs
+		WHERE root_id = $1 AND deletion_id = $2 AND deletion_id <> '' AND deletion_top = 1`, rootID, deletionID)
+	if errors.Is(err, org.ErrAbsent) {
+		return 0, nil
+	} else if err != nil {
+		return 0, err
+	}
+	// Whatever lies below a deleted organization is deleted too, by the same
+	// delete or by an earlier one, and a move takes all of it along.
+	args := []any{rootID, path, subtreeEnd(path)}
+	const purged = `(SELECT id FROM orgs WHERE root_id = $1 AND path >= $2 AND path < $3 AND deleted_at <> 0)`
+	for _, text := range []string{
+		`DELETE FROM idempotency WHERE actor_id IN (SELECT id FROM api_keys WHERE root_id = $1 AND org_id IN ` + purged + `)`,
+		`DELETE FROM api_keys WHERE root_id = $1 AND org_id IN ` + purged,
+		`DELETE FROM access_events WHERE root_id = $1 AND org_id IN ` + purged,
+		`DELETE FROM org_tags WHERE root_id = $1 AND org_id IN ` + purged,
+	} {
+		if _, err := t.exec(text, args...); err != nil {
+			return 0, err
+		}
+	}
+	n, err := t.exec(`DELETE FROM orgs WHERE root_id = $1 AND path >= $2 AND path < $3 AND deleted_at <> 0`, args...)
+	if err != nil || path != rootID+"/" {
+		return n, err
+	}
+	if err := t.PutSchema(rootID, nil); err != nil {
+		return 0, err
+	}
+	_, err = t.exec(`UPDATE audit_heads SET closed_at = $2 WHERE root_id = $1 AND closed_at = 0`, rootID, deletedAt)
+	return n, err
+}
+
+func (t *tx) Schema(rootID string) ([]byte, error) {
+	var content string
+	err := t.queryRow(into(&content), `SELECT content FROM customization_schemas WHERE root_id = $1`, rootID)
+	if err != nil {
+		return nil, err
+	}
+	return []byte(content), nil
+}
+
+func (t *tx) PutSchema(rootID string, schema []byte) error {
+	if schema == nil {
+		_, err := t.exec(`DELETE FROM customization_schemas WHERE root_id = $1`, rootID)
+		return err
+	}
+	_, err := t.exec(`INSERT INTO customization_schemas (root_id, content) VALUES ($1, $2)
+		ON CONFLICT (root_id) DO UPDATE SET content = excluded.content`, rootID, string(schema))
+	return err
+}
+
+func (t *tx) Orgs(q org.OrgQuery) (org.OrgPage, error) {
+	w := &window{columns: orgColumns + `, name_key`, from: `orgs AS o`, result: orgColumns + `, name_key`}
+	if q.RootID == "" && q.Path != "" {
+		q.RootID = org.SplitPath(q.Path)[0]
+	}
+	if q.RootID == "" && q.ParentID != "" {
+		parent, err := t.Org(q.ParentID)
+		if errors.Is(err, org.ErrAbsent) {
+			return org.OrgPage{}, nil
+		} else if err != nil {
+			return org.OrgPage{}, err
+		}
+		q.RootID = parent.RootID
+	}
+	position := func(o *org.Organization, nameKey string) []string { return []string{o.ID} }
+	prefix := foldName(q.NamePrefix)
+	rooted := func(column string) {
+		if q.RootID != "" {
+			w.bound(column + ` = ` + w.arg(q.RootID))
+		}
+	}
+	after := func(column string) {
+		if len(q.After) == 1 {
+			w.bound(column + ` > ` + w.arg(q.After[0]))
+		}
+	}
+
+	// The list that the window moves over, in the order of one index.
+	switch {
+	case q.ExternalID != "":
+		w.order, w.key = `id`, `id`
+		rooted(`root_id`)
+		w.bound(`external_id = ` + w.arg(q.ExternalID) + ` AND external_id <> '' AND deleted_at = 0`)
+		after(`id`)
+	case q.Tag != "":
+		w.from = `org_tags AS t CROSS JOIN orgs AS o`
+		w.columns, w.order, w.key = `o.*, t.org_id`, `org_id`, `org_id`
+		rooted(`t.root_id`)
+		w.bound(`t.tag = ` + w.arg(q.Tag) + ` AND o.root_id = t.root_id AND o.id = t.org_id`)
+		after(`t.org_id`)
+		w.want(`deleted_at = 0`)
+	case q.NamePrefix != "":
+		w.order, w.key = `name_key, id`, `name_key, id`
+		position = func(o *org.Organization, nameKey string) []string { return []string{nameKey, o.ID} }
+		rooted(`root_id`)
+		w.bound(`name_key >= ` + w.arg(prefix) + ` AND deleted_at = 0`)
+		if end := prefixEnd(prefix); end != "" {
+			w.bound(`name_key < ` + w.arg(end))
+		}
+		if len(q.After) == 2 {
+			w.bound(`(name_key, id) > (` + w.arg(q.After[0]) + `, ` + w.arg(q.After[1]) + `)`)
+		}
+	case q.ParentID != "":
+		w.order, w.key = `id`, `id`
+		rooted(`root_id`)
+		w.bound(`parent_id = ` + w.arg(q.ParentID) + ` AND deleted_at = 0`)
+		after(`id`)
+	case q.RootsOnly:
+		w.order, w.key = `path`, `path`
+		position = func(o *org.Organization, nameKey string) []string { return []string{o.Path} }
+		w.bound(`parent_id = '' AND deleted_at = 0`)
+		after(`path`)
+	default:
+		w.order, w.key = `root_id, path`, `path`
+		position = func(o *org.Organization, nameKey string) []string { return []string{o.Path} }
+		rooted(`root_id`)
+		switch {
+		case len(q.After) != 1:
+		case q.RootID != "":
+			after(`path`)
+		default:
+			w.bound(`(root_id, path) > (` + w.arg(org.SplitPath(q.After[0])[0]) + `, ` + w.arg(q.After[0]) + `)`)
+		}
+		if q.Path != "" {
+			w.bound(`path >= ` + w.arg(q.Path) + ` AND path < ` + w.arg(subtreeEnd(q.Path)))
+		}
+		w.want(`deleted_at = 0`)
+	}
+
+	if q.Path != "" {
+		w.want(`path >= ` + w.arg(q.Path) + ` AND path < ` + w.arg(subtreeEnd(q.Path)))
+		if !q.WithSelf {
+			w.want(`path <> ` + w.arg(q.Path))
+		}
+	}
+	if q.RootID != "" && q.RootsOnly {
+		w.want(`root_id = ` + w.arg(q.RootID))
+	}
+	if q.ParentID != "" {
+		w.want(`parent_id = ` + w.arg(q.ParentID))
+	}
+	if q.RootsOnly {
+		w.want(`parent_id = ''`)
+	}
+	if q.MaxDepth > 0 {
+		w.want(`depth <= ` + w.arg(q.MaxDepth))
+	}
+	if q.NamePrefix != "" {
+		w.want(`name_key >= ` + w.arg(prefix))
+		if end := prefixEnd(prefix); end != "" {
+			w.want(`name_key < ` + w.arg(end))
+		}
+	}
+	if q.Tag != "" && q.ExternalID != "" {
+		w.want(`EXISTS (SELECT 1 FROM org_tags AS t WHERE t.root_id = e.root_id AND t.tag = ` + w.arg(q.Tag) + ` AND t.org_id = e.id)`)
+	}
+
+	var p org.OrgPage
+	var next []string
+	more, err := t.page(w, q.Limit, func(r row) error {
+		var nameKey string
+		o, _, err := scanOrg(r, &nameKey)
+		if err != nil {
+			return err
+		}
+		p.Orgs = append(p.Orgs, o)
+		next = position(o, nameKey)
+		return nil
+	}, func(r row) error {
+		next = make([]string, strings.Count(w.key, ",")+1)
+		dest := make([]any, len(next))
+		for i := range next {
+			dest[i] = &next[i]
+		}
+		return r.Scan(dest...)
+	})
+	if more {
+		p.Next = next
+	}
+	return p, err
+}
+
+// prefixEnd returns the first string after all those that start with prefix,
+// empty if there is none. UTF-8 sorts by bytes as by code points.
+func prefixEnd(prefix string) string {
+	for prefix != "" {
+		r, size := utf8.DecodeLastRuneInString(prefix)
+		prefix = prefix[:len(prefix)-size]
+		switch {
+		case r == utf8.MaxRune:
+		case r == 0xD7FF: // the surrogates follow
+			return prefix + "\uE000"
+		default:
+			return prefix + string(r+1)
+		}
+	}
+	return ""
+}
+
+// foldName is how a name is compared in searches.
+func foldName(name string) string { return strings.ToLower(name) }

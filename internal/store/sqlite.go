@@ -1,0 +1,640 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+	"github.com/ncruces/go-sqlite3/driver"
+
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// Bounds of one group commit: how many changes share a commit, and how long
+// the first of them waits for the others.
+const (
+	groupSize = 256
+	groupTime = 20 * time.Millisecond
+)
+
+// A WAL of checkpointPages pages is copied into the database. Many small
+// changes to the same pages are then copied once.
+const checkpointPages = 20_000
+
+// OpenSQLite opens the database orgd.db in dir, which it creates with mode
+// 0700 if need be, and brings its schema up to date. It refuses a directory
+// that another process has open.
+//
+// The database runs in WAL mode with synchronous=FULL: what a Write has
+// acknowledged survives a power cut. All changes go through one goroutine,
+// which commits those that wait together (group commit).
+func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("the data directory cannot be created: %w", err)
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	e := &sqliteEngine{
+		path:  filepath.Join(dir, "orgd.db"),
+		lock:  lock,
+		queue: make(chan *job, 4*groupSize),
+		done:  make(chan struct{}),
+	}
+	if err := e.open(ctx, o); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("the database %s cannot be opened: %w", e.path, err)
+	}
+	return &Store{engine: e}, nil
+}
+
+// lockDir keeps other processes out of the data directory for as long as the
+// returned file is open.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "orgd.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("the data directory cannot be used: %w", err)
+	}
+	locked, err := tryLock(f)
+	if err == nil && !locked {
+		err = errors.New("another process is using it; stop that process, or choose another data directory")
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("the data directory %s cannot be used: %w", dir, err)
+	}
+	return f, nil
+}
+
+type sqliteEngine struct {
+	path  string
+	lock  *os.File
+	queue chan *job
+	done  chan struct{} // closed when the writer has ended
+
+	writer  *sqliteConn // used by the writer goroutine alone; nil after a failed reopen
+	readers readers
+
+	// closing guards queue against sends after its close.
+	closing sync.RWMutex
+	closed  bool
+}
+
+func (e *sqliteEngine) kind() string { return SQLite }
+
+func (e *sqliteEngine) open(ctx context.Context, o Options) error {
+	writer, err := openSQLite(e.path, false)
+	if err != nil {
+		return err
+	}
+	// The database may be new: the mode of its files must not depend on umask.
+	if err := os.Chmod(e.path, 0o600); err != nil {
+		writer.close()
+		return err
+	}
+	db, err := driver.Open("file:" + (&url.URL{Path: filepath.ToSlash(e.path)}).EscapedPath())
+	if err != nil {
+		writer.close()
+		return err
+	}
+	defer db.Close()
+	if err := migrate(ctx, db, sqliteDialect); err != nil {
+		writer.close()
+		return err
+	}
+	n := o.Readers
+	if n <= 0 {
+		n = max(4, 2*runtime.GOMAXPROCS(0))
+	}
+	e.writer = writer
+	e.readers = readers{path: e.path, tokens: make(chan struct{}, n)}
+	go e.run()
+	return nil
+}
+
+func errClosed() error {
+	return problem.New(problem.Unavailable, "The server is shutting down.")
+}
+
+func (e *sqliteEngine) close() error {
+	e.closing.Lock()
+	if e.closed {
+		e.closing.Unlock()
+		return nil
+	}
+	e.closed = true
+	close(e.queue)
+	e.closing.Unlock()
+	<-e.done
+	return errors.Join(e.readers.close(), e.writer.close(), e.lock.Close())
+}
+
+func (e *sqliteEngine) ping(ctx context.Context) error {
+	return e.read(ctx, func(t *tx) error {
+		var n int64
+		return t.queryRow(into(&n), `SELECT 1`)
+	})
+}
+
+func (e *sqliteEngine) read(ctx context.Context, fn func(*tx) error) error {
+	c, err := e.readers.get(ctx)
+	if err != nil {
+		return err
+	}
+	// A connection that panicked or failed is in no known state.
+	healthy := false
+	defer func() { e.readers.put(c, healthy) }()
+	if _, err := c.exec(`BEGIN`); err != nil {
+		return sqliteProblem(err)
+	}
+	t := &tx{conn: c, d: sqliteDialect}
+	err = fn(t)
+	if t.err != nil {
+		return sqliteProblem(t.err)
+	}
+	if _, err := c.exec(`COMMIT`); err != nil {
+		return sqliteProblem(err)
+	}
+	healthy = true
+	return err
+}
+
+// A job is one change that waits for the writer.
+type job struct {
+	fn        func(*tx) error
+	committed func([]string)
+	state     atomic.Int32
+	roots     []string
+	err       error
+	done      chan struct{}
+}
+
+const (
+	jobQueued int32 = iota
+	jobStarted
+	jobAbandoned
+)
+
+func (e *sqliteEngine) write(ctx context.Context, fn func(*tx) error, committed func([]string)) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	j := &job{fn: fn, committed: committed, done: make(chan struct{})}
+	e.closing.RLock()
+	if e.closed {
+		e.closing.RUnlock()
+		return errClosed()
+	}
+	select {
+	case e.queue <- j:
+		e.closing.RUnlock()
+	case <-ctx.Done():
+		e.closing.RUnlock()
+		return ctx.Err()
+	}
+	select {
+	case <-j.done:
+	case <-ctx.Done():
+		if j.state.CompareAndSwap(jobQueued, jobAbandoned) {
+			return ctx.Err()
+		}
+		<-j.done
+	}
+	return j.err
+}
+
+// run is the writer goroutine.
+func (e *sqliteEngine) run() {
+	defer close(e.done)
+	for j := range e.queue {
+		e.commitGroup(j)
+	}
+}
+
+// commitGroup runs first and the jobs that wait behind it in one transaction.
+func (e *sqliteEngine) commitGroup(first *job) {
+	if err := e.begin(); err != nil {
+		first.err = sqliteProblem(err)
+		close(first.done)
+		return
+	}
+	var group []*job // those whose changes are in the transaction
+	start := time.Now()
+	for j := first; j != nil; j = e.next(start, len(group)) {
+		if !j.state.CompareAndSwap(jobQueued, jobStarted) {
+			continue
+		}
+		lost := e.runJob(j, len(group) > 0)
+		if j.err == nil {
+			group = append(group, j)
+		} else {
+			close(j.done)
+		}
+		if lost != nil {
+			// SQLite has rolled the transaction back.
+			e.answer(group, sqliteProblem(lost), false)
+			return
+		}
+	}
+	_, err := e.writer.exec(`COMMIT`)
+	if err == nil {
+		e.answer(group, nil, true)
+		return
+	}
+	if errors.Is(err, sqlite3.FULL) && e.rollback() == nil {
+		// The frame that would have made the commit count was not written.
+		e.answer(group, sqliteProblem(err), false)
+		return
+	}
+	e.reopen()
+	e.answer(group, outcomeUnknown(err), true)
+}
+
+// next returns a further job for the group, nil if none waits or the group is
+// full.
+func (e *sqliteEngine) next(start time.Time, size int) *job {
+	if size >= groupSize || size > 0 && time.Since(start) > groupTime {
+		return nil
+	}
+	select {
+	case j := <-e.queue:
+		return j
+	default:
+		return nil
+	}
+}
+
+// answer ends the jobs of a group with err. committed says that their changes
+// are in the database, or may be.
+func (e *sqliteEngine) answer(group []*job, err error, committed bool) {
+	if committed {
+		for _, j := range group {
+			j.committed(j.roots)
+		}
+	}
+	for _, j := range group {
+		j.err = err
+		close(j.done)
+	}
+}
+
+func (e *sqliteEngine) begin() (err error) {
+	if e.writer == nil {
+		if e.writer, err = openSQLite(e.path, false); err != nil {
+			return err
+		}
+	}
+	_, err = e.writer.exec(`BEGIN IMMEDIATE`)
+	if err != nil {
+		e.reopen()
+	}
+	return err
+}
+
+func (e *sqliteEngine) rollback() error {
+	if e.writer.c.GetAutocommit() {
+		return nil
+	}
+	_, err := e.writer.exec(`ROLLBACK`)
+	return err
+}
+
+// reopen gives the writer a new connection, now or with the next group.
+func (e *sqliteEngine) reopen() {
+	e.writer.close()
+	e.writer, _ = openSQLite(e.path, false)
+}
+
+// runJob runs a job within the group's transaction. If the job fails, its
+// changes are undone and nobody else's: by a savepoint, which is set before
+// its first change unless the transaction holds no other changes yet. If the
+// whole transaction is gone, runJob returns the reason.
+func (e *sqliteEngine) runJob(j *job, shared bool) (lost error) {
+	c := &jobConn{sqliteConn: e.writer, savepoint: shared}
+	t := &tx{conn: c, d: sqliteDialect, read: map[string]stored{}}
+	err := protect(func() error { return j.fn(t) })
+	if t.err != nil {
+		err = sqliteProblem(t.err)
+	}
+	if err == nil && c.saved {
+		if _, err = e.writer.exec(`RELEASE job`); err != nil {
+			t.err, err = err, sqliteProblem(err)
+		}
+	}
+	j.err, j.roots = err, t.locked
+	if err == nil {
+		return nil
+	}
+	if e.writer.c.GetAutocommit() {
+		if t.err == nil {
+			t.err = errors.New("the transaction has ended early")
+		}
+		return t.err
+	}
+	switch {
+	case !c.wrote:
+		return nil
+	case c.saved:
+		if _, err = e.writer.exec(`ROLLBACK TO job`); err == nil {
+			_, err = e.writer.exec(`RELEASE job`)
+		}
+	default:
+		if err = e.rollback(); err == nil {
+			err = e.begin()
+		}
+	}
+	if err != nil {
+		e.reopen()
+		return err
+	}
+	return nil
+}
+
+// protect turns a panic into an error.
+func protect(fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			buf := make([]byte, 8<<10)
+			err = fmt.Errorf("panic in a transaction: %v\n%s", p, buf[:runtime.Stack(buf, false)])
+		}
+	}()
+	return fn()
+}
+
+// jobConn is the writer's connection as one job uses it.
+type jobConn struct {
+	*sqliteConn
+	savepoint bool // set one before the first change
+	saved     bool // it has been set
+	wrote     bool
+}
+
+func (c *jobConn) beforeWrite() error {
+	if c.wrote {
+		return nil
+	}
+	if c.savepoint {
+		if _, err := c.sqliteConn.exec(`SAVEPOINT job`); err != nil {
+			return err
+		}
+		c.saved = true
+	}
+	c.wrote = true
+	return nil
+}
+
+func (c *jobConn) exec(text string, args ...any) (int64, error) {
+	if err := c.beforeWrite(); err != nil {
+		return 0, err
+	}
+	return c.sqliteConn.exec(text, args...)
+}
+
+func (c *jobConn) execEach(text string, n int, args func(i int) []any, changed func(i int, rows int64) error) error {
+	if err := c.beforeWrite(); err != nil {
+		return err
+	}
+	return c.sqliteConn.execEach(text, n, args, changed)
+}
+
+// sqliteProblem says what an error of SQLite means to a caller. In a
+// statement or at the begin of a transaction, such an error means that
+// nothing was changed.
+func sqliteProblem(err error) error {
+	var code sqlite3.ErrorCode
+	if !errors.As(err, &code) {
+		return err
+	}
+	switch code {
+	case sqlite3.FULL:
+		return problem.New(problem.StorageFull, "The server's disk is full; nothing was changed.").
+			WithFix("Repeat the request once the operator has freed space.").WithCause(err)
+	case sqlite3.IOERR, sqlite3.CANTOPEN, sqlite3.BUSY, sqlite3.LOCKED, sqlite3.READONLY, sqlite3.NOMEM, sqlite3.PROTOCOL:
+		p := problem.New(problem.Unavailable, "The database does not work at the moment.").WithCause(err)
+		p.RetryAfter = time.Second
+		return p
+	}
+	return err
+}
+
+// readers is a pool of connections that only read. The connection that was
+// returned last is handed out first: its page cache is warm.
+type readers struct {
+	path   string
+	tokens chan struct{} // one for each connection in use
+
+	mu     sync.Mutex
+	idle   []*sqliteConn
+	closed bool
+}
+
+func (p *readers) get(ctx context.Context) (*sqliteConn, error) {
+	select {
+	case p.tokens <- struct{}{}:
+	default:
+		select {
+		case p.tokens <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		<-p.tokens
+		return nil, errClosed()
+	}
+	if n := len(p.idle); n > 0 {
+		c := p.idle[n-1]
+		p.idle = p.idle[:n-1]
+		p.mu.Unlock()
+		return c, nil
+	}
+	p.mu.Unlock()
+	c, err := openSQLite(p.path, true)
+	if err != nil {
+		<-p.tokens
+		return nil, sqliteProblem(err)
+	}
+	return c, nil
+}
+
+func (p *readers) put(c *sqliteConn, healthy bool) {
+	if healthy {
+		p.mu.Lock()
+		p.idle = append(p.idle, c)
+		p.mu.Unlock()
+	} else {
+		c.close()
+	}
+	<-p.tokens
+}
+
+// close waits for the connections in use.
+func (p *readers) close() error {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	for range cap(p.tokens) {
+		p.tokens <- struct{}{}
+	}
+	var errs []error
+	for _, c := range p.idle {
+		errs = append(errs, c.close())
+	}
+	for range cap(p.tokens) {
+		<-p.tokens
+	}
+	return errors.Join(errs...)
+}
+
+// sqliteConn is a connection with its prepared statements.
+type sqliteConn struct {
+	c     *sqlite3.Conn
+	stmts map[string]*sqlite3.Stmt
+}
+
+func openSQLite(path string, readOnly bool) (*sqliteConn, error) {
+	c, err := sqlite3.OpenFlags(path, sqlite3.OPEN_READWRITE|sqlite3.OPEN_CREATE)
+	if err != nil {
+		return nil, err
+	}
+	pragmas := fmt.Sprintf(`PRAGMA busy_timeout = 10000;
+		PRAGMA journal_mode = WAL;
+		PRAGMA synchronous = FULL;
+		PRAGMA wal_autocheckpoint = %d;
+		PRAGMA journal_size_limit = 134217728;
+		PRAGMA temp_store = MEMORY;
+		PRAGMA trusted_schema = OFF;
+		PRAGMA secure_delete = ON;
+		PRAGMA cache_size = -16000;`, checkpointPages)
+	if readOnly {
+		pragmas = `PRAGMA busy_timeout = 10000;
+		PRAGMA temp_store = MEMORY;
+		PRAGMA trusted_schema = OFF;
+		PRAGMA query_only = ON;
+		PRAGMA cache_size = -8000;`
+	}
+	if err := c.Exec(pragmas); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return &sqliteConn{c: c, stmts: map[string]*sqlite3.Stmt{}}, nil
+}
+
+// close is safe on a nil connection.
+func (c *sqliteConn) close() error {
+	if c == nil {
+		return nil
+	}
+	for _, s := range c.stmts {
+		s.Close()
+	}
+	return c.c.Close()
+}
+
+func (c *sqliteConn) prepare(text string) (*sqlite3.Stmt, error) {
+	if s, ok := c.stmts[text]; ok {
+		return s, nil
+	}
+	s, _, err := c.c.PrepareFlags(sqliteDialect.query(text), sqlite3.PREPARE_PERSISTENT)
+	if err != nil {
+		return nil, fmt.Errorf("%w in %s", err, text)
+	}
+	c.stmts[text] = s
+	return s, nil
+}
+
+func bind(s *sqlite3.Stmt, args []any) (err error) {
+	for i, arg := range args {
+		switch v := arg.(type) {
+		case string:
+			err = s.BindText(i+1, v)
+		case int64:
+			err = s.BindInt64(i+1, v)
+		case int:
+			err = s.BindInt64(i+1, int64(v))
+		case []byte:
+			err = s.BindBlob(i+1, v)
+		default:
+			err = fmt.Errorf("argument of type %T", arg)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *sqliteConn) exec(text string, args ...any) (int64, error) {
+	s, err := c.prepare(text)
+	if err != nil {
+		return 0, err
+	}
+	if err := bind(s, args); err != nil {
+		return 0, err
+	}
+	if err := s.Exec(); err != nil {
+		return 0, err
+	}
+	return c.c.Changes(), nil
+}
+
+func (c *sqliteConn) execEach(text string, n int, args func(i int) []any, changed func(i int, rows int64) error) error {
+	for i := range n {
+		rows, err := c.exec(text, args(i)...)
+		if err == nil {
+			err = changed(i, rows)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *sqliteConn) query(scan func(row) error, text string, args ...any) error {
+	s, err := c.prepare(text)
+	if err != nil {
+		return err
+	}
+	if err := bind(s, args); err != nil {
+		return err
+	}
+	for s.Step() {
+		if err := scan(sqliteRow{s}); err != nil {
+			s.Reset()
+			return err
+		}
+	}
+	return s.Reset()
+}
+
+type sqliteRow struct{ s *sqlite3.Stmt }
+
+func (r sqliteRow) Scan(dest ...any) error {
+	for i, d := range dest {
+		switch v := d.(type) {
+		case *string:
+			*v = r.s.ColumnText(i)
+		case *int64:
+			*v = r.s.ColumnInt64(i)
+		case *int:
+			*v = int(r.s.ColumnInt64(i))
+		case *[]byte:
+			*v = r.s.ColumnBlob(i, []byte{})
+		default:
+			return fmt.Errorf("column %d into a %T", i, d)
+		}
+	}
+	return r.s.Err()
+}

@@ -1,0 +1,125 @@
+// Package store keeps everything that orgd knows in SQLite or in PostgreSQL.
+// It is the only package that knows SQL. Both engines share one set of SQL
+// texts; what differs is in a dialect.
+package store
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// Options tune a store. The zero value is what production uses.
+type Options struct {
+	// Readers is the greatest number of connections that read at once; 0 for
+	// a number that suits the machine. On PostgreSQL it bounds all
+	// connections but that of the listener.
+	Readers int
+}
+
+// Store implements org.Store and access.Sink. It is safe for concurrent use.
+type Store struct {
+	engine      engine
+	generations generations
+}
+
+var (
+	_ org.Store   = (*Store)(nil)
+	_ access.Sink = (*Store)(nil)
+)
+
+// engine runs transactions. Its errors are those of org.Store.
+type engine interface {
+	kind() string
+	read(ctx context.Context, fn func(*tx) error) error
+	// write calls committed with the roots that the transaction locked, after
+	// the commit and before write returns. It does so too when the outcome of
+	// the commit is unknown.
+	write(ctx context.Context, fn func(*tx) error, committed func(roots []string)) error
+	ping(ctx context.Context) error
+	close() error
+}
+
+// Kind returns the engine: SQLite or Postgres.
+func (s *Store) Kind() string { return s.engine.kind() }
+
+// Read implements org.Store.
+func (s *Store) Read(ctx context.Context, fn func(org.Tx) error) error {
+	return s.engine.read(ctx, func(t *tx) error { return fn(t) })
+}
+
+// Write implements org.Store.
+func (s *Store) Write(ctx context.Context, fn func(org.Tx) error) error {
+	return s.write(ctx, func(t *tx) error { return fn(t) })
+}
+
+func (s *Store) read(ctx context.Context, fn func(*tx) error) error {
+	return s.engine.read(ctx, fn)
+}
+
+func (s *Store) write(ctx context.Context, fn func(*tx) error) error {
+	return s.engine.write(ctx, fn, s.generations.changed)
+}
+
+// Generation implements org.Store.
+func (s *Store) Generation(rootID string) uint64 { return s.generations.of(rootID) }
+
+// Ping reports whether the database answers.
+func (s *Store) Ping(ctx context.Context) error { return s.engine.ping(ctx) }
+
+// Close waits for the transactions under way and closes the database. Later
+// calls fail with problem.Unavailable.
+func (s *Store) Close() error { return s.engine.close() }
+
+// outcomeUnknown is the error of a commit that failed in a way that leaves
+// open whether it happened.
+func outcomeUnknown(err error) error {
+	return problem.New(problem.OutcomeUnknown, "The change may or may not have been made: the database failed to confirm it.").
+		WithFix("Read the state again before you repeat the request, or repeat it with the same Idempotency-Key.").WithCause(err)
+}
+
+// generations counts the changes of each root's tree.
+//
+// A generation is made of the root's own count, which changes made by this
+// process and those it heard of increase, and of the count of resets, which
+// change all generations. While doubted returns true, changes may go unheard,
+// and each call returns a number that no other call ever returns.
+type generations struct {
+	roots   sync.Map // root id → *atomic.Uint64
+	resets  atomic.Uint64
+	fresh   atomic.Uint64
+	doubted func() bool // nil for never
+}
+
+const (
+	resetShift = 40
+	freshBit   = 1 << 63
+)
+
+func (g *generations) of(rootID string) uint64 {
+	if g.doubted != nil && g.doubted() {
+		return freshBit | g.fresh.Add(1)
+	}
+	n := g.resets.Load() << resetShift
+	if count, ok := g.roots.Load(rootID); ok {
+		n += count.(*atomic.Uint64).Load()
+	}
+	return n
+}
+
+func (g *generations) changed(roots []string) {
+	for _, rootID := range roots {
+		count, ok := g.roots.Load(rootID)
+		if !ok {
+			count, _ = g.roots.LoadOrStore(rootID, new(atomic.Uint64))
+		}
+		count.(*atomic.Uint64).Add(1)
+	}
+}
+
+// reset changes all generations.
+func (g *generations) reset() { g.resets.Add(1) }

@@ -1,0 +1,380 @@
+package storetest
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/usage"
+)
+
+func event(rootID, orgID string, n int) access.Event {
+	return access.Event{ID: fmt.Sprintf("evt_%s_%05d", orgID, n), Timestamp: at(n), RootID: rootID, OrgID: orgID, User: "jo",
+		Action: "GET_ORG", Status: access.Success, IP: "192.0.2.1", UserAgent: "curl", Method: "GET", Path: "/orgs/" + orgID,
+		RequestID: fmt.Sprint("req-", n), APIKeyID: "key_1"}
+}
+
+func keyUse(id string, old bool, seconds int) access.KeyUse {
+	return access.KeyUse{KeyID: id, Old: old, At: at(seconds), IP: fmt.Sprint("192.0.2.", seconds)}
+}
+
+func flushBatch(t testing.TB, s Store, b access.Batch) {
+	t.Helper()
+	if err := s.Flush(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// flush stores events as the batch that ends a segment of the suite's spool.
+func flush(t testing.TB, s Store, segment int64, events ...access.Event) {
+	t.Helper()
+	flushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: segment}, Events: events})
+}
+
+func flushUses(t testing.TB, s Store, segment int64, uses ...access.KeyUse) {
+	t.Helper()
+	flushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: segment}, Uses: uses})
+}
+
+func allEvents(t testing.TB, s Store, q org.AccessQuery) []access.Event {
+	t.Helper()
+	var all []access.Event
+	for {
+		p := get(t, s, func(tx org.Tx) (org.AccessPage, error) { return tx.AccessEvents(q) })
+		if len(p.Events) > q.Limit {
+			t.Fatalf("a page of %d, limit %d", len(p.Events), q.Limit)
+		}
+		all = append(all, p.Events...)
+		if p.Next == nil {
+			return all
+		}
+		if *p.Next == q.Before {
+			t.Fatalf("no progress after %v", q.Before)
+		}
+		q.Before = *p.Next
+	}
+}
+
+func eventIDs(events []access.Event) []string {
+	var list []string
+	for _, e := range events {
+		list = append(list, e.ID)
+	}
+	return list
+}
+
+func testAccessEvents(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/a/b/", "r/ab/", "q/")
+	denied := event("r", "b", 4)
+	denied.Status, denied.User, denied.Action, denied.IP, denied.APIKeyID = access.Denied, "al", "PUT_TAG", "::1", ""
+	events := []access.Event{event("r", "r", 1), event("r", "a", 2), event("r", "b", 3), denied, event("r", "ab", 5), event("q", "q", 6)}
+	flush(t, s, 1, events...)
+	wantEqual(t, allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "b", Path: "r/a/b/", Scope: org.ScopeSelf, Limit: 5}),
+		[]access.Event{denied, event("r", "b", 3)})
+	for _, test := range []struct {
+		name  string
+		query org.AccessQuery
+		want  []int // positions in events
+	}{
+		{"self", org.AccessQuery{OrgID: "a", Path: "r/a/", Scope: org.ScopeSelf}, []int{1}},
+		{"subtree", org.AccessQuery{OrgID: "a", Path: "r/a/", Scope: org.ScopeSubtree}, []int{3, 2, 1}},
+		{"root", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree}, []int{4, 3, 2, 1, 0}},
+		{"from and to", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, From: at(2), To: at(4)}, []int{2, 1}},
+		{"user", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, User: "al"}, []int{3}},
+		{"action", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Action: "PUT_TAG"}, []int{3}},
+		{"status", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Status: access.Success}, []int{4, 2, 1, 0}},
+		{"ip", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, IP: "::1"}, []int{3}},
+		{"key", org.AccessQuery{OrgID: "b", Path: "r/a/b/", Scope: org.ScopeSelf, APIKeyID: "key_1"}, []int{2}},
+		{"nothing", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSelf, IP: "::2"}, nil},
+	} {
+		for _, limit := range []int{1, 2, 10} {
+			t.Run(fmt.Sprintf("%s by %d", test.name, limit), func(t *testing.T) {
+				test.query.RootID, test.query.Limit = "r", limit
+				var want []string
+				for _, i := range test.want {
+					want = append(want, events[i].ID)
+				}
+				wantEqual(t, eventIDs(allEvents(t, s, test.query)), want)
+			})
+		}
+	}
+	t.Run("the tree as it is now", func(t *testing.T) {
+		write(t, s, func(tx org.Tx) error {
+			_, err := tx.MoveSubtree("r", "b", "ab", "r/a/b/", "r/ab/b/", 0, at(9))
+			return err
+		})
+		got := allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "ab", Path: "r/ab/", Scope: org.ScopeSubtree, Limit: 10})
+		wantEqual(t, eventIDs(got), []string{events[4].ID, events[3].ID, events[2].ID})
+	})
+}
+
+func testAccessPages(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/")
+	var all []access.Event
+	var segment int64
+	rapid.Check(t, func(rt *rapid.T) {
+		var batch []access.Event
+		for range rapid.IntRange(0, 5).Draw(rt, "events") {
+			// Many events of one time: their ids decide the order.
+			e := event("r", rapid.SampledFrom(split("r a")).Draw(rt, "org"), len(all)+len(batch))
+			e.Timestamp = at(rapid.IntRange(0, 3).Draw(rt, "time"))
+			batch = append(batch, e)
+		}
+		segment++
+		flush(t, s, segment, batch...)
+		all = append(all, batch...)
+		slices.SortFunc(all, func(a, b access.Event) int {
+			return cmp.Or(b.Timestamp.Compare(a.Timestamp), cmp.Compare(b.ID, a.ID))
+		})
+		q := org.AccessQuery{RootID: "r", OrgID: "a", Path: "r/a/", Limit: rapid.IntRange(1, 7).Draw(rt, "limit"),
+			Scope: rapid.SampledFrom([]org.Scope{org.ScopeSelf, org.ScopeSubtree}).Draw(rt, "scope")}
+		var want []string
+		for _, e := range all {
+			if e.OrgID == "a" {
+				want = append(want, e.ID)
+			}
+		}
+		if got := eventIDs(allEvents(t, s, q)); !slices.Equal(got, want) {
+			rt.Fatalf("%+v\n got %v\nwant %v", q, got, want)
+		}
+	})
+}
+
+func testAccessBounded(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/b/")
+	events := []access.Event{event("r", "b", 0)}
+	for i := range 6000 {
+		events = append(events, event("r", "a", i+1))
+	}
+	flush(t, s, 1, events...)
+	q := org.AccessQuery{RootID: "r", OrgID: "b", Path: "r/b/", Scope: org.ScopeSubtree, Limit: 5}
+	p := get(t, s, func(tx org.Tx) (org.AccessPage, error) { return tx.AccessEvents(q) })
+	if len(p.Events) != 0 || p.Next == nil {
+		t.Errorf("%d events, next %v: the page looked at too much or lost its place", len(p.Events), p.Next)
+	}
+	wantEqual(t, eventIDs(allEvents(t, s, q)), []string{events[0].ID})
+	q.Scope = org.ScopeSelf // has its own index
+	p = get(t, s, func(tx org.Tx) (org.AccessPage, error) { return tx.AccessEvents(q) })
+	if len(p.Events) != 1 || p.Next != nil {
+		t.Errorf("self: %d events, next %v", len(p.Events), p.Next)
+	}
+}
+
+func testIdempotency(t *testing.T, s Store) {
+	put := func(actor string, since, created time.Time, answer string) error {
+		return s.Write(t.Context(), func(tx org.Tx) error {
+			return tx.PutIdempotent(actor, "key", since, &org.Replay{RequestHash: []byte{0, 1}, Answer: []byte(answer), CreatedAt: created})
+		})
+	}
+	find := func(actor string, since time.Time) (r *org.Replay, err error) {
+		err = s.Read(t.Context(), func(tx org.Tx) error {
+			r, err = tx.Idempotent(actor, "key", since)
+			return err
+		})
+		return r, err
+	}
+	_, err := find("k", at(0))
+	wantErr(t, err, org.ErrAbsent)
+	wantErr(t, put("k", at(0), at(1), "one"), nil)
+	wantErr(t, put("k", at(1), at(2), "two"), org.ErrReplay)
+	r, err := find("k", at(1))
+	wantErr(t, err, nil)
+	wantEqual(t, r, &org.Replay{RequestHash: []byte{0, 1}, Answer: []byte("one"), CreatedAt: at(1)})
+	_, err = find("k", at(2))
+	wantErr(t, err, org.ErrAbsent)
+	wantErr(t, put("j", at(0), at(1), "other actor"), nil)
+	wantErr(t, put("k", at(2), at(3), "three"), nil)
+	r, err = find("k", at(2))
+	wantErr(t, err, nil)
+	wantEqual(t, string(r.Answer), "three")
+}
+
+func testIdempotencyRace(t *testing.T, s Store) {
+	var wg sync.WaitGroup
+	errs := make([]error, 10)
+	for i := range errs {
+		wg.Go(func() {
+			errs[i] = s.Write(context.Background(), func(tx org.Tx) error {
+				if err := tx.InsertOrgs([]*org.Organization{newOrg(fmt.Sprintf("r%d/", i))}); err != nil {
+					return err
+				}
+				return tx.PutIdempotent("k", "key", at(0), &org.Replay{Answer: []byte{byte(i)}, CreatedAt: at(1)})
+			})
+		})
+	}
+	wg.Wait()
+	won := 0
+	for i, err := range errs {
+		if err == nil {
+			won++
+			read(t, s, func(tx org.Tx) error { _, err := tx.Org(fmt.Sprint("r", i)); return err })
+		} else {
+			wantErr(t, err, org.ErrReplay)
+			absentOrg(t, s, fmt.Sprint("r", i))
+		}
+	}
+	if won != 1 {
+		t.Errorf("%d succeeded", won)
+	}
+}
+
+const month = usage.Month("2026-11")
+
+func use(path string, quantity usage.Decimal) access.Usage {
+	return access.Usage{RootID: org.SplitPath(path)[0], Path: path, Month: month, Meter: usage.APICalls, Quantity: quantity}
+}
+
+func totals(t testing.TB, s Store, rootID, orgID string) []usage.Total {
+	t.Helper()
+	return get(t, s, func(tx org.Tx) ([]usage.Total, error) { return tx.Totals(rootID, orgID, month) })
+}
+
+func testFlush(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/a/b/")
+	position := func() access.Position {
+		p, err := s.SpoolPosition(t.Context(), "spool")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	wantEqual(t, position(), access.Position{})
+	batch := access.Batch{SpoolID: "spool", Position: access.Position{Segment: 1, Offset: 10},
+		Events: []access.Event{event("r", "b", 1), event("r", "b", 1)},
+		Usage:  []access.Usage{use("r/a/b/", 1_000_000), use("r/a/b/", 500_000), use("r/a/", 1)}}
+	want := map[string][]usage.Total{
+		"r": {{RootID: "r", OrgID: "r", Month: month, Meter: usage.APICalls, Own: 0, Total: 1_500_001}},
+		"a": {{RootID: "r", OrgID: "a", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 1, Total: 1_500_001}},
+		"b": {{RootID: "r", OrgID: "b", ParentID: "a", Month: month, Meter: usage.APICalls, Own: 1_500_000, Total: 1_500_000}},
+	}
+	check := func() {
+		t.Helper()
+		for id, total := range want {
+			wantEqual(t, totals(t, s, "r", id), total)
+		}
+		wantEqual(t, len(allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 10})), 1)
+		wantEqual(t, position(), batch.Position)
+	}
+	flushBatch(t, s, batch)
+	check()
+	flushBatch(t, s, batch) // a replay
+	check()
+	older := batch
+	older.Position = access.Position{Segment: 0, Offset: 99}
+	flushBatch(t, s, older)
+	check()
+
+	batch.Position.Offset = 20
+	batch.Usage = []access.Usage{use("r/b/", 2)} // after a move
+	flushBatch(t, s, batch)
+	want["r"][0].Total += 2
+	want["b"] = append(want["b"], usage.Total{RootID: "r", OrgID: "b", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 2, Total: 2})
+	check()
+	wantEqual(t, get(t, s, func(tx org.Tx) ([]usage.Total, error) { return tx.Totals("r", "b", "2026-12") }), []usage.Total(nil))
+}
+
+func testFlushKeyUse(t *testing.T, s Store) {
+	plant(t, s, "r/")
+	write(t, s, func(tx org.Tx) error { return tx.InsertKey(newKey("k", "r/")) })
+	generation := s.Generation("r")
+	flushUses(t, s, 1, keyUse("k", false, 5), keyUse("k", false, 3), keyUse("k", true, 9), keyUse("absent", false, 1))
+	flushUses(t, s, 2, keyUse("k", false, 4)) // late
+	k := get(t, s, func(tx org.Tx) (*key.Key, error) { return tx.Key("k") })
+	want := newKey("k", "r/")
+	last := at(5)
+	want.LastUsedAt, want.LastUsedIP = &last, "192.0.2.5"
+	wantEqual(t, k, want)
+	wantEqual(t, s.Generation("r"), generation)
+}
+
+func testFlushText(t *testing.T, s Store) {
+	plant(t, s, "r/")
+	e := event("r", "r", 1)
+	e.User, e.UserAgent, e.Path = "nul\x00", "latin \xe9", "/ünï"
+	flush(t, s, 1, e)
+	got := allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSelf, Limit: 10})
+	e.User, e.UserAgent = "nul\uFFFD", "latin \uFFFD"
+	wantEqual(t, got, []access.Event{e})
+}
+
+func testFlushConcurrent(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/b/")
+	write(t, s, func(tx org.Tx) error {
+		for i := range 5 {
+			if err := tx.InsertKey(newKey(fmt.Sprint("k", i), "r/")); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	const spools, each = 4, 10
+	var wg sync.WaitGroup
+	for n := range spools {
+		wg.Go(func() {
+			for i := range each {
+				b := access.Batch{SpoolID: fmt.Sprint("spool", n), Position: access.Position{Segment: 1, Offset: int64(i + 1)},
+					Usage: []access.Usage{use("r/a/", 1), use("r/b/", 1)}}
+				for k := range 5 {
+					b.Uses = append(b.Uses, keyUse(fmt.Sprint("k", (k+n)%5), k%2 == 0, i))
+				}
+				if err := s.Flush(context.Background(), b); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	wantEqual(t, totals(t, s, "r", "r")[0].Total, usage.Decimal(2*spools*each))
+}
+
+// testUsageModel checks, for usage at random places of a tree that moves, that
+// total = own + the totals of the children, and own what was recorded.
+func testUsageModel(t *testing.T, s Store) {
+	run := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		run++
+		root, spool := fmt.Sprintf("r%d", run), fmt.Sprintf("spool%d", run)
+		paths := []string{root + "/", root + "/a/", root + "/a/b/", root + "/a/b/c/", root + "/d/", root + "/d/b/", root + "/d/b/c/"}
+		own := map[string]usage.Decimal{}
+		for i := range rapid.IntRange(1, 4).Draw(rt, "batches") {
+			b := access.Batch{SpoolID: spool, Position: access.Position{Segment: 1, Offset: int64(i + 1)}}
+			for range rapid.IntRange(0, 6).Draw(rt, "uses") {
+				path := rapid.SampledFrom(paths).Draw(rt, "path")
+				quantity := usage.Decimal(rapid.Int64Range(-5, 1_000_000_000).Draw(rt, "quantity"))
+				b.Usage = append(b.Usage, use(path, quantity))
+				ids := org.SplitPath(path)
+				own[ids[len(ids)-1]] += quantity
+			}
+			flushBatch(t, s, b)
+		}
+		all := map[string][]usage.Total{}
+		for _, id := range []string{root, "a", "b", "c", "d"} {
+			all[id] = totals(t, s, root, id)
+		}
+		for id, list := range all {
+			var sum, total, below usage.Decimal
+			for _, x := range list {
+				sum, total = sum+x.Own, total+x.Total
+			}
+			for _, children := range all {
+				for _, x := range children {
+					if x.ParentID == id {
+						below += x.Total
+					}
+				}
+			}
+			if sum != own[id] || total != sum+below {
+				rt.Fatalf("%s: own %d, recorded %d; total %d, children %d", id, sum, own[id], total, below)
+			}
+		}
+	})
+}

@@ -1,0 +1,102 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/org"
+)
+
+func testGeneration(t *testing.T, s Store) {
+	plant(t, s, "r/", "q/")
+	change := func(rootID string, fail error) error {
+		return s.Write(t.Context(), func(tx org.Tx) error { return errors.Join(appendAudit(tx, rootID, "x", rootID+"/"), fail) })
+	}
+	r, q := s.Generation("r"), s.Generation("q")
+	if err := change("r", nil); err != nil {
+		t.Fatal(err)
+	}
+	if s.Generation("r") == r {
+		t.Error("a change did not show")
+	}
+	wantEqual(t, s.Generation("q"), q)
+	// Nothing is promised about a change that failed, but a new root shows.
+	n := s.Generation("n")
+	write(t, s, func(tx org.Tx) error {
+		return errors.Join(tx.InsertOrgs([]*org.Organization{newOrg("n/")}), tx.NewLog(&audit.Head{RootID: "n", LogID: "l"}))
+	})
+	if s.Generation("n") == n {
+		t.Error("a new root did not show")
+	}
+}
+
+// testGenerationReadsNew: what is kept under a generation is what a later
+// reader with the same generation would read.
+func testGenerationReadsNew(t *testing.T, s Store) {
+	plant(t, s, "r/")
+	var mu sync.Mutex
+	acknowledged := int64(1)
+	kept := map[uint64]int64{} // generation → the version read under it
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 3 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				mu.Lock()
+				least := acknowledged
+				mu.Unlock()
+				generation := s.Generation("r")
+				mu.Lock()
+				version, ok := kept[generation]
+				mu.Unlock()
+				if !ok {
+					err := s.Read(context.Background(), func(tx org.Tx) error {
+						o, err := tx.Org("r")
+						if err == nil {
+							version = o.Version
+						}
+						return err
+					})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					mu.Lock()
+					kept[generation] = version
+					mu.Unlock()
+				}
+				if version < least {
+					t.Errorf("version %d after version %d was acknowledged", version, least)
+					return
+				}
+			}
+		})
+	}
+	for i := range 100 {
+		write(t, s, func(tx org.Tx) error {
+			if _, err := tx.Lock("r"); err != nil {
+				return err
+			}
+			o, err := tx.Org("r")
+			if err != nil {
+				return err
+			}
+			o.Description, o.Version = fmt.Sprint(i), o.Version+1
+			return tx.UpdateOrg(o)
+		})
+		mu.Lock()
+		acknowledged++
+		mu.Unlock()
+	}
+	close(stop)
+	readers.Wait()
+}

@@ -1,0 +1,785 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
+)
+
+func testTransactions(t *testing.T, s Store) {
+	plant(t, s, "r/")
+
+	t.Run("a failed write keeps nothing", func(t *testing.T) {
+		failure := errors.New("no")
+		err := s.Write(t.Context(), func(tx org.Tx) error {
+			if err := tx.InsertOrgs([]*org.Organization{newOrg("r/a/")}); err != nil {
+				return err
+			}
+			return failure
+		})
+		wantErr(t, err, failure)
+		wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("a"); return err }), org.ErrAbsent)
+	})
+	t.Run("a write sees its own changes", func(t *testing.T) {
+		write(t, s, func(tx org.Tx) error {
+			if err := tx.InsertOrgs([]*org.Organization{newOrg("r/b/")}); err != nil {
+				return err
+			}
+			_, err := tx.Org("b")
+			return err
+		})
+	})
+	t.Run("a read cannot write", func(t *testing.T) {
+		err := s.Read(t.Context(), func(tx org.Tx) error { return tx.InsertOrgs([]*org.Organization{newOrg("r/c/")}) })
+		if err == nil {
+			t.Error("a read wrote")
+		}
+		wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("c"); return err }), org.ErrAbsent)
+	})
+	t.Run("a read is one snapshot", func(t *testing.T) {
+		read(t, s, func(tx org.Tx) error {
+			before, err := tx.Org("b")
+			if err != nil {
+				return err
+			}
+			write(t, s, func(tx org.Tx) error {
+				o, err := tx.Org("b")
+				if err != nil {
+					return err
+				}
+				o.Name, o.Version = "changed meanwhile", o.Version+1
+				return tx.UpdateOrg(o)
+			})
+			after, err := tx.Org("b")
+			wantEqual(t, after, before)
+			return err
+		})
+	})
+	t.Run("a cancelled context starts nothing", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		err := s.Write(ctx, func(tx org.Tx) error { return tx.InsertOrgs([]*org.Organization{newOrg("r/d/")}) })
+		if err == nil {
+			t.Error("no error")
+		}
+		wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("d"); return err }), org.ErrAbsent)
+	})
+	t.Run("a write that has started is not cancelled", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		err := s.Write(ctx, func(tx org.Tx) error {
+			cancel()
+			return tx.InsertOrgs([]*org.Organization{newOrg("r/e/")})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		read(t, s, func(tx org.Tx) error { _, err := tx.Org("e"); return err })
+	})
+	t.Run("a panic is an error and keeps nothing", func(t *testing.T) {
+		err := s.Write(t.Context(), func(tx org.Tx) error {
+			if err := tx.InsertOrgs([]*org.Organization{newOrg("r/f/")}); err != nil {
+				return err
+			}
+			panic("oh")
+		})
+		if err == nil || !strings.Contains(err.Error(), "oh") {
+			t.Errorf("error %v", err)
+		}
+		wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("f"); return err }), org.ErrAbsent)
+	})
+}
+
+func testOrgs(t *testing.T, s Store) {
+	root, child := newOrg("r/"), newOrg("r/Child-1/")
+	child.Name, child.Type, child.Description = "Ünïcode 名前 🙂", org.TypeGroup, "line\nbreak"
+	child.ExternalID, child.Tags = "ext/1", split("a b.c d:e")
+	child.Settings = org.Settings{Values: []byte(`{"a":{"b":[1,null,"x"]}}`), Locked: []string{"/a/b", "/c"}, UpdatedAt: at(3)}
+	child.UpdatedAt = at(5)
+	insert(t, s, root, child)
+
+	got := get(t, s, func(tx org.Tx) (*org.Organization, error) { return tx.Org("Child-1") })
+	wantEqual(t, got, child)
+	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("child-1"); return err }), org.ErrAbsent)
+
+	found := get(t, s, func(tx org.Tx) ([]*org.Organization, error) { return tx.OrgsByID(split("Child-1 absent r")) })
+	wantEqual(t, sorted(ids(found)), split("Child-1 r"))
+	found = get(t, s, func(tx org.Tx) ([]*org.Organization, error) { return tx.OrgsByID(nil) })
+	wantEqual(t, ids(found), []string(nil))
+
+	t.Run("an id is taken, even in another root or by a deleted organization", func(t *testing.T) {
+		plant(t, s, "q/", "q/gone/")
+		write(t, s, func(tx org.Tx) error { _, err := tx.MarkDeleted("q", "q/gone/", "del", at(1)); return err })
+		for _, path := range split("r/r/ q/Child-1/ r/gone/ Child-1/") {
+			err := s.Write(t.Context(), func(tx org.Tx) error {
+				return tx.InsertOrgs([]*org.Organization{newOrg("r/new/"), newOrg(path)})
+			})
+			var taken *org.TakenError
+			if !errors.As(err, &taken) || taken.ID != newOrg(path).ID {
+				t.Errorf("%s: error %v", path, err)
+			}
+			wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("new"); return err }), org.ErrAbsent)
+		}
+	})
+	t.Run("a taken id leaves the transaction usable", func(t *testing.T) {
+		write(t, s, func(tx org.Tx) error {
+			var taken *org.TakenError
+			if err := tx.InsertOrgs([]*org.Organization{newOrg("r/r/")}); !errors.As(err, &taken) {
+				t.Errorf("error %v", err)
+			}
+			return tx.InsertOrgs([]*org.Organization{newOrg("r/usable/")})
+		})
+		read(t, s, func(tx org.Tx) error { _, err := tx.Org("usable"); return err })
+	})
+	t.Run("the same id inserted at once succeeds once", func(t *testing.T) {
+		var wg sync.WaitGroup
+		results := make(chan error, 10)
+		for range cap(results) {
+			wg.Go(func() {
+				results <- s.Write(context.Background(), func(tx org.Tx) error {
+					return tx.InsertOrgs([]*org.Organization{newOrg("r/race/")})
+				})
+			})
+		}
+		wg.Wait()
+		close(results)
+		won := 0
+		for err := range results {
+			var taken *org.TakenError
+			if err == nil {
+				won++
+			} else if !errors.As(err, &taken) {
+				t.Error(err)
+			}
+		}
+		if won != 1 {
+			t.Errorf("%d succeeded", won)
+		}
+	})
+}
+
+func testUpdateOrg(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/")
+	byTag := func(tag string) []string {
+		return ids(get(t, s, func(tx org.Tx) (org.OrgPage, error) { return tx.Orgs(org.OrgQuery{RootID: "r", Tag: tag, Limit: 10}) }).Orgs)
+	}
+	want := newOrg("r/a/")
+	want.Name, want.Description, want.Type, want.ExternalID = "New", "d", org.TypeGroup, "x"
+	want.Tags, want.Settings = split("one two"), org.Settings{Values: []byte(`{"k":1}`), Locked: split("/k"), UpdatedAt: at(1)}
+	want.UpdatedAt, want.Version = at(1), 2
+	write(t, s, func(tx org.Tx) error { return tx.UpdateOrg(want) })
+	wantEqual(t, get(t, s, func(tx org.Tx) (*org.Organization, error) { return tx.Org("a") }), want)
+	wantEqual(t, byTag("one"), split("a"))
+
+	wantErr(t, s.Write(t.Context(), func(tx org.Tx) error { return tx.UpdateOrg(want) }), org.ErrStale)
+	absent := newOrg("r/absent/")
+	absent.Version = 2
+	wantErr(t, s.Write(t.Context(), func(tx org.Tx) error { return tx.UpdateOrg(absent) }), org.ErrStale)
+
+	t.Run("the indexes follow, also twice in one transaction", func(t *testing.T) {
+		write(t, s, func(tx org.Tx) error {
+			o, err := tx.Org("a")
+			if err != nil {
+				return err
+			}
+			o.Tags, o.Version = split("three two"), 3
+			if err := tx.UpdateOrg(o); err != nil {
+				return err
+			}
+			o.Name, o.ExternalID, o.Tags, o.Version = "Newer", "", split("three"), 4
+			return tx.UpdateOrg(o)
+		})
+		for tag, want := range map[string][]string{"one": nil, "two": nil, "three": split("a")} {
+			wantEqual(t, byTag(tag), want)
+		}
+		for _, q := range []org.OrgQuery{{NamePrefix: "NEWER"}, {Tag: "three"}} {
+			q.RootID, q.Limit = "r", 10
+			wantEqual(t, ids(get(t, s, func(tx org.Tx) (org.OrgPage, error) { return tx.Orgs(q) }).Orgs), split("a"))
+		}
+		gone := org.OrgQuery{RootID: "r", ExternalID: "x", Limit: 10}
+		wantEqual(t, ids(get(t, s, func(tx org.Tx) (org.OrgPage, error) { return tx.Orgs(gone) }).Orgs), []string(nil))
+	})
+	t.Run("of two updates of one version one wins", func(t *testing.T) {
+		for round := range 10 {
+			var wg sync.WaitGroup
+			errs := make([]error, 4)
+			for i := range errs {
+				wg.Go(func() {
+					errs[i] = s.Write(context.Background(), func(tx org.Tx) error {
+						o := newOrg("r/a/")
+						o.Name, o.Version = fmt.Sprint(round, i), int64(5+round)
+						return tx.UpdateOrg(o)
+					})
+				})
+			}
+			wg.Wait()
+			won := 0
+			for _, err := range errs {
+				if err == nil {
+					won++
+				} else {
+					wantErr(t, err, org.ErrStale)
+				}
+			}
+			if won != 1 {
+				t.Errorf("%d won", won)
+			}
+		}
+	})
+}
+
+func testMove(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/a/x/", "r/a/x/y/", "r/a/x/z/", "r/a/xx/", "r/b/", "r/b/c/")
+	write(t, s, func(tx org.Tx) error { _, err := tx.MarkDeleted("r", "r/a/x/z/", "del", at(1)); return err })
+	write(t, s, func(tx org.Tx) error {
+		n, err := tx.MoveSubtree("r", "x", "c", "r/a/x/", "r/b/c/x/", 1, at(2))
+		wantEqual(t, n, int64(2))
+		return err
+	})
+	for id, want := range map[string]string{"x": "r/b/c/x/", "y": "r/b/c/x/y/", "z": "r/b/c/x/z/", "xx": "r/a/xx/"} {
+		o := get(t, s, func(tx org.Tx) (*org.Organization, error) { return tx.Org(id) })
+		if o.Path != want || o.Depth != len(o.PathIDs())-1 {
+			t.Errorf("%s: path %s, depth %d", id, o.Path, o.Depth)
+		}
+		moved := id == "x"
+		if moved != (o.Version == 2) && id != "z" || moved != o.UpdatedAt.Equal(at(2)) || moved != (o.ParentID == "c") {
+			t.Errorf("%s: version %d, updated at %v, parent %s", id, o.Version, o.UpdatedAt, o.ParentID)
+		}
+	}
+	deepest := func(path string) int {
+		return get(t, s, func(tx org.Tx) (int, error) { return tx.DeepestBelow("r", path) })
+	}
+	wantEqual(t, []int{deepest("r/"), deepest("r/a/"), deepest("r/b/c/x/y/")}, []int{4, 2, 4})
+	children := get(t, s, func(tx org.Tx) (org.OrgPage, error) {
+		return tx.Orgs(org.OrgQuery{RootID: "r", ParentID: "c", Limit: 10})
+	})
+	wantEqual(t, ids(children.Orgs), split("x"))
+	err := s.Write(t.Context(), func(tx org.Tx) error {
+		_, err := tx.MoveSubtree("r", "absent", "c", "r/absent/", "r/c/absent/", 1, at(2))
+		return err
+	})
+	wantErr(t, err, org.ErrAbsent)
+}
+
+func live(t testing.TB, s Store, rootID string) []string {
+	t.Helper()
+	q := org.OrgQuery{RootID: rootID, Limit: 1000}
+	return ids(get(t, s, func(tx org.Tx) (org.OrgPage, error) { return tx.Orgs(q) }).Orgs)
+}
+
+func testDeleteRestore(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/a/b/", "r/a/b/c/", "r/ab/")
+	revoked := newKey("key_revoked", "r/a/b/")
+	revoked.RevokedAt = &revoked.CreatedAt
+	write(t, s, func(tx org.Tx) error {
+		return errors.Join(tx.InsertKey(newKey("key_1", "r/a/")), tx.InsertKey(newKey("key_2", "r/a/b/c/")),
+			tx.InsertKey(newKey("key_3", "r/ab/")), tx.InsertKey(revoked))
+	})
+	count := func(path string) org.Counts {
+		return get(t, s, func(tx org.Tx) (org.Counts, error) { return tx.CountSubtree("r", path) })
+	}
+	wantEqual(t, count("r/"), org.Counts{Organizations: 5, APIKeys: 3})
+	wantEqual(t, count("r/a/"), org.Counts{Organizations: 3, APIKeys: 2})
+
+	mark := func(path, deletionID string, seconds int, want org.Counts) {
+		t.Helper()
+		write(t, s, func(tx org.Tx) error {
+			c, err := tx.MarkDeleted("r", path, deletionID, at(seconds))
+			wantEqual(t, c, want)
+			return err
+		})
+	}
+	restore := func(deletionID string, want org.Counts) {
+		t.Helper()
+		write(t, s, func(tx org.Tx) error {
+			c, err := tx.MarkRestored("r", deletionID)
+			wantEqual(t, c, want)
+			return err
+		})
+	}
+	mark("r/a/b/c/", "del_1", 1, org.Counts{Organizations: 1, APIKeys: 1})
+	mark("r/a/", "del_2", 2, org.Counts{Organizations: 2, APIKeys: 1})
+	wantEqual(t, live(t, s, "r"), split("r ab"))
+	wantEqual(t, count("r/"), org.Counts{Organizations: 2, APIKeys: 1})
+	o := get(t, s, func(tx org.Tx) (*org.Organization, error) { return tx.Org("b") })
+	if o.DeletedAt == nil || !o.DeletedAt.Equal(at(2)) || o.DeletionID != "del_2" || o.Version != 2 {
+		t.Errorf("deleted at %v by %q, version %d", o.DeletedAt, o.DeletionID, o.Version)
+	}
+	restore("del_2", org.Counts{Organizations: 2, APIKeys: 1})
+	wantEqual(t, live(t, s, "r"), split("r a b ab"))
+	restore("del_2", org.Counts{})
+	restore("", org.Counts{})
+	restore("del_1", org.Counts{Organizations: 1, APIKeys: 1})
+	wantEqual(t, count("r/"), org.Counts{Organizations: 5, APIKeys: 3})
+	o = get(t, s, func(tx org.Tx) (*org.Organization, error) { return tx.Org("b") })
+	if o.DeletedAt != nil || o.DeletionID != "" || !o.UpdatedAt.Equal(epoch) {
+		t.Errorf("restored: deleted at %v by %q, updated at %v", o.DeletedAt, o.DeletionID, o.UpdatedAt)
+	}
+}
+
+func testExpired(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/a/b/", "r/c/", "r/d/", "q/")
+	write(t, s, func(tx org.Tx) error {
+		_, err1 := tx.MarkDeleted("r", "r/c/", "del_c", at(3))
+		_, err2 := tx.MarkDeleted("r", "r/a/", "del_a", at(1))
+		_, err3 := tx.MarkDeleted("q", "q/", "del_q", at(2))
+		return errors.Join(err1, err2, err3)
+	})
+	expired := func(before time.Time, limit int) []string {
+		return ids(get(t, s, func(tx org.Tx) ([]*org.Organization, error) { return tx.Expired(before, limit) }))
+	}
+	wantEqual(t, expired(at(1), 10), []string(nil))
+	wantEqual(t, expired(at(10), 10), split("a q c"))
+	wantEqual(t, expired(at(3), 10), split("a q"))
+	wantEqual(t, expired(at(10), 1), split("a"))
+	write(t, s, func(tx org.Tx) error { _, err := tx.MarkRestored("r", "del_a"); return err })
+	wantEqual(t, expired(at(10), 10), split("q c"))
+}
+
+func absentOrg(t testing.TB, s Store, id string) {
+	t.Helper()
+	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org(id); return err }), org.ErrAbsent)
+}
+
+func testPurge(t *testing.T, s Store) {
+	child := newOrg("r/a/b/")
+	child.Tags = split("tag")
+	insert(t, s, newOrg("r/"), newOrg("r/a/"), child, newOrg("r/a/b/c/"), newOrg("r/z/"))
+	write(t, s, func(tx org.Tx) error {
+		return errors.Join(tx.InsertKey(newKey("key_b", "r/a/b/")), tx.InsertKey(newKey("key_z", "r/z/")),
+			tx.PutIdempotent("key_b", "i", at(0), &org.Replay{CreatedAt: at(1)}),
+			tx.PutIdempotent("key_z", "i", at(0), &org.Replay{CreatedAt: at(1)}),
+			appendAudit(tx, "r", "x", "r/a/b/", "r/z/"))
+	})
+	flush(t, s, 1, event("r", "b", 1), event("r", "z", 2))
+	write(t, s, func(tx org.Tx) error {
+		_, err1 := tx.MarkDeleted("r", "r/a/b/c/", "del_c", at(1))
+		_, err2 := tx.MarkDeleted("r", "r/a/b/", "del_b", at(2))
+		// Moved with its parent, while it is deleted.
+		_, err3 := tx.MoveSubtree("r", "a", "z", "r/a/", "r/z/a/", 1, at(3))
+		return errors.Join(err1, err2, err3)
+	})
+	purge := func(deletionID string, want int64) {
+		t.Helper()
+		write(t, s, func(tx org.Tx) error {
+			n, err := tx.Purge("r", deletionID)
+			wantEqual(t, n, want)
+			return err
+		})
+	}
+	purge("absent", 0)
+	purge("", 0)
+	purge("del_b", 2) // with c, which was deleted earlier
+	purge("del_b", 0)
+	purge("del_c", 0)
+	absentOrg(t, s, "b")
+	absentOrg(t, s, "c")
+	wantEqual(t, live(t, s, "r"), split("r z a"))
+	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Key("key_b"); return err }), org.ErrAbsent)
+	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Idempotent("key_b", "i", at(0)); return err }), org.ErrAbsent)
+	read(t, s, func(tx org.Tx) error {
+		_, err1 := tx.Key("key_z")
+		_, err2 := tx.Idempotent("key_z", "i", at(0))
+		return errors.Join(err1, err2)
+	})
+	wantEqual(t, eventIDs(allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 10})),
+		[]string{event("r", "z", 2).ID})
+	wantEqual(t, len(allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10})), 2)
+	plant(t, s, "r/b/") // the id is free again
+	tagged := org.OrgQuery{RootID: "r", Tag: "tag", Limit: 10}
+	wantEqual(t, ids(get(t, s, func(tx org.Tx) (org.OrgPage, error) { return tx.Orgs(tagged) }).Orgs), []string(nil))
+}
+
+func testPurgeRoot(t *testing.T, s Store) {
+	q := org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10}
+	for round := range 3 {
+		logID := fmt.Sprintf("log-%d", round)
+		write(t, s, func(tx org.Tx) error {
+			head := &audit.Head{RootID: "r", LogID: logID}
+			if err := errors.Join(tx.InsertOrgs([]*org.Organization{newOrg("r/"), newOrg("r/a/")}), tx.NewLog(head)); err != nil {
+				return err
+			}
+			wantEqual(t, head.Epoch, int64(round+1))
+			return errors.Join(tx.PutSchema("r", []byte(`{}`)), appendAudit(tx, "r", "created", "r/"))
+		})
+		entries := allAudit(t, s, q)
+		if len(entries) != 1 || entries[0].Epoch != int64(round+1) || entries[0].Seq != 0 {
+			t.Errorf("round %d: entries %v", round, entries)
+		}
+		write(t, s, func(tx org.Tx) error {
+			if _, err := tx.MarkDeleted("r", "r/", "del", at(1)); err != nil {
+				return err
+			}
+			head, err := tx.Lock("r")
+			if err != nil {
+				return err
+			}
+			n, err := tx.Purge("r", "del")
+			if err != nil {
+				return err
+			}
+			wantEqual(t, n, int64(2))
+			// The purge itself is the last entry of the log that it closes.
+			head.Size++
+			return tx.AppendAudit(head, []audit.Record{{RootID: "r", Epoch: head.Epoch, Seq: head.Size - 1, ID: "aud_last",
+				OrgID: "r", Path: "r/", Action: "purged", Timestamp: at(2), Leaf: []byte("{}")}})
+		})
+		wantErr(t, s.Write(t.Context(), func(tx org.Tx) error { _, err := tx.Lock("r"); return err }), org.ErrAbsent)
+		wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
+		wantEqual(t, len(allAudit(t, s, q)), 0)
+	}
+}
+
+func testSchema(t *testing.T, s Store) {
+	plant(t, s, "r/")
+	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
+	for _, schema := range split(`{"a":1} {"b":2}`) {
+		write(t, s, func(tx org.Tx) error { return tx.PutSchema("r", []byte(schema)) })
+		wantEqual(t, string(get(t, s, func(tx org.Tx) ([]byte, error) { return tx.Schema("r") })), schema)
+	}
+	write(t, s, func(tx org.Tx) error { return tx.PutSchema("r", nil) })
+	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
+}
+
+func testOrgQueries(t *testing.T, s Store) {
+	acme := newOrg("r/a/b/")
+	acme.Name, acme.Tags, acme.ExternalID = "ACME Éclair", split("blue red"), "E-1"
+	other := newOrg("q/k/")
+	other.Name, other.Tags, other.ExternalID = "acme two", split("red"), "E-1"
+	insert(t, s, newOrg("r/"), newOrg("r/a/"), acme, newOrg("r/a/b/c/"), newOrg("r/a-b/"), newOrg("r/a0/"), newOrg("r/gone/"),
+		newOrg("q/"), other, newOrg("q-1/"))
+	write(t, s, func(tx org.Tx) error { _, err := tx.MarkDeleted("r", "r/gone/", "del", at(1)); return err })
+
+	for _, test := range []struct {
+		name  string
+		query org.OrgQuery
+		want  string
+	}{
+		{"a root, depth first", org.OrgQuery{RootID: "r"}, "r a-b a b c a0"},
+		{"everything", org.OrgQuery{}, "q k q-1 r a-b a b c a0"},
+		{"below a path", org.OrgQuery{RootID: "r", Path: "r/a/"}, "b c"},
+		{"at and below a path", org.OrgQuery{RootID: "r", Path: "r/a/", WithSelf: true}, "a b c"},
+		{"a path says its root", org.OrgQuery{Path: "r/a/"}, "b c"},
+		{"to a depth", org.OrgQuery{RootID: "r", Path: "r/", MaxDepth: 1}, "a-b a a0"},
+		{"children", org.OrgQuery{RootID: "r", ParentID: "r"}, "a a-b a0"},
+		{"children of an organization in any root", org.OrgQuery{ParentID: "r"}, "a a-b a0"},
+		{"children of nobody", org.OrgQuery{ParentID: "absent"}, ""},
+		{"roots", org.OrgQuery{RootsOnly: true}, "q-1 q r"},
+		{"a name", org.OrgQuery{NamePrefix: "acME"}, "k b"},
+		{"a name in a root", org.OrgQuery{RootID: "r", NamePrefix: "aCme é"}, "b"},
+		{"a name below a path", org.OrgQuery{RootID: "r", Path: "r/a/b/", NamePrefix: "acme"}, ""},
+		{"a name of roots", org.OrgQuery{NamePrefix: "org q", RootsOnly: true}, "q q-1"},
+		{"a name to a depth", org.OrgQuery{NamePrefix: "org", RootID: "r", MaxDepth: 1}, "a a-b a0 r"},
+		{"a tag", org.OrgQuery{Tag: "red"}, "b k"},
+		{"a tag in a root", org.OrgQuery{RootID: "q", Tag: "red"}, "k"},
+		{"a tag and a name", org.OrgQuery{Tag: "red", NamePrefix: "acme t"}, "k"},
+		{"part of a tag", org.OrgQuery{Tag: "re"}, ""},
+		{"an external id", org.OrgQuery{ExternalID: "E-1"}, "b k"},
+		{"an external id in a root", org.OrgQuery{RootID: "q", ExternalID: "E-1"}, "k"},
+		{"an external id and a tag", org.OrgQuery{ExternalID: "E-1", Tag: "blue"}, "b"},
+		{"another case of an external id", org.OrgQuery{ExternalID: "e-1"}, ""},
+	} {
+		for _, limit := range []int{1, 2, 100} {
+			t.Run(fmt.Sprintf("%s by %d", test.name, limit), func(t *testing.T) {
+				test.query.Limit = limit
+				wantEqual(t, ids(allOrgs(t, s, test.query)), split(test.want))
+			})
+		}
+	}
+}
+
+// allOrgs reads all pages.
+func allOrgs(t testing.TB, s Store, q org.OrgQuery) []*org.Organization {
+	t.Helper()
+	var all []*org.Organization
+	for pages := 0; ; pages++ {
+		p := get(t, s, func(tx org.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
+		if len(p.Orgs) > q.Limit {
+			t.Fatalf("a page of %d, limit %d", len(p.Orgs), q.Limit)
+		}
+		all = append(all, p.Orgs...)
+		if p.Next == nil {
+			return all
+		}
+		if slices.Equal(p.Next, q.After) {
+			t.Fatalf("no progress after %v", q.After)
+		}
+		q.After = p.Next
+	}
+}
+
+func testOrgQueriesBounded(t *testing.T, s Store) {
+	orgs := []*org.Organization{newOrg("r/")}
+	for i := range 6000 {
+		o := newOrg(fmt.Sprintf("r/o%05d/", i))
+		o.Tags = split("many")
+		orgs = append(orgs, o)
+	}
+	last := newOrg("r/o05999/below/")
+	last.Name, last.Tags = "Org o05999 below", split("many")
+	insert(t, s, append(orgs, last)...)
+	for name, q := range map[string]org.OrgQuery{
+		"path": {RootID: "r", Path: "r/o05999/", MaxDepth: 9, NamePrefix: "org", Limit: 10},
+		"tag":  {RootID: "r", Path: "r/o05999/", Tag: "many", Limit: 10},
+		"all":  {Path: "r/o05999/", Tag: "many", Limit: 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "tag" || name == "all" {
+				last := get(t, s, func(tx org.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
+				if len(last.Orgs) == 0 && last.Next == nil {
+					t.Error("an empty page that is not the last has no next")
+				}
+			}
+			wantEqual(t, ids(allOrgs(t, s, q)), split("below"))
+		})
+	}
+	q := org.OrgQuery{RootID: "r", NamePrefix: "org", Path: "r/o05999/", Limit: 10}
+	p := get(t, s, func(tx org.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
+	if len(p.Orgs) != 0 || p.Next == nil {
+		t.Errorf("a sparse page has %d rows and next %v; it looked at too much or lost its place", len(p.Orgs), p.Next)
+	}
+	wantEqual(t, len(allOrgs(t, s, org.OrgQuery{RootID: "r", Limit: 1000})), 6002)
+}
+
+// model is what a tree should be.
+type model struct {
+	orgs      map[string]*org.Organization
+	deletions int
+}
+
+func (m *model) below(path string) []*org.Organization {
+	var list []*org.Organization
+	for _, o := range m.orgs {
+		if strings.HasPrefix(o.Path, path) {
+			list = append(list, o)
+		}
+	}
+	return list
+}
+
+func (m *model) pick(rt *rapid.T, label string, live bool) *org.Organization {
+	var candidates []string
+	for id, o := range m.orgs {
+		if live == (o.DeletedAt == nil) {
+			candidates = append(candidates, id)
+		}
+	}
+	if len(candidates) == 0 {
+		rt.Skip("nothing to pick")
+	}
+	return m.orgs[rapid.SampledFrom(sorted(candidates)).Draw(rt, label)]
+}
+
+// testOrgModel applies random changes to a store and to a model of it, and
+// compares all that can be asked, page by page.
+func testOrgModel(t *testing.T, s Store) {
+	run := 0
+	names := rapid.SampledFrom(split("alpha Alpha ALP beta éa"))
+	tags := rapid.SliceOfNDistinct(rapid.SampledFrom(split("red green blue")), 0, 3, rapid.ID)
+	rapid.Check(t, func(rt *rapid.T) {
+		run++
+		rootID := fmt.Sprintf("r%d", run)
+		m := &model{orgs: map[string]*org.Organization{rootID: newOrg(rootID + "/")}}
+		insert(t, s, m.orgs[rootID])
+		rt.Repeat(map[string]func(*rapid.T){
+			"insert": func(rt *rapid.T) {
+				parent := m.pick(rt, "parent", true)
+				o := newOrg(fmt.Sprintf("%s%s-%d/", parent.Path, rootID, len(m.orgs)))
+				o.Name, o.Tags = names.Draw(rt, "name"), sorted(tags.Draw(rt, "tags"))
+				insert(t, s, o)
+				m.orgs[o.ID] = o
+			},
+			"update": func(rt *rapid.T) {
+				o := m.pick(rt, "org", true)
+				o.Name, o.Tags = names.Draw(rt, "name"), sorted(tags.Draw(rt, "tags"))
+				o.ExternalID = rapid.SampledFrom([]string{"", "x", "y"}).Draw(rt, "external id")
+				o.Version++
+				write(t, s, func(tx org.Tx) error { return tx.UpdateOrg(o) })
+			},
+			"move": func(rt *rapid.T) {
+				o, to := m.pick(rt, "org", true), m.pick(rt, "to", true)
+				if o.ParentID == "" || strings.HasPrefix(to.Path, o.Path) {
+					rt.Skip("not a move")
+				}
+				oldPath, newPath, delta := o.Path, to.Path+o.ID+"/", to.Depth+1-o.Depth
+				write(t, s, func(tx org.Tx) error {
+					_, err := tx.MoveSubtree(rootID, o.ID, to.ID, oldPath, newPath, delta, at(1))
+					return err
+				})
+				for _, x := range m.below(oldPath) {
+					x.Path, x.Depth = newPath+x.Path[len(oldPath):], x.Depth+delta
+				}
+				o.ParentID, o.UpdatedAt, o.Version = to.ID, at(1), o.Version+1
+			},
+			"delete": func(rt *rapid.T) {
+				o := m.pick(rt, "org", true)
+				m.deletions++
+				deletionID, when := fmt.Sprintf("%s-del-%d", rootID, m.deletions), at(m.deletions)
+				write(t, s, func(tx org.Tx) error { _, err := tx.MarkDeleted(rootID, o.Path, deletionID, when); return err })
+				for _, x := range m.below(o.Path) {
+					if x.DeletedAt == nil {
+						x.DeletedAt, x.DeletionID, x.Version = &when, deletionID, x.Version+1
+					}
+				}
+			},
+			"restore": func(rt *rapid.T) {
+				o := m.pick(rt, "org", false)
+				for _, x := range m.below(rootID + "/") {
+					if x.DeletionID == o.DeletionID && x.ParentID != "" {
+						if p := m.orgs[x.ParentID]; p.DeletedAt != nil && p.DeletionID != o.DeletionID {
+							rt.Skip("its parent is deleted")
+						}
+					}
+				}
+				deletionID := o.DeletionID
+				write(t, s, func(tx org.Tx) error { _, err := tx.MarkRestored(rootID, deletionID); return err })
+				for _, x := range m.orgs {
+					if x.DeletionID == deletionID {
+						x.DeletedAt, x.DeletionID, x.Version = nil, "", x.Version+1
+					}
+				}
+			},
+			"": func(rt *rapid.T) {
+				for id, want := range m.orgs {
+					wantEqual(t, get(t, s, func(tx org.Tx) (*org.Organization, error) { return tx.Org(id) }), want)
+				}
+				q := org.OrgQuery{RootID: rootID, Limit: rapid.IntRange(1, 4).Draw(rt, "limit")}
+				byPath := func(a, b *org.Organization) int { return strings.Compare(a.Path, b.Path) }
+				byID := func(a, b *org.Organization) int { return strings.Compare(a.ID, b.ID) }
+				order, matches := byPath, func(o *org.Organization) bool { return true }
+				switch rapid.IntRange(0, 4).Draw(rt, "query") {
+				case 1:
+					q.Path = rapid.SampledFrom(sorted(slices.Collect(maps.Keys(m.orgs)))).Draw(rt, "below")
+					q.Path = m.orgs[q.Path].Path
+					q.WithSelf, q.MaxDepth = rapid.Bool().Draw(rt, "with self"), rapid.IntRange(0, 3).Draw(rt, "max depth")
+					matches = func(o *org.Organization) bool {
+						return strings.HasPrefix(o.Path, q.Path) && (q.WithSelf || o.Path != q.Path) && (q.MaxDepth == 0 || o.Depth <= q.MaxDepth)
+					}
+				case 2:
+					q.NamePrefix = rapid.SampledFrom(split("a AL beta é org")).Draw(rt, "name prefix")
+					matches = func(o *org.Organization) bool {
+						return strings.HasPrefix(strings.ToLower(o.Name), strings.ToLower(q.NamePrefix))
+					}
+					order = func(a, b *org.Organization) int {
+						if c := strings.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name)); c != 0 {
+							return c
+						}
+						return byID(a, b)
+					}
+				case 3:
+					q.Tag, order = rapid.SampledFrom(split("red green")).Draw(rt, "tag"), byID
+					matches = func(o *org.Organization) bool { return slices.Contains(o.Tags, q.Tag) }
+				case 4:
+					q.ExternalID, order = "x", byID
+					matches = func(o *org.Organization) bool { return o.ExternalID == "x" }
+				}
+				var want []*org.Organization
+				for _, o := range m.orgs {
+					if o.DeletedAt == nil && matches(o) {
+						want = append(want, o)
+					}
+				}
+				slices.SortFunc(want, order)
+				if got := ids(allOrgs(t, s, q)); !slices.Equal(got, ids(want)) {
+					rt.Fatalf("%+v\n got %v\nwant %v", q, got, ids(want))
+				}
+			},
+		})
+	})
+}
+
+func testKeys(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/")
+	expires, used := at(100), at(50)
+	k := newKey("key_3", "r/a/")
+	k.Permissions, k.Reach, k.AllowedCIDRs = key.Permissions{"orgs:read", "orgs:write"}, key.ReachSelf, split("10.0.0.0/8 ::1/128")
+	k.RateLimit, k.ExpiresAt = &key.RateLimit{Requests: 5, PeriodSeconds: 60}, &expires
+	k.Old = &key.OldSecret{Hash: []byte{1, 0, 2}, Hint: "wxyz", ValidUntil: at(60), LastUsedAt: &used, LastUsedIP: "::1"}
+	write(t, s, func(tx org.Tx) error {
+		return errors.Join(tx.InsertKey(k), tx.InsertKey(newKey("key_1", "r/a/")), tx.InsertKey(newKey("key_2", "r/a/")),
+			tx.InsertKey(newKey("key_r", "r/")))
+	})
+	byID := func(id string) *key.Key {
+		return get(t, s, func(tx org.Tx) (*key.Key, error) { return tx.Key(id) })
+	}
+	wantEqual(t, byID("key_3"), k)
+	wantEqual(t, byID("key_1"), newKey("key_1", "r/a/"))
+	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Key("absent"); return err }), org.ErrAbsent)
+
+	list := func(after string, limit int) []string {
+		var found []string
+		for _, k := range get(t, s, func(tx org.Tx) ([]*key.Key, error) { return tx.Keys("a", after, limit) }) {
+			found = append(found, k.ID)
+		}
+		return found
+	}
+	wantEqual(t, list("", 10), split("key_1 key_2 key_3"))
+	wantEqual(t, list("key_1", 1), split("key_2"))
+
+	changed := newKey("key_2", "r/a/")
+	changed.Name, changed.RevokedAt, changed.UpdatedAt, changed.Version = "new", &used, at(1), 2
+	write(t, s, func(tx org.Tx) error { return tx.UpdateKey(changed) })
+	wantEqual(t, byID("key_2"), changed)
+	wantEqual(t, list("", 10), split("key_1 key_3"))
+	wantErr(t, s.Write(t.Context(), func(tx org.Tx) error { return tx.UpdateKey(changed) }), org.ErrStale)
+}
+
+func testKeyRotation(t *testing.T, s Store) {
+	plant(t, s, "r/")
+	write(t, s, func(tx org.Tx) error { return tx.InsertKey(newKey("k", "r/")) })
+	use := func(segment int64, old bool, seconds int) {
+		t.Helper()
+		flushUses(t, s, segment, keyUse("k", old, seconds))
+	}
+	use(1, false, 1)
+	update := func(fn func(*key.Key)) {
+		t.Helper()
+		write(t, s, func(tx org.Tx) error {
+			k, err := tx.Key("k")
+			if err != nil {
+				return err
+			}
+			fn(k)
+			k.Version++
+			return tx.UpdateKey(k)
+		})
+	}
+	lastUse := func() (now, old *time.Time) {
+		k := get(t, s, func(tx org.Tx) (*key.Key, error) { return tx.Key("k") })
+		if k.Old == nil {
+			return k.LastUsedAt, nil
+		}
+		return k.LastUsedAt, k.Old.LastUsedAt
+	}
+	// A rotation says when the secret that it replaces was last used.
+	update(func(k *key.Key) {
+		k.Old = &key.OldSecret{Hash: k.SecretHash, ValidUntil: at(100), LastUsedAt: k.LastUsedAt}
+		k.SecretHash = []byte{2}
+	})
+	_, old := lastUse()
+	wantEqual(t, *old, at(1))
+	// An update that knows of an older use does not undo a newer one.
+	var stale *key.Key
+	read(t, s, func(tx org.Tx) (err error) { stale, err = tx.Key("k"); return err })
+	use(2, true, 5)
+	use(3, false, 6)
+	stale.Name, stale.Version = "renamed", stale.Version+1
+	write(t, s, func(tx org.Tx) error { return tx.UpdateKey(stale) })
+	now, old := lastUse()
+	wantEqual(t, []time.Time{*now, *old}, []time.Time{at(6), at(5)})
+	update(func(k *key.Key) { k.Old = nil })
+	if _, old := lastUse(); old != nil {
+		t.Error("the old secret is still there")
+	}
+}

@@ -1,0 +1,196 @@
+// Package storetest is the conformance suite that every store must pass. It
+// says, test by test, what org.Store and access.Sink promise.
+package storetest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
+)
+
+// Store is what the suite tests.
+type Store interface {
+	org.Store
+	access.Sink
+}
+
+// Run runs the suite. Each call of open returns a new, empty store, which is
+// closed by the test's cleanup.
+func Run(t *testing.T, open func(testing.TB) Store) {
+	for name, test := range map[string]func(*testing.T, Store){
+		"Transactions":       testTransactions,
+		"Orgs":               testOrgs,
+		"UpdateOrg":          testUpdateOrg,
+		"Move":               testMove,
+		"DeleteRestore":      testDeleteRestore,
+		"Expired":            testExpired,
+		"Purge":              testPurge,
+		"PurgeRoot":          testPurgeRoot,
+		"Schema":             testSchema,
+		"Keys":               testKeys,
+		"KeyRotation":        testKeyRotation,
+		"OrgQueries":         testOrgQueries,
+		"OrgQueriesBounded":  testOrgQueriesBounded,
+		"OrgModel":           testOrgModel,
+		"Audit":              testAudit,
+		"AuditMoves":         testAuditMoves,
+		"AuditPages":         testAuditPages,
+		"AuditBounded":       testAuditBounded,
+		"AuditConcurrent":    testAuditConcurrent,
+		"AccessEvents":       testAccessEvents,
+		"AccessPages":        testAccessPages,
+		"AccessBounded":      testAccessBounded,
+		"Idempotency":        testIdempotency,
+		"IdempotencyRace":    testIdempotencyRace,
+		"Flush":              testFlush,
+		"FlushKeyUse":        testFlushKeyUse,
+		"FlushText":          testFlushText,
+		"FlushConcurrent":    testFlushConcurrent,
+		"UsageModel":         testUsageModel,
+		"Generation":         testGeneration,
+		"GenerationReadsNew": testGenerationReadsNew,
+	} {
+		t.Run(name, func(t *testing.T) {
+			test(t, open(t))
+		})
+	}
+}
+
+// epoch is the time at which the suite's clock stands.
+var epoch = time.Date(2026, 11, 23, 12, 0, 0, 123456000, time.UTC)
+
+func at(seconds int) time.Time { return epoch.Add(time.Duration(seconds) * time.Second) }
+
+func write(t testing.TB, s Store, fn func(org.Tx) error) {
+	t.Helper()
+	if err := s.Write(t.Context(), fn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func read(t testing.TB, s Store, fn func(org.Tx) error) {
+	t.Helper()
+	if err := s.Read(t.Context(), fn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// get returns what one read method returns.
+func get[T any](t testing.TB, s Store, fn func(org.Tx) (T, error)) T {
+	t.Helper()
+	var v T
+	read(t, s, func(tx org.Tx) (err error) {
+		v, err = fn(tx)
+		return err
+	})
+	return v
+}
+
+func wantErr(t testing.TB, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("error %v, want %v", err, want)
+	}
+}
+
+func wantEqual(t testing.TB, got, want any) {
+	t.Helper()
+	if d := cmp.Diff(want, got, cmpopts.EquateEmpty()); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
+
+// newOrg returns an organization at the end of a path such as "r/a/b/".
+func newOrg(path string) *org.Organization {
+	ids := org.SplitPath(path)
+	o := &org.Organization{ID: ids[len(ids)-1], RootID: ids[0], Path: path, Depth: len(ids) - 1, Name: "Org " + ids[len(ids)-1],
+		Type: org.TypeOrganization, CreatedAt: epoch, UpdatedAt: epoch, Version: 1,
+		Settings: org.Settings{Values: []byte("{}"), UpdatedAt: epoch}}
+	if len(ids) > 1 {
+		o.ParentID = ids[len(ids)-2]
+	}
+	return o
+}
+
+// insert inserts organizations, and starts the logs of the roots among them.
+func insert(t testing.TB, s Store, orgs ...*org.Organization) {
+	t.Helper()
+	write(t, s, func(tx org.Tx) error {
+		if err := tx.InsertOrgs(orgs); err != nil {
+			return err
+		}
+		for _, o := range orgs {
+			if o.ParentID == "" {
+				if err := tx.NewLog(&audit.Head{RootID: o.ID, LogID: "log-" + o.ID}); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// plant inserts a tree with the given paths.
+func plant(t testing.TB, s Store, paths ...string) {
+	t.Helper()
+	var orgs []*org.Organization
+	for _, p := range paths {
+		orgs = append(orgs, newOrg(p))
+	}
+	insert(t, s, orgs...)
+}
+
+func newKey(id, path string) *key.Key {
+	o := newOrg(path)
+	return &key.Key{ID: id, OrgID: o.ID, RootID: o.RootID, Name: "Key " + id, Reach: key.ReachSubtree,
+		Permissions: key.Permissions{"orgs:read"}, Hint: "abcd", CreatedAt: epoch, CreatedBy: "operator", UpdatedAt: epoch,
+		SecretHash: bytes.Repeat([]byte{7}, 32), Version: 1}
+}
+
+// appendAudit appends one entry for each path to the log of a root.
+func appendAudit(tx org.Tx, rootID, action string, paths ...string) error {
+	head, err := tx.Lock(rootID)
+	if err != nil {
+		return err
+	}
+	var records []audit.Record
+	for _, path := range paths {
+		ids := org.SplitPath(path)
+		r := audit.Record{RootID: rootID, Epoch: head.Epoch, Seq: head.Size, ID: fmt.Sprintf("aud_%d_%d", head.Epoch, head.Size),
+			Timestamp: at(int(head.Size)), OrgID: ids[len(ids)-1], Path: path, Action: action, ActorID: "operator",
+			Leaf: []byte(fmt.Sprintf(`{"seq":%d}`, head.Size)), Values: []byte(`{"ip":"::1"}`)}
+		r.LeafHash[0] = byte(head.Size)
+		head.Size++
+		head.Root = r.LeafHash
+		head.Range = []audit.Hash{r.LeafHash, {1, 2, 3}}
+		records = append(records, r)
+	}
+	return tx.AppendAudit(head, records)
+}
+
+func ids(orgs []*org.Organization) []string {
+	var list []string
+	for _, o := range orgs {
+		list = append(list, o.ID)
+	}
+	return list
+}
+
+func split(s string) []string { return strings.Fields(s) }
+
+func sorted(list []string) []string {
+	slices.Sort(list)
+	return list
+}

@@ -1,0 +1,227 @@
+package store
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/orgd/orgd/internal/org"
+)
+
+// MaxScan is the greatest number of rows that one page looks at, however few
+// of them its filter lets through.
+const MaxScan = 5000
+
+// row is one row of a result.
+type row interface {
+	// Scan copies the columns into *string, *int64, *int and *[]byte.
+	Scan(dest ...any) error
+}
+
+// conn is a connection to an engine within a transaction. The SQL texts are
+// those of the dialect's doc comment. Arguments are strings, int64s, ints and
+// non-nil []bytes.
+type conn interface {
+	// exec runs a statement and returns the number of rows that it changed.
+	exec(text string, args ...any) (int64, error)
+	// execEach runs a statement n times in turn, each time with the arguments
+	// that args returns, and passes on how many rows each run changed.
+	execEach(text string, n int, args func(i int) []any, changed func(i int, rows int64) error) error
+	// query calls scan for each row of the result.
+	query(scan func(row) error, text string, args ...any) error
+}
+
+// tx implements org.Tx. It is used by one goroutine.
+type tx struct {
+	conn conn
+	d    *dialect
+	err  error // the first error of the engine: it fails the transaction
+
+	locked []string          // the roots whose trees this transaction changes
+	read   map[string]stored // organizations as they were read; nil outside Write
+}
+
+// stored is what is indexed of an organization, and the version it belongs to.
+type stored struct {
+	version             int64
+	nameKey, externalID string
+	tags                string // as JSON
+}
+
+var _ org.Tx = (*tx)(nil)
+
+func (t *tx) fail(err error) error {
+	if err != nil && t.err == nil {
+		t.err = err
+	}
+	return err
+}
+
+func (t *tx) exec(text string, args ...any) (int64, error) {
+	if t.err != nil {
+		return 0, t.err
+	}
+	n, err := t.conn.exec(text, args...)
+	return n, t.fail(err)
+}
+
+func (t *tx) execEach(text string, n int, args func(i int) []any, changed func(i int, rows int64) error) error {
+	if t.err != nil {
+		return t.err
+	}
+	var own error // an error of changed is not one of the engine
+	err := t.conn.execEach(text, n, args, func(i int, rows int64) error {
+		if own == nil && changed != nil {
+			own = changed(i, rows)
+		}
+		return own
+	})
+	if own != nil {
+		return own
+	}
+	return t.fail(err)
+}
+
+func (t *tx) query(scan func(row) error, text string, args ...any) error {
+	if t.err != nil {
+		return t.err
+	}
+	return t.fail(t.conn.query(scan, text, args...))
+}
+
+// queryRow scans the only row of a result; org.ErrAbsent if there is none.
+func (t *tx) queryRow(scan func(row) error, text string, args ...any) error {
+	found := false
+	err := t.query(func(r row) error {
+		found = true
+		return scan(r)
+	}, text, args...)
+	if err == nil && !found {
+		return org.ErrAbsent
+	}
+	return err
+}
+
+func (t *tx) noteLocked(rootID string) {
+	for _, id := range t.locked {
+		if id == rootID {
+			return
+		}
+	}
+	t.locked = append(t.locked, rootID)
+}
+
+// into returns a scan function for a single row with plain columns.
+func into(dest ...any) func(row) error {
+	return func(r row) error { return r.Scan(dest...) }
+}
+
+// micros is how a time is stored: microseconds since 1970.
+func micros(t time.Time) int64 { return t.UnixMicro() }
+
+// optionalMicros stores no time as 0.
+func optionalMicros(t *time.Time) int64 {
+	if t == nil {
+		return 0
+	}
+	return t.UnixMicro()
+}
+
+func fromMicros(n int64) time.Time { return time.UnixMicro(n).UTC() }
+
+func optionalTime(n int64) *time.Time {
+	if n == 0 {
+		return nil
+	}
+	t := fromMicros(n)
+	return &t
+}
+
+// encodeStrings is how a list of strings is stored: as a JSON array.
+func encodeStrings(list []string) (string, error) {
+	if len(list) == 0 {
+		return "[]", nil
+	}
+	b, err := json.Marshal(list)
+	return string(b), err
+}
+
+func decodeStrings(text string) ([]string, error) {
+	if text == "[]" {
+		return nil, nil
+	}
+	var list []string
+	err := json.Unmarshal([]byte(text), &list)
+	return list, err
+}
+
+// subtreeEnd returns the first path after the subtree at path in the order of
+// bytes: '0' follows '/'.
+func subtreeEnd(path string) string { return strings.TrimSuffix(path, "/") + "0" }
+
+// window is a query for one page of an ordered list. It looks at the first
+// MaxScan rows of the list that follow the page's position, and lets the
+// filter choose from them.
+type window struct {
+	columns string // of a row of the list, as the filter sees them
+	from    string
+	order   string
+	key     string   // the columns that make a position, in terms of from
+	where   []string // what bounds the list itself
+	filter  []string // what the page wants of it
+	result  string   // the columns of a row of the page
+
+	args       []any
+	windowArgs int // how many of args belong to where
+}
+
+// arg adds an argument and returns its placeholder.
+func (w *window) arg(v any) string {
+	w.args = append(w.args, v)
+	return "$" + strconv.Itoa(len(w.args))
+}
+
+// bound adds a condition that bounds the list. All bounds come before the
+// first filter.
+func (w *window) bound(condition string) {
+	w.where = append(w.where, condition)
+	w.windowArgs = len(w.args)
+}
+
+func (w *window) want(condition string) { w.filter = append(w.filter, condition) }
+
+// page calls scan for at most limit rows. It reports whether there may be
+// more; if so, and if the page is not full, last has been called with the
+// position up to which the list was looked at.
+func (t *tx) page(w *window, limit int, scan, last func(row) error) (more bool, err error) {
+	list := "FROM " + w.from + where(w.where) + " ORDER BY " + w.order + " LIMIT "
+	bound := w.args[:w.windowArgs:w.windowArgs]
+	text := "SELECT " + w.result + " FROM (SELECT " + w.columns + " " + list + strconv.Itoa(MaxScan) + ") AS e" + where(w.filter)
+	if t.d.ordersSubquery {
+		text += " ORDER BY " + w.order
+	}
+	n := 0
+	err = t.query(func(r row) error {
+		if n++; n > limit {
+			return nil
+		}
+		return scan(r)
+	}, text+" LIMIT "+w.arg(int64(limit)+1), w.args...)
+	if err != nil || n > limit {
+		return n > limit, err
+	}
+	err = t.queryRow(last, "SELECT "+w.key+" "+list+"1 OFFSET "+strconv.Itoa(MaxScan-1), bound...)
+	if err == org.ErrAbsent {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func where(conditions []string) string {
+	if len(conditions) == 0 {
+		return ""
+	}
+	return " WHERE " + strings.Join(conditions, " AND ")
+}

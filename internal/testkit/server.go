@@ -1,0 +1,216 @@
+package testkit
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/pb33f/libopenapi"
+	validator "github.com/pb33f/libopenapi-validator"
+
+	orgdapi "github.com/orgd/orgd/api"
+	"github.com/orgd/orgd/internal/server"
+)
+
+// Server is a real server on a real database, listening on loopback.
+type Server struct {
+	*server.Server
+	URL string
+	t   testing.TB
+}
+
+// Engines names the databases that tests run on.
+var Engines = []string{"sqlite", "postgres"}
+
+// Start starts a server on one of the Engines. When the test ends it is
+// closed, after CheckSystem.
+func Start(t testing.TB, engine string, change ...func(*server.Config)) *Server {
+	t.Helper()
+	c := server.Config{DataDir: t.TempDir(), RestoreWindow: 30 * 24 * time.Hour, Version: "test",
+		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	if engine == "postgres" {
+		c.Database = Postgres(t)
+	}
+	for _, f := range change {
+		f(&c)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s, err := server.Open(ctx, c)
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		if err := s.Recorder.Drain(context.Background()); err != nil {
+			t.Error(err)
+		}
+		CheckSystem(t, s.Store)
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &Server{Server: s, URL: "http://" + l.Addr().String(), t: t}
+}
+
+// testWriter writes the server's log to the test's.
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	defer func() { recover() }() // the test may have ended
+	w.t.Log(strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+// Answer is what a server answered.
+type Answer struct {
+	Status int
+	Header http.Header
+	Body   []byte
+}
+
+// JSON returns the member at a path of names; nil if there is none.
+func (a *Answer) JSON(path ...string) any {
+	var v any
+	if err := json.Unmarshal(a.Body, &v); err != nil {
+		return nil
+	}
+	for _, name := range path {
+		m, _ := v.(map[string]any)
+		v = m[name]
+	}
+	return v
+}
+
+// String returns the text at a path of names; empty if there is none.
+func (a *Answer) String(path ...string) string {
+	s, _ := a.JSON(path...).(string)
+	return s
+}
+
+// Do makes a request with a bearer key ("" for none) and checks the answer
+// against the API description. body is sent as JSON unless it is empty or the
+// headers (names and values in turn) name another Content-Type.
+func (s *Server) Do(method, path, key, body string, headers ...string) *Answer {
+	s.t.Helper()
+	a, err := s.TryDo(method, path, key, body, headers...)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return a
+}
+
+// TryDo is Do for tests in which a request may fail, and for use from other
+// goroutines than the test's.
+func (s *Server) TryDo(method, path, key, body string, headers ...string) (*Answer, error) {
+	var r io.Reader
+	if body != "" {
+		r = strings.NewReader(body)
+	}
+	req, err := http.NewRequest(method, s.URL+path, r)
+	if err != nil {
+		return nil, err
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if key != "" {
+		req.Header.Set("Authorization", "Bearer "+key)
+	}
+	for i := 0; i+1 < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	CheckContract(s.t, req, resp, b)
+	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: b}, nil
+}
+
+// Must is Do for a request that has to be answered with the given status.
+func (s *Server) Must(status int, method, path, key, body string, headers ...string) *Answer {
+	s.t.Helper()
+	a := s.Do(method, path, key, body, headers...)
+	if a.Status != status {
+		s.t.Fatalf("%s %s: status %d, want %d: %s", method, path, a.Status, status, a.Body)
+	}
+	return a
+}
+
+// NewKey creates a key of an organization with the operator's power and
+// returns its secret and its id.
+func (s *Server) NewKey(orgID, members string) (secret, id string) {
+	s.t.Helper()
+	body := `{"name":"test"`
+	if members != "" {
+		body += "," + members
+	}
+	a := s.Must(http.StatusCreated, "POST", "/orgs/"+orgID+"/api_keys", s.OperatorKey, body+"}")
+	return a.String("secret"), a.String("id")
+}
+
+var contract = sync.OnceValues(func() (validator.Validator, error) {
+	doc, err := libopenapi.NewDocument(orgdapi.YAML)
+	if err != nil {
+		return nil, err
+	}
+	v, errs := validator.NewValidator(doc)
+	if len(errs) > 0 {
+		return nil, errs[0]
+	}
+	return v, nil
+})
+
+// contractLock serializes the validator, which is not safe for concurrent use.
+var contractLock sync.Mutex
+
+// CheckContract fails the test if the answer is not one that the API
+// description allows for the request.
+func CheckContract(t testing.TB, req *http.Request, resp *http.Response, body []byte) {
+	t.Helper()
+	v, err := contract()
+	if err != nil {
+		t.Errorf("the API description cannot be read: %v", err)
+		return
+	}
+	if resp.StatusCode == http.StatusNotModified || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/") || resp.Header.Get("Content-Type") == "application/x-ndjson" {
+		return
+	}
+	contractLock.Lock()
+	defer contractLock.Unlock()
+	again := *resp
+	again.Body = io.NopCloser(bytes.NewReader(body))
+	if ok, errs := v.ValidateHttpResponse(req, &again); !ok {
+		for _, e := range errs {
+			t.Errorf("contract: %s %s answered %d: %s %s", req.Method, req.URL.Path, resp.StatusCode, e.Message, e.Reason)
+			for _, s := range e.SchemaValidationErrors {
+				t.Errorf("contract:   %s at %s", s.Reason, s.FieldPath)
+			}
+		}
+		t.Logf("contract: the answer was %s", body)
+	}
+}

@@ -1,0 +1,230 @@
+// Package testkit holds what tests of several packages share: a private
+// PostgreSQL, a real server, and the check of the whole system that follows
+// every scenario.
+package testkit
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/transparency-dev/merkle/compact"
+	"github.com/transparency-dev/merkle/rfc6962"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/usage"
+)
+
+// CheckSystem checks what must hold of a store at every moment: its tree is a
+// tree, folding the audit trail reproduces its state, every log's head follows
+// from its leaves without a gap, and total = own + descendants = own + the
+// totals of the children, everywhere.
+func CheckSystem(t testing.TB, s org.Store) {
+	t.Helper()
+	ctx := context.Background()
+	live := map[string]*org.Organization{}
+	if err := s.Read(ctx, func(tx org.Tx) error {
+		q := org.OrgQuery{Limit: 1000}
+		for {
+			page, err := tx.Orgs(q)
+			if err != nil {
+				return err
+			}
+			for _, o := range page.Orgs {
+				if live[o.ID] != nil {
+					t.Errorf("the list of all organizations repeats %s", o.ID)
+				}
+				live[o.ID] = o
+			}
+			if page.Next == nil {
+				return nil
+			}
+			q.After = page.Next
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	roots := map[string]bool{}
+	for _, o := range live {
+		roots[o.RootID] = true
+		checkPlace(t, o, live)
+	}
+	for rootID := range roots {
+		fold := checkLog(t, s, rootID)
+		for id, o := range live {
+			if o.RootID == rootID {
+				if diff := fold.Same(o); diff != "" {
+					t.Errorf("organization %s: %s", id, diff)
+				}
+			}
+		}
+		checkFold(t, s, fold)
+		checkTotals(t, s, rootID, fold)
+	}
+}
+
+func checkPlace(t testing.TB, o *org.Organization, live map[string]*org.Organization) {
+	t.Helper()
+	if o.ParentID == "" {
+		if o.Path != o.ID+"/" || o.Depth != 0 || o.RootID != o.ID {
+			t.Errorf("the root %s has path %s, depth %d, root %s", o.ID, o.Path, o.Depth, o.RootID)
+		}
+		return
+	}
+	p := live[o.ParentID]
+	if p == nil {
+		t.Errorf("the live organization %s has no live parent %s", o.ID, o.ParentID)
+		return
+	}
+	if o.Path != p.Path+o.ID+"/" || o.Depth != p.Depth+1 || o.RootID != p.RootID || o.Depth > org.MaxDepth || p.Type == org.TypeUser {
+		t.Errorf("organization %s has path %s, depth %d, root %s below %s with path %s", o.ID, o.Path, o.Depth, o.RootID, p.ID, p.Path)
+	}
+}
+
+var errRollback = errors.New("roll back")
+
+// checkLog recomputes the log of a root from its leaves and folds its entries.
+func checkLog(t testing.TB, s org.Store, rootID string) *org.Fold {
+	t.Helper()
+	ctx := context.Background()
+	var head *audit.Head
+	if err := s.Write(ctx, func(tx org.Tx) (err error) {
+		if head, err = tx.Lock(rootID); err != nil {
+			return err
+		}
+		return errRollback
+	}); !errors.Is(err, errRollback) {
+		t.Fatalf("the head of the log of %s cannot be read: %v", rootID, err)
+	}
+	fold := org.NewFold()
+	// The tree is computed by another implementation than the product's.
+	again := (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewEmptyRange(0)
+	q := org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Scope: org.ScopeSubtree, Ascending: true, Limit: 1000}
+	for {
+		var page org.AuditPage
+		if err := s.Read(ctx, func(tx org.Tx) (err error) {
+			page, err = tx.AuditEntries(q)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for i := range page.Records {
+			r := &page.Records[i]
+			if uint64(r.Seq) != again.End() {
+				t.Errorf("the log of %s has seq %d where %d should be", rootID, r.Seq, again.End())
+			}
+			if h := sha256.Sum256(append([]byte{0}, r.Leaf...)); audit.Hash(h) != r.LeafHash {
+				t.Errorf("entry %d of %s does not match its leaf hash", r.Seq, rootID)
+			}
+			if err := again.Append(r.LeafHash[:], nil); err != nil {
+				t.Fatal(err)
+			}
+			e, err := r.Entry()
+			if err != nil {
+				t.Errorf("entry %d of %s cannot be read: %v", r.Seq, rootID, err)
+				continue
+			}
+			if strings.Contains(string(r.Leaf)+string(r.Values), "orgd_") {
+				t.Errorf("entry %d of %s looks as if it held a secret", r.Seq, rootID)
+			}
+			if err := fold.Add(e); err != nil {
+				t.Error(err)
+			}
+		}
+		if page.Next < 0 {
+			break
+		}
+		q.After = page.Next
+	}
+	root, err := again.GetRootHash(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.End() != uint64(head.Size) || string(root) != string(head.Root[:]) {
+		t.Errorf("the head of the log of %s (size %d) does not follow from its %d entries", rootID, head.Size, again.End())
+	}
+	return fold
+}
+
+// checkFold looks the folded state up in the store.
+func checkFold(t testing.TB, s org.Store, fold *org.Fold) {
+	t.Helper()
+	if err := s.Read(context.Background(), func(tx org.Tx) error {
+		for id := range fold.Orgs {
+			stored, err := tx.Org(id)
+			if err != nil {
+				t.Errorf("organization %s is in the audit trail, but: %v", id, err)
+				continue
+			}
+			if diff := fold.Same(stored); diff != "" {
+				t.Errorf("organization %s: %s", id, diff)
+			}
+		}
+		for id, k := range fold.Keys {
+			stored, err := tx.Key(id)
+			if err != nil {
+				t.Errorf("key %s is in the audit trail, but: %v", id, err)
+				continue
+			}
+			if !sameKey(k, stored) {
+				t.Errorf("key %s is\n%+v, by the audit trail\n%+v", id, stored, k)
+			}
+		}
+		for id, schema := range fold.Schemas {
+			stored, err := tx.Schema(id)
+			if err != nil || string(stored) != string(schema) {
+				t.Errorf("the schema of %s is %s, by the audit trail %s (%v)", id, stored, schema, err)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func sameKey(a, b *key.Key) bool {
+	sameTime := func(x, y *time.Time) bool { return x == nil && y == nil || x != nil && y != nil && x.Equal(*y) }
+	return a.OrgID == b.OrgID && a.RootID == b.RootID && a.Name == b.Name && slices.Equal(a.Permissions, b.Permissions) &&
+		a.Reach == b.Reach && slices.Equal(a.AllowedCIDRs, b.AllowedCIDRs) && (a.RateLimit == nil) == (b.RateLimit == nil) &&
+		(a.RateLimit == nil || *a.RateLimit == *b.RateLimit) && sameTime(a.ExpiresAt, b.ExpiresAt) &&
+		sameTime(a.RevokedAt, b.RevokedAt) && a.CreatedAt.Equal(b.CreatedAt) && a.CreatedBy == b.CreatedBy && a.Version == b.Version
+}
+
+// checkTotals checks the consumption of the last and the present month.
+func checkTotals(t testing.TB, s org.Store, rootID string, fold *org.Fold) {
+	t.Helper()
+	type cell struct {
+		month usage.Month
+		meter string
+		org   string
+	}
+	own, total, below := map[cell]usage.Decimal{}, map[cell]usage.Decimal{}, map[cell]usage.Decimal{}
+	now := time.Now().UTC()
+	for _, month := range []usage.Month{usage.MonthOf(now.AddDate(0, 0, -now.Day())), usage.MonthOf(now)} {
+		for id := range fold.Orgs {
+			if err := s.Read(context.Background(), func(tx org.Tx) error {
+				totals, err := tx.Totals(rootID, id, month)
+				for _, x := range totals {
+					c := cell{month, x.Meter, id}
+					own[c] += x.Own
+					total[c] += x.Total
+					below[cell{month, x.Meter, x.ParentID}] += x.Total
+				}
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for c := range total {
+		if total[c] != own[c]+below[c] {
+			t.Errorf("%s of %s in %s: total %s, own %s, children %s", c.meter, c.org, c.month, total[c], own[c], below[c])
+		}
+	}
+}

@@ -1,0 +1,127 @@
+package web
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"io"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// stored is a Response as it is kept for an Idempotency-Key.
+type stored struct {
+	Status      int      `json:"status"`
+	ContentType string   `json:"content_type"`
+	Header      []string `json:"header"`
+	Body        []byte   `json:"body"`
+}
+
+// sealer returns the cipher for one caller's answers. Its key is derived from
+// the caller's secret, which the server does not keep: an answer may hold a
+// new API key, and nothing in the database can open it.
+func sealer(token, idempotencyKey string) (cipher.AEAD, error) {
+	k, err := hkdf.Key(sha256.New, []byte(token), []byte(idempotencyKey), "orgd idempotency v1", 32)
+	if err != nil {
+		return nil, err
+	}
+	block, err := aes.NewCipher(k)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}
+
+func seal(token, idempotencyKey string, r *Response) ([]byte, error) {
+	plain, err := json.Marshal(stored{r.Status, r.ContentType, r.Header, r.Body})
+	if err != nil {
+		return nil, err
+	}
+	aead, err := sealer(token, idempotencyKey)
+	if err != nil {
+		return nil, err
+	}
+	nonce := make([]byte, aead.NonceSize())
+	if _, err := rand.Read(nonce); err != nil {
+		return nil, err
+	}
+	return aead.Seal(nonce, nonce, plain, nil), nil
+}
+
+func open(token, idempotencyKey string, sealed []byte) (*Response, error) {
+	aead, err := sealer(token, idempotencyKey)
+	if err != nil {
+		return nil, err
+	}
+	if len(sealed) < aead.NonceSize() {
+		return nil, problem.New(problem.Internal, "A stored answer is damaged.")
+	}
+	plain, err := aead.Open(nil, sealed[:aead.NonceSize()], sealed[aead.NonceSize():], nil)
+	if err != nil {
+		return nil, problem.New(problem.IdempotencyKeyReused, "This Idempotency-Key was used with another secret of this API key.").
+			WithFix("Use a new Idempotency-Key, after checking whether the first request had its effect.")
+	}
+	var s stored
+	if err := json.Unmarshal(plain, &s); err != nil {
+		return nil, err
+	}
+	return &Response{Status: s.Status, ContentType: s.ContentType, Header: s.Header, Body: s.Body}, nil
+}
+
+// once handles a POST that carries an Idempotency-Key: handle runs at most
+// once for all requests with the same key, and the others get its answer.
+func (s *Server) once(r *Request, handle Handler) (*Response, error) {
+	idempotencyKey := r.Header.Get("Idempotency-Key")
+	if len(idempotencyKey) > 255 || !visibleASCII(idempotencyKey) {
+		return nil, problem.New(problem.InvalidParameter, "The header Idempotency-Key must be 1 to 255 visible ASCII characters.")
+	}
+	body, err := r.Raw()
+	if err != nil {
+		return nil, err
+	}
+	h := sha256.New()
+	for _, part := range []string{r.Method, r.URL.RequestURI(), r.Header.Get("Content-Type")} {
+		io.WriteString(h, part)
+		h.Write([]byte{0})
+	}
+	h.Write(body)
+	hash := h.Sum(nil)
+
+	flight := r.Actor.ID + "\x00" + idempotencyKey
+	if _, busy := s.inFlight.LoadOrStore(flight, true); busy {
+		e := problem.New(problem.RequestInFlight, "A request with this Idempotency-Key is still being processed.").
+			WithFix("Send the same request again in a moment to get its answer.")
+		e.RetryAfter = time.Second
+		return nil, e
+	}
+	defer s.inFlight.Delete(flight)
+
+	replay, err := s.service.Replay(r.Context(), r.Actor, idempotencyKey)
+	if err != nil {
+		return nil, err
+	}
+	if replay != nil {
+		if string(replay.RequestHash) != string(hash) {
+			return nil, problem.New(problem.IdempotencyKeyReused, "This Idempotency-Key was used for another request in the last 24 hours.").
+				WithFix("Use a new Idempotency-Key for a new request.")
+		}
+		return open(r.token, idempotencyKey, replay.Answer)
+	}
+	r.idempotent = &org.Idempotency{Key: idempotencyKey, RequestHash: hash}
+	return handle(r)
+}
+
+func visibleASCII(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if s[i] < 0x21 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return len(s) > 0
+}

@@ -1,0 +1,216 @@
+package web
+
+import (
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// Request is a request on its way through a Server.
+type Request struct {
+	*http.Request
+	ID        string // X-Request-Id
+	IP        netip.Addr
+	Actor     *key.Actor
+	OldSecret bool          // the key's secret is one that a rotation replaced
+	Org       *org.Snapshot // the organization that the request is about; nil if none, or not visible
+	Receipt   audit.Receipt // of the change that the request made
+
+	token      string
+	body       []byte
+	bodyRead   bool
+	maxBody    int64
+	idempotent *org.Idempotency
+	extra      []string // header fields of the answer, whatever it is
+}
+
+// Limits of bodies, in bytes.
+const (
+	MaxBody     = 1 << 20
+	MaxBulkBody = 32 << 20
+	maxDepth    = 64
+)
+
+// Call returns what the service needs to know of the request. render turns
+// the result of a change into the answer: it runs again for the answer that
+// is kept for an Idempotency-Key.
+func (r *Request) Call(render func(result any) *Response) *org.Call {
+	c := &org.Call{Actor: r.Actor, RequestID: r.ID, IP: r.IP.String(),
+		UserAgent: cut(r.UserAgent(), 512), IfMatch: r.Header.Get("If-Match")}
+	if r.idempotent != nil && render != nil {
+		idem := *r.idempotent
+		idem.Render = func(result any, receipt audit.Receipt) ([]byte, error) {
+			return seal(r.token, idem.Key, render(result).Receipt(receipt))
+		}
+		c.Idempotent = &idem
+	}
+	return c
+}
+
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return strings.ToValidUTF8(s, "\uFFFD")
+	}
+	return strings.ToValidUTF8(s[:n], "")
+}
+
+// Raw returns the whole body. It fails with TooLarge beyond the route's limit.
+func (r *Request) Raw() ([]byte, error) {
+	if r.bodyRead {
+		return r.body, nil
+	}
+	if r.ContentLength > r.maxBody {
+		return nil, tooLarge(r.maxBody)
+	}
+	b, err := io.ReadAll(io.LimitReader(r.Request.Body, r.maxBody+1))
+	if err != nil {
+		return nil, problem.New(problem.InvalidRequest, "The request body could not be read.").WithCause(err)
+	}
+	if int64(len(b)) > r.maxBody {
+		return nil, tooLarge(r.maxBody)
+	}
+	r.body, r.bodyRead = b, true
+	return b, nil
+}
+
+func tooLarge(limit int64) *problem.Error {
+	return problem.New(problem.TooLarge, "The request body is larger than %d bytes.", limit).
+		WithFix("Send less at a time.").With("limit_bytes", limit)
+}
+
+// MediaType returns the body's media type without parameters, in lower case.
+// It fails with UnsupportedMediaType unless it is one of those allowed.
+func (r *Request) MediaType(allowed ...string) (string, error) {
+	mt, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err == nil && (params["charset"] == "" || strings.EqualFold(params["charset"], "utf-8")) {
+		for _, a := range allowed {
+			if mt == a {
+				return mt, nil
+			}
+		}
+	}
+	return "", problem.New(problem.UnsupportedMediaType, "The Content-Type %q is not one that this call takes.", cut(r.Header.Get("Content-Type"), 100)).
+		WithFix("Send the header Content-Type: %s.", strings.Join(allowed, " or "))
+}
+
+// Decode reads the body as JSON into v: unknown and repeated members,
+// invalid UTF-8, lone surrogates, trailing data and a depth beyond 64 are
+// errors that name their place.
+func (r *Request) Decode(v any) error {
+	return r.DecodeAs(v, "application/json")
+}
+
+// DecodeAs is Decode for other media types of JSON.
+func (r *Request) DecodeAs(v any, mediaTypes ...string) error {
+	if _, err := r.MediaType(mediaTypes...); err != nil {
+		return err
+	}
+	b, err := r.Raw()
+	if err != nil {
+		return err
+	}
+	return DecodeJSON(b, v)
+}
+
+// DecodeJSON decodes strictly; see Request.Decode.
+func DecodeJSON(b []byte, v any) error {
+	if len(strings.TrimSpace(string(b[:min(len(b), 64)]))) == 0 && len(b) < 64 {
+		return problem.Body("", "is missing: the body is empty").WithFix("Send a JSON object.")
+	}
+	if depth(b) > maxDepth {
+		return problem.Body("", "is nested deeper than %d levels", maxDepth)
+	}
+	if err := json.Unmarshal(b, v, json.RejectUnknownMembers(true)); err != nil {
+		return bodyError(err)
+	}
+	return nil
+}
+
+func bodyError(err error) error {
+	var semantic *json.SemanticError
+	if errors.As(err, &semantic) {
+		pointer := string(semantic.JSONPointer)
+		if errors.Is(err, json.ErrUnknownName) {
+			name := pointer[strings.LastIndexByte(pointer, '/')+1:]
+			return problem.Body(pointer, "is not a member that this call takes: %s", name).
+				WithFix("Remove %s. Member names are case-sensitive.", name)
+		}
+		var p *problem.Error
+		if errors.As(semantic.Err, &p) {
+			return problem.Body(pointer, "%s", p.Detail)
+		}
+		if semantic.Err != nil {
+			return problem.Body(pointer, "is not valid: %v", semantic.Err)
+		}
+		return problem.Body(pointer, "has the wrong type: a JSON %s does not fit here", kindName(semantic.JSONKind))
+	}
+	var syntactic *jsontext.SyntacticError
+	if errors.As(err, &syntactic) {
+		return problem.Body(string(syntactic.JSONPointer), "is not valid JSON at byte %d: %v", syntactic.ByteOffset, syntactic.Err)
+	}
+	return problem.Body("", "is not valid JSON").WithCause(err)
+}
+
+func kindName(k jsontext.Kind) string {
+	switch k {
+	case 'n':
+		return "null"
+	case 't', 'f':
+		return "boolean"
+	case '"':
+		return "string"
+	case '0':
+		return "number"
+	case '{':
+		return "object"
+	case '[':
+		return "array"
+	}
+	return "value"
+}
+
+// depth returns how deep arrays and objects are nested in b, whether or not
+// the rest of it is valid.
+func depth(b []byte) int {
+	var now, deepest int
+	inString := false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case inString && c == '\\':
+			i++
+		case c == '"':
+			inString = !inString
+		case inString:
+		case c == '{' || c == '[':
+			if now++; now > deepest {
+				deepest = now
+			}
+		case c == '}' || c == ']':
+			now--
+		}
+	}
+	return deepest
+}
+
+// NoBody fails if the request has a body other than white space or {}.
+func (r *Request) NoBody() error {
+	b, err := r.Raw()
+	if err != nil {
+		return err
+	}
+	if s := strings.TrimSpace(string(b)); s != "" && s != "{}" {
+		return problem.Body("", "is not expected: this call takes no body")
+	}
+	return nil
+}

@@ -1,0 +1,377 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/ident"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/usage"
+)
+
+// Handler answers a request that its route's rule has let through.
+type Handler func(r *Request) (*Response, error)
+
+// Route is one call and who may make it.
+type Route struct {
+	Method    string
+	Pattern   string // of http.ServeMux, without the method
+	Operation string // its operationId in the API description
+	Action    string // what the access log calls it
+	Rule      Rule
+	MaxBody   int64 // 0 means MaxBody
+	Handle    Handler
+}
+
+// Rule says who may make a call. The zero Rule lets any valid key through.
+type Rule struct {
+	Open        bool     // no key needed; nothing is recorded
+	Target      string   // the path value that names the organization that the call is about
+	Permissions []string // all of these
+	Operator    bool     // only the operator
+	// Check replaces the search for the Target where the call is about an
+	// organization that cannot be seen yet or any more. It returns the root
+	// that the request belongs to.
+	Check func(r *Request) error
+}
+
+// Recorder keeps what was accessed. Record returns once the record survives a
+// crash of the process.
+type Recorder interface {
+	Record(access.Record) error
+	// Ready fails if Record would.
+	Ready() error
+}
+
+// Server serves routes.
+type Server struct {
+	service  *org.Service
+	recorder Recorder
+	limiter  *key.Limiter
+	log      *slog.Logger
+	now      func() time.Time
+	trusted  []netip.Prefix
+	mux      *http.ServeMux
+	basePath string
+	inFlight sync.Map
+
+	requests *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	unknown  prometheus.Counter
+}
+
+// Config is what a Server works with.
+type Config struct {
+	Service        *org.Service
+	Recorder       Recorder
+	Limiter        *key.Limiter
+	Log            *slog.Logger
+	Now            func() time.Time
+	TrustedProxies []netip.Prefix
+	BasePath       string // "" or "/api/v1": a second place where the routes are served
+	Metrics        prometheus.Registerer
+}
+
+// NewServer returns a server of the routes.
+func NewServer(c Config, routes []Route) (*Server, error) {
+	s := &Server{service: c.Service, recorder: c.Recorder, limiter: c.Limiter, log: c.Log, now: c.Now,
+		trusted: c.TrustedProxies, basePath: strings.TrimSuffix(c.BasePath, "/"), mux: http.NewServeMux(),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "orgd_http_requests_total",
+			Help: "Answered requests by operation and status."}, []string{"operation", "status"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "orgd_http_request_duration_seconds",
+			Help: "Time to answer a request.", Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1, 5, 30}}, []string{"operation"}),
+		unknown: prometheus.NewCounter(prometheus.CounterOpts{Name: "orgd_unknown_keys_total",
+			Help: "Requests with a key that names no organization, or with none."}),
+	}
+	for _, m := range []prometheus.Collector{s.requests, s.duration, s.unknown} {
+		if err := c.Metrics.Register(m); err != nil {
+			return nil, err
+		}
+	}
+	for i := range routes {
+		rt := &routes[i]
+		if !rt.Rule.Open && rt.Action == "" {
+			return nil, fmt.Errorf("the route %s %s has no action for the access log", rt.Method, rt.Pattern)
+		}
+		h := s.handler(rt)
+		s.mux.Handle(rt.Method+" "+rt.Pattern, h)
+		if s.basePath != "" {
+			s.mux.Handle(rt.Method+" "+s.basePath+rt.Pattern, h)
+		}
+	}
+	s.mux.Handle("/", s.handler(&Route{Operation: "none", Rule: Rule{Open: true}, Handle: s.notRouted}))
+	return s, nil
+}
+
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// http.ServeMux redirects paths that are not clean. They name nothing here.
+	if p := r.URL.Path; strings.Contains(p, "//") || strings.Contains(p+"/", "/./") || strings.Contains(p+"/", "/../") {
+		s.handler(&Route{Operation: "none", Rule: Rule{Open: true}, Handle: s.notRouted}).ServeHTTP(w, r)
+		return
+	}
+	s.mux.ServeHTTP(w, r)
+}
+
+// notRouted answers what no route takes: 405 if the path exists for another
+// method, 404 otherwise.
+func (s *Server) notRouted(r *Request) (*Response, error) {
+	var allowed []string
+	for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE"} {
+		other := &http.Request{Method: method, URL: r.URL, Host: r.Host}
+		if _, pattern := s.mux.Handler(other); pattern != "/" && pattern != "" && strings.HasPrefix(pattern, method+" ") {
+			allowed = append(allowed, method)
+		}
+	}
+	if len(allowed) == 0 || slices.Contains(allowed, r.Method) {
+		return nil, problem.New(problem.NotFound, "There is nothing at this path.").WithFix("The calls are listed at /docs.")
+	}
+	list := strings.Join(allowed, ", ")
+	r.extra = append(r.extra, "Allow", list)
+	return nil, problem.New(problem.MethodNotAllowed, "This path does not take %s.", cut(r.Method, 20)).WithFix("Use %s.", list)
+}
+
+func (s *Server) handler(rt *Route) http.Handler {
+	duration := s.duration.WithLabelValues(rt.Operation)
+	var counters sync.Map // status → prometheus.Counter
+	maxBody := rt.MaxBody
+	if maxBody == 0 {
+		maxBody = MaxBody
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
+		start := s.now()
+		r := &Request{Request: hr, ID: requestID(hr), IP: s.clientIP(hr), maxBody: maxBody}
+		w.Header()["X-Request-Id"] = []string{r.ID}
+		resp, err := s.answer(rt, r)
+		if err != nil {
+			resp = s.failed(rt, r, err)
+		}
+		if !rt.Rule.Open {
+			if err := s.record(rt, r, resp.Status, start); err != nil {
+				resp = s.failed(rt, r, unrecorded(r, err))
+			}
+		}
+		resp.Header = append(resp.Header, r.extra...)
+		sent := resp.send(w, hr.Method == http.MethodHead)
+		took := s.now().Sub(start)
+		duration.Observe(took.Seconds())
+		counter, ok := counters.Load(resp.Status)
+		if !ok {
+			counter, _ = counters.LoadOrStore(resp.Status, s.requests.WithLabelValues(rt.Operation, strconv.Itoa(resp.Status)))
+		}
+		counter.(prometheus.Counter).Inc()
+		s.logRequest(rt, r, resp.Status, took)
+		if sent != nil && resp.Stream != nil {
+			s.log.Warn("an answer was cut short", "request_id", r.ID, "error", sent)
+			panic(http.ErrAbortHandler)
+		}
+	})
+}
+
+// unrecorded is the answer when the access could not be recorded: nothing is
+// answered that would leave no trace.
+func unrecorded(r *Request, err error) error {
+	if r.Receipt.Origin == "" {
+		return err
+	}
+	e := problem.New(problem.OutcomeUnknown, "The change was made, but the access to it could not be recorded.").
+		WithFix("Read the resource to see its state.").WithCause(err)
+	return e
+}
+
+// answer takes the request along the fixed order of checks: authenticate,
+// find and see, permission; precondition and body are the handler's.
+func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			if v == http.ErrAbortHandler {
+				panic(v)
+			}
+			resp, err = nil, fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+		}
+	}()
+	if rt.Rule.Open {
+		return rt.Handle(r)
+	}
+	if err := s.recorder.Ready(); err != nil {
+		return nil, err
+	}
+	if err := s.authenticate(r); err != nil {
+		return nil, err
+	}
+	rule := &rt.Rule
+	switch {
+	case rule.Check != nil:
+		if err := rule.Check(r); err != nil {
+			return nil, err
+		}
+	case rule.Target != "":
+		if r.Org, err = s.service.Find(r.Context(), r.Actor, r.PathValue(rule.Target)); err != nil {
+			return nil, err
+		}
+	}
+	if rule.Operator && !r.Actor.Spans() {
+		return nil, problem.New(problem.PermissionDenied, "Only the operator may do this.")
+	}
+	for _, p := range rule.Permissions {
+		if !r.Actor.May(p) {
+			return nil, problem.New(problem.PermissionDenied, "This needs the permission %s.", p).
+				WithFix("Use a key that has %s.", p).With("permission", p)
+		}
+	}
+	if r.Method == http.MethodPost && r.Header["Idempotency-Key"] != nil {
+		return s.once(r, rt.Handle)
+	}
+	return rt.Handle(r)
+}
+
+func (s *Server) authenticate(r *Request) error {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		token = ""
+	}
+	r.token = strings.TrimSpace(token)
+	login, err := s.service.Authenticate(r.Context(), r.token, r.IP)
+	r.Actor, r.OldSecret = login.Actor, login.OldSecret
+	if err != nil {
+		if login.Actor == nil {
+			s.unknown.Inc()
+		}
+		return err
+	}
+	if rl := r.Actor.RateLimit; rl != nil {
+		ok, remaining, reset, retryAfter := s.limiter.Allow(r.Actor.ID, *rl, s.now())
+		r.extra = append(r.extra,
+			"RateLimit-Policy", fmt.Sprintf(`"key";q=%d;w=%d`, rl.Requests, rl.PeriodSeconds),
+			"RateLimit", fmt.Sprintf(`"key";r=%d;t=%d`, remaining, int((reset+time.Second-1)/time.Second)))
+		if !ok {
+			e := problem.New(problem.RateLimited, "This key may make %d requests in %d seconds.", rl.Requests, rl.PeriodSeconds).
+				WithFix("Wait as long as Retry-After says.")
+			e.RetryAfter = max(retryAfter, time.Second)
+			return e
+		}
+	}
+	return nil
+}
+
+// failed renders an error. Only the server log sees what is behind a 5xx.
+func (s *Server) failed(rt *Route, r *Request, err error) *Response {
+	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
+		err = problem.New(problem.Unavailable, "The client closed the connection.").WithCause(err)
+	}
+	e := problem.From(err)
+	if e.Code.Status() >= 500 {
+		s.log.Error("request failed", "request_id", r.ID, "operation", rt.Operation, "code", e.Code, "error", err)
+	}
+	return Problem(e, "urn:orgd:request:"+r.ID)
+}
+
+// record writes the access event of the request and counts it for the
+// organization of its key.
+func (s *Server) record(rt *Route, r *Request, status int, at time.Time) error {
+	a := r.Actor
+	if a == nil {
+		return nil
+	}
+	at = at.UTC().Truncate(time.Microsecond)
+	ip := r.IP.String()
+	var rec access.Record
+	rootID, orgID := a.RootID, a.OrgID
+	if r.Org != nil {
+		rootID, orgID = r.Org.RootID, r.Org.ID
+	}
+	if orgID != "" {
+		rec.Event = &access.Event{ID: ident.New("evt_"), Timestamp: at, RootID: rootID, OrgID: orgID,
+			User: a.Name, Action: rt.Action, Status: s.eventStatus(rt, r, status), IP: ip,
+			UserAgent: cut(r.UserAgent(), 512), Method: r.Method, Path: cut(r.URL.Path, 1024), RequestID: r.ID}
+		if a.Kind == key.KindKey {
+			rec.Event.APIKeyID = a.ID
+		}
+	}
+	if a.Kind == key.KindKey && status != http.StatusUnauthorized {
+		rec.Use = &access.KeyUse{KeyID: a.ID, Old: r.OldSecret, At: at, IP: ip}
+		if status != http.StatusTooManyRequests && status < 500 {
+			rec.Usage = []access.Usage{{RootID: a.RootID, Path: a.Path, Month: usage.MonthOf(at), Meter: usage.APICalls, Quantity: usage.One}}
+		}
+	}
+	if rec.Event == nil && rec.Use == nil {
+		return nil
+	}
+	return s.recorder.Record(rec)
+}
+
+func (s *Server) eventStatus(rt *Route, r *Request, status int) string {
+	switch {
+	case status < 400:
+		return access.Success
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return access.Denied
+	case status == http.StatusNotFound && r.Org == nil && rt.Rule.Target != "" && s.service.Exists(r.Context(), r.PathValue(rt.Rule.Target)):
+		return access.Denied
+	default:
+		return access.Failure
+	}
+}
+
+func (s *Server) logRequest(rt *Route, r *Request, status int, took time.Duration) {
+	attrs := []slog.Attr{
+		slog.String("request_id", r.ID), slog.String("operation", rt.Operation), slog.String("method", r.Method),
+		slog.String("path", cut(r.URL.Path, 1024)), slog.Int("status", status), slog.Duration("took", took), slog.String("ip", r.IP.String()),
+	}
+	if r.Actor != nil {
+		attrs = append(attrs, slog.String("actor", r.Actor.ID))
+	}
+	if tp := r.Header.Get("Traceparent"); len(tp) == 55 && tp[2] == '-' && tp[35] == '-' {
+		attrs = append(attrs, slog.String("trace_id", tp[3:35]))
+	}
+	s.log.LogAttrs(context.Background(), slog.LevelInfo, "request", attrs...)
+}
+
+// requestID returns the caller's X-Request-Id if it is sane, or a new one.
+func requestID(r *http.Request) string {
+	if ids := r.Header["X-Request-Id"]; len(ids) == 1 && ident.Valid(ids[0]) {
+		return ids[0]
+	}
+	return ident.New("req_")
+}
+
+// clientIP returns the address of the client: the peer's, or what a trusted
+// proxy says of it.
+func (s *Server) clientIP(r *http.Request) netip.Addr {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.IPv4Unspecified()
+	}
+	ip := peer.Addr().Unmap()
+	if len(s.trusted) == 0 || !key.Contains(s.trusted, ip) {
+		return ip
+	}
+	// The header lists the way from the client on; what stands left of the
+	// last address that is not a trusted proxy can be forged by the client.
+	hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
+	for i := len(hops) - 1; i >= 0; i-- {
+		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			return ip
+		}
+		ip = hop.Unmap()
+		if !key.Contains(s.trusted, ip) {
+			return ip
+		}
+	}
+	return ip
+}
