@@ -919,7 +919,7 @@ func TestADiskWithoutRoomForANewSegment(t *testing.T) {
 func TestWhatWaitsIsSyncedInTheBackground(t *testing.T) {
 	sink := newMemorySink()
 	sink.before = fail
-	d := &disk{free: -1, synced: make(chan string)}
+	d := &disk{free: -1, synced: make(chan string, 100)}
 	opts := fast()
 	opts.open = d.open
 	opts.SyncInterval = time.Millisecond

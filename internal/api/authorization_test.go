@@ -138,6 +138,10 @@ func expected(operation string, sm sample, keyName, target string) int {
 		if target == "own" {
 			return http.StatusForbidden // the key does not reach the old parent
 		}
+	case "updateKey", "rotateKey":
+		if keyName == "self reach" {
+			return http.StatusForbidden // the key to change reaches further
+		}
 	case "getCustomizationSchema", "putCustomizationSchema", "deleteCustomizationSchema":
 		return http.StatusConflict // visible and permitted, but not a root
 	}

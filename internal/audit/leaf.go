@@ -190,6 +190,9 @@ func encode(h *Head, d *Draft, at time.Time, rand io.Reader) (leaf, values []byt
 	if e.err == nil && len(e.leaf) > MaxLeaf+1 {
 		e.err = fmt.Errorf("its leaf would be longer than %d bytes", MaxLeaf)
 	}
+	if e.err == nil && len(e.values) > MaxValues {
+		e.err = fmt.Errorf("its values would be longer than %d bytes", MaxValues)
+	}
 	return e.leaf, e.values, e.err
 }
 

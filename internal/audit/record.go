@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/bits"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -16,6 +15,10 @@ import (
 // MaxLeaf is the length of the longest leaf, in bytes: entry bundles (C2SP
 // tlog-tiles) have 16 bits for it.
 const MaxLeaf = 1<<16 - 1
+
+// MaxValues is the length of the longest values of an entry, in bytes. It
+// bounds the memory that a verifier needs.
+const MaxValues = 8 << 20
 
 // MaxSize is the largest size of a log: numbers in canonical JSON are exact
 // up to here (RFC 8785, appendix D).
@@ -67,6 +70,11 @@ type Record struct {
 	Leaf      []byte // canonical JSON (RFC 8785)
 	LeafHash  Hash   // SHA-256(0x00 || Leaf), RFC 6962
 	Values    []byte // JSON; the only part that erasure changes
+	// Tiles is set by Append when this entry completes tiles: the root hash of
+	// the tile of each level, from 0 up, that ends with it. The root of the
+	// tile N of level L is the hash N of level L+1. It is nil for 255 of 256
+	// entries.
+	Tiles []Hash
 }
 
 // NewHead returns the head of a log without entries, in epoch 0.
@@ -98,7 +106,7 @@ func (h *Head) Append(d *Draft, rand io.Reader) (Record, error) {
 	if err != nil {
 		return Record{}, fmt.Errorf("audit: entry %q cannot be appended: %w", d.ID, err)
 	}
-	h.push(r.LeafHash)
+	r.Tiles = h.Extend(r.LeafHash)
 	return r, nil
 }
 
@@ -120,32 +128,51 @@ func (h *Head) record(d *Draft, rand io.Reader) (Record, error) {
 		Leaf: leaf[1:], LeafHash: sha256.Sum256(leaf), Values: values}, nil
 }
 
-// push adds a leaf hash to the compact range and sets size and root.
-func (h *Head) push(leaf Hash) {
-	keep := len(h.Range) - bits.TrailingZeros64(^uint64(h.Size))
-	node := tlog.Hash(leaf)
-	for i := len(h.Range) - 1; i >= keep; i-- {
-		node = tlog.NodeHash(tlog.Hash(h.Range[i]), node)
-	}
-	h.Range = append(append(make([]Hash, 0, keep+1), h.Range[:keep]...), Hash(node))
-	h.Size++
-	h.Root = rangeRoot(h.Range)
+// Extend moves the head past a leaf of which only the hash is at hand. It
+// returns the root hashes of the complete tiles that end with that leaf, see
+// Record.Tiles.
+func (h *Head) Extend(leaf Hash) (tiles []Hash) {
+	r := compactRange{size: h.Size, hashes: append(make([]Hash, 0, len(h.Range)+1), h.Range...)}
+	tiles = r.add(leaf)
+	h.Size, h.Range, h.Root = r.size, r.hashes, r.root()
+	return tiles
 }
 
-// rangeRoot returns the root hash of the tree with this compact range.
-func rangeRoot(r []Hash) Hash {
-	if len(r) == 0 {
+// compactRange holds the roots of the perfect subtrees of a growing tree, left
+// to right.
+type compactRange struct {
+	size   int64
+	hashes []Hash
+}
+
+// add adds a leaf in place and returns the roots of the complete tiles that
+// end with it, from level 0 up.
+func (r *compactRange) add(leaf Hash) (tiles []Hash) {
+	node := tlog.Hash(leaf)
+	n := len(r.hashes)
+	for height := 1; r.size>>(height-1)&1 == 1; height++ {
+		n--
+		node = tlog.NodeHash(tlog.Hash(r.hashes[n]), node)
+		if height%TileHeight == 0 {
+			tiles = append(tiles, Hash(node))
+		}
+	}
+	r.hashes = append(r.hashes[:n], Hash(node))
+	r.size++
+	return tiles
+}
+
+// root returns the root hash of the tree.
+func (r *compactRange) root() Hash {
+	if len(r.hashes) == 0 {
 		return EmptyRoot
 	}
-	node := tlog.Hash(r[len(r)-1])
-	for i := len(r) - 2; i >= 0; i-- {
-		node = tlog.NodeHash(tlog.Hash(r[i]), node)
+	node := tlog.Hash(r.hashes[len(r.hashes)-1])
+	for i := len(r.hashes) - 2; i >= 0; i-- {
+		node = tlog.NodeHash(tlog.Hash(r.hashes[i]), node)
 	}
 	return Hash(node)
 }
-
-// leafHash returns the RFC 6962 hash of a leaf.
-func leafHash(leaf []byte) Hash { return Hash(tlog.RecordHash(leaf)) }
 
 // Entry decodes the record. It checks that leaf and values have the form that
 // Append gives them, not that they belong together: Verify does that.

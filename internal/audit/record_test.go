@@ -318,8 +318,8 @@ func TestHeadCopy(t *testing.T) {
 		if !slices.Equal(cp.Range, want) {
 			t.Fatalf("the copy at size %d has changed", cp.Size)
 		}
-		cp.push(Hash{1})
-		if got := rangeRoot(h.Range); got != h.Root {
+		cp.Extend(Hash{1})
+		if r := (compactRange{h.Size, h.Range}); r.root() != h.Root {
 			t.Fatalf("the original at size %d has changed", h.Size)
 		}
 	}

@@ -98,6 +98,7 @@ func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
 		for _, below := range f.Orgs {
 			if below.DeletedAt == nil && strings.HasPrefix(below.Path, o.Path) {
 				below.DeletedAt, below.DeletionID = &at, id
+				below.Version++
 			}
 		}
 	case "restored":
@@ -108,6 +109,7 @@ func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
 		for _, below := range f.Orgs {
 			if below.DeletionID == id {
 				below.DeletedAt, below.DeletionID = nil, ""
+				below.Version++
 			}
 		}
 	case "purged":

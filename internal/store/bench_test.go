@@ -13,6 +13,7 @@ import (
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/store"
+	"github.com/orgd/orgd/internal/testkit"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -159,4 +160,16 @@ func benchSQLite(b *testing.B) *store.Store {
 	}
 	b.Cleanup(func() { s.Close() })
 	return s
+}
+
+func BenchmarkPostgres(b *testing.B) {
+	b.Run("UpdateOrg", func(b *testing.B) { benchmarkUpdateOrg(b, openPostgres(b, testkit.Postgres(b))) })
+	b.Run("Flush", func(b *testing.B) { benchmarkFlush(b, openPostgres(b, testkit.Postgres(b))) })
+	b.Run("Generation", func(b *testing.B) {
+		s := openPostgres(b, testkit.Postgres(b))
+		eventually(b, "trust", func() bool { return trusted(s, "r") })
+		for b.Loop() {
+			s.Generation("r")
+		}
+	})
 }

@@ -1,8 +1,19 @@
 package store_test
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/jackc/pgx/v5"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/store/storetest"
 	"github.com/orgd/orgd/internal/testkit"
@@ -24,4 +35,198 @@ func openPostgres(t testing.TB, url string) *store.Store {
 
 func TestPostgres(t *testing.T) {
 	storetest.Run(t, func(t testing.TB) storetest.Store { return openPostgres(t, testkit.Postgres(t)) })
+}
+
+// eventually waits for a condition for as long as the test may run.
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for !condition() {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("never: %s", what)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func trusted(s *store.Store, rootID string) bool {
+	first := s.Generation(rootID)
+	return first == s.Generation(rootID)
+}
+
+func plantRoot(t testing.TB, s *store.Store, id string) {
+	t.Helper()
+	err := s.Write(t.Context(), func(tx org.Tx) error {
+		o := &org.Organization{ID: id, RootID: id, Path: id + "/", Name: id, Type: org.TypeOrganization, Version: 1}
+		return errors.Join(tx.InsertOrgs([]*org.Organization{o}), tx.NewLog(&audit.Head{RootID: id, LogID: id}))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPostgresReplicas: a replica hears of the others' changes.
+func TestPostgresReplicas(t *testing.T) {
+	url := testkit.Postgres(t)
+	var wg sync.WaitGroup
+	var one, two *store.Store
+	wg.Go(func() { one = openPostgres(t, url) }) // both migrate at once
+	wg.Go(func() { two = openPostgres(t, url) })
+	wg.Wait()
+	plantRoot(t, one, "r")
+	plantRoot(t, one, "q")
+	eventually(t, "trust", func() bool { return trusted(one, "r") && trusted(two, "r") })
+	// The listener has heard of the roots once it has heard of a later one.
+	before := two.Generation("last")
+	plantRoot(t, one, "last")
+	eventually(t, "the new root shows", func() bool { return two.Generation("last") != before })
+	r, q := two.Generation("r"), two.Generation("q")
+	if err := update(one, "r"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the change shows", func() bool { return two.Generation("r") != r })
+	if two.Generation("q") != q {
+		t.Error("the change of a root changed the generation of another")
+	}
+}
+
+// TestPostgresGone: while the server is away everything is Unavailable and
+// nothing kept is believed; it comes back by itself.
+func TestPostgresGone(t *testing.T) {
+	cluster := testkit.NewPostgresCluster(t)
+	s := openPostgres(t, cluster.URL)
+	plantRoot(t, s, "r")
+	eventually(t, "trust", func() bool { return trusted(s, "r") })
+	before := s.Generation("r")
+
+	cluster.Kill()
+	eventually(t, "doubt", func() bool { return !trusted(s, "r") })
+	wantUnavailable := func(err error) {
+		t.Helper()
+		if p := problem.From(err); err == nil || p.Code != problem.Unavailable || p.RetryAfter != time.Second {
+			t.Errorf("error %v", err)
+		}
+	}
+	wantUnavailable(update(s, "r"))
+	wantUnavailable(s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("r"); return err }))
+	wantUnavailable(s.Ping(t.Context()))
+
+	if err := cluster.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "recovery", func() bool { return update(s, "r") == nil })
+	eventually(t, "trust", func() bool { return trusted(s, "r") })
+	if s.Generation("r") == before {
+		t.Error("the generation from before the outage is back")
+	}
+	if _, err := store.OpenPostgres(t.Context(), "postgres://127.0.0.1:1/none?connect_timeout=1", store.Options{}); err == nil {
+		t.Error("opened a database that is not there")
+	}
+}
+
+// TestPostgresCrashes: whatever was acknowledged is there after the
+// connections were cut at random moments, and nothing that failed with another
+// code than OutcomeUnknown is.
+func TestPostgresCutConnections(t *testing.T) {
+	url := testkit.Postgres(t)
+	s := openPostgres(t, url)
+	plantRoot(t, s, "r")
+	admin, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close(context.Background())
+
+	var acknowledged, unknown, refused atomic.Int64
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				switch err := update(s, "r"); {
+				case err == nil:
+					acknowledged.Add(1)
+				case problem.Is(err, problem.OutcomeUnknown):
+					unknown.Add(1)
+				case problem.Is(err, problem.Unavailable):
+					refused.Add(1)
+				default:
+					t.Errorf("error %v", err)
+				}
+			}
+		})
+	}
+	for range 30 {
+		_, err := admin.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := acknowledged.Load()
+		eventually(t, "progress", func() bool { return acknowledged.Load() > before+3 })
+	}
+	close(stop)
+	wg.Wait()
+	var size int64
+	err = s.Write(t.Context(), func(tx org.Tx) error {
+		head, err := tx.Lock("r")
+		if err == nil {
+			size = head.Size
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size < acknowledged.Load() || size > acknowledged.Load()+unknown.Load() {
+		t.Errorf("%d changes; %d were acknowledged, %d have an unknown outcome, %d were refused",
+			size, acknowledged.Load(), unknown.Load(), refused.Load())
+	}
+}
+
+// TestPostgresConflict: a transaction that PostgreSQL gives up, here for a
+// deadlock, runs again.
+func TestPostgresConflict(t *testing.T) {
+	s := openPostgres(t, testkit.Postgres(t))
+	plantRoot(t, s, "a")
+	plantRoot(t, s, "b")
+	var met sync.WaitGroup // both hold their first lock
+	met.Add(2)
+	var runs atomic.Int64
+	errs := make(chan error)
+	for _, order := range [][]string{{"a", "b"}, {"b", "a"}} {
+		go func() {
+			first := true
+			errs <- s.Write(context.Background(), func(tx org.Tx) error {
+				runs.Add(1)
+				if _, err := tx.Lock(order[0]); err != nil {
+					return err
+				}
+				if first {
+					first = false
+					met.Done()
+					met.Wait()
+				}
+				if _, err := tx.Lock(order[1]); err != nil {
+					return fmt.Errorf("wrapped by the caller: %w", err)
+				}
+				return nil
+			})
+		}()
+	}
+	for range 2 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if runs.Load() < 3 {
+		t.Errorf("%d runs: there was no deadlock to recover from", runs.Load())
+	}
 }

@@ -285,6 +285,7 @@ func testFlush(t *testing.T, s Store) {
 func testFlushKeyUse(t *testing.T, s Store) {
 	plant(t, s, "r/")
 	write(t, s, func(tx org.Tx) error { return tx.InsertKey(newKey("k", "r/")) })
+	settled(t, s)
 	generation := s.Generation("r")
 	flushUses(t, s, 1, keyUse("k", false, 5), keyUse("k", false, 3), keyUse("k", true, 9), keyUse("absent", false, 1))
 	flushUses(t, s, 2, keyUse("k", false, 4)) // late

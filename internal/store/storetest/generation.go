@@ -6,16 +6,34 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/org"
 )
+
+// settled waits until a store believes what it has kept: one that has just
+// been opened may still have to connect to what tells it of changes.
+func settled(t testing.TB, s Store) {
+	t.Helper()
+	for {
+		if first := s.Generation("r"); first == s.Generation("r") {
+			return
+		}
+		select {
+		case <-t.Context().Done():
+			t.Fatal("the generations never settled")
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
 
 func testGeneration(t *testing.T, s Store) {
 	plant(t, s, "r/", "q/")
 	change := func(rootID string, fail error) error {
 		return s.Write(t.Context(), func(tx org.Tx) error { return errors.Join(appendAudit(tx, rootID, "x", rootID+"/"), fail) })
 	}
+	settled(t, s)
 	r, q := s.Generation("r"), s.Generation("q")
 	if err := change("r", nil); err != nil {
 		t.Fatal(err)
@@ -38,6 +56,7 @@ func testGeneration(t *testing.T, s Store) {
 // reader with the same generation would read.
 func testGenerationReadsNew(t *testing.T, s Store) {
 	plant(t, s, "r/")
+	settled(t, s)
 	var mu sync.Mutex
 	acknowledged := int64(1)
 	kept := map[uint64]int64{} // generation → the version read under it
