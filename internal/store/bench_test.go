@@ -37,29 +37,30 @@ func plantRoots(b *testing.B, s *store.Store, n int) {
 
 // update makes the change that a PATCH makes.
 func update(s *store.Store, rootID string) error {
-	leaf := make([]byte, 600)
-	return s.Write(context.Background(), func(tx org.Tx) error {
-		if _, err := tx.Org(rootID); err != nil {
-			return err
-		}
-		head, err := tx.Lock(rootID)
-		if err != nil {
-			return err
-		}
-		o, err := tx.Org(rootID)
-		if err != nil {
-			return err
-		}
-		o.Description, o.Version = fmt.Sprint(o.Version), o.Version+1
-		if err := tx.UpdateOrg(o); err != nil {
-			return err
-		}
-		r := audit.Record{RootID: rootID, Epoch: head.Epoch, Seq: head.Size, ID: ident.New("aud_"), OrgID: rootID, Path: rootID + "/",
-			Action: "organization.updated", ActorID: "operator", Leaf: leaf, Values: []byte(`{"ip":"192.0.2.1","user_agent":"curl/8.0"}`)}
-		head.Size++
-		head.Range = make([]audit.Hash, 8)
-		return tx.AppendAudit(head, []audit.Record{r})
-	})
+	return s.Write(context.Background(), func(tx org.Tx) error { return change(tx, rootID) })
+}
+
+func change(tx org.Tx, rootID string) error {
+	if _, err := tx.Org(rootID); err != nil {
+		return err
+	}
+	head, err := tx.Lock(rootID)
+	if err != nil {
+		return err
+	}
+	o, err := tx.Org(rootID)
+	if err != nil {
+		return err
+	}
+	o.Description, o.Version = fmt.Sprint(o.Version), o.Version+1
+	if err := tx.UpdateOrg(o); err != nil {
+		return err
+	}
+	r := audit.Record{RootID: rootID, Epoch: head.Epoch, Seq: head.Size, ID: ident.New("aud_"), OrgID: rootID, Path: rootID + "/",
+		Action: "organization.updated", ActorID: "operator", Leaf: make([]byte, 600), Values: []byte(`{"ip":"192.0.2.1","user_agent":"curl/8.0"}`)}
+	head.Size++
+	head.Range = make([]audit.Hash, 8)
+	return tx.AppendAudit(head, []audit.Record{r})
 }
 
 func benchmarkUpdateOrg(b *testing.B, s *store.Store) {
@@ -116,10 +117,10 @@ func benchmarkFlush(b *testing.B, s *store.Store) {
 }
 
 func BenchmarkSQLite(b *testing.B) {
-	b.Run("UpdateOrg", func(b *testing.B) { benchmarkUpdateOrg(b, benchSQLite(b)) })
-	b.Run("Flush", func(b *testing.B) { benchmarkFlush(b, benchSQLite(b)) })
+	b.Run("UpdateOrg", func(b *testing.B) { benchmarkUpdateOrg(b, openSQLite(b, b.TempDir(), store.Options{})) })
+	b.Run("Flush", func(b *testing.B) { benchmarkFlush(b, openSQLite(b, b.TempDir(), store.Options{})) })
 	b.Run("Read", func(b *testing.B) {
-		s := benchSQLite(b)
+		s := openSQLite(b, b.TempDir(), store.Options{})
 		plantRoots(b, s, 1)
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
@@ -134,7 +135,7 @@ func BenchmarkSQLite(b *testing.B) {
 		})
 	})
 	b.Run("Generation", func(b *testing.B) {
-		s := benchSQLite(b)
+		s := openSQLite(b, b.TempDir(), store.Options{})
 		plantRoots(b, s, 1)
 		for b.Loop() {
 			s.Generation("root-0")
@@ -152,15 +153,6 @@ func BenchmarkSQLite(b *testing.B) {
 	})
 }
 
-func benchSQLite(b *testing.B) *store.Store {
-	b.Helper()
-	s, err := store.OpenSQLite(b.Context(), b.TempDir(), store.Options{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { s.Close() })
-	return s
-}
 
 func BenchmarkPostgres(b *testing.B) {
 	b.Run("UpdateOrg", func(b *testing.B) { benchmarkUpdateOrg(b, openPostgres(b, testkit.Postgres(b))) })

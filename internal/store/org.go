@@ -41,7 +41,7 @@ func (t *tx) Org(id string) (o *org.Organization, err error) {
 		return err
 	}, `SELECT `+orgColumns+` FROM orgs WHERE id = $1`, id)
 	if err == nil && t.read != nil {
-		t.read[id] = stored{version: o.Version, nameKey: foldName(o.Name), externalID: o.ExternalID, tags: tags}
+		t.read[id] = stored{version: o.Version, nameKey: org.FoldName(o.Name), externalID: o.ExternalID, tags: tags}
 	}
 	return o, err
 }
@@ -68,7 +68,7 @@ func (t *tx) InsertOrgs(orgs []*org.Organization) error {
 		if err := errors.Join(err1, err2); err != nil {
 			return err
 		}
-		args[i] = []any{o.RootID, o.ID, o.ParentID, o.Path, o.Depth, o.Name, foldName(o.Name), string(o.Type), o.Description,
+		args[i] = []any{o.RootID, o.ID, o.ParentID, o.Path, o.Depth, o.Name, org.FoldName(o.Name), string(o.Type), o.Description,
 			o.ExternalID, tags, settings(o), locked, micros(o.Settings.UpdatedAt), micros(o.CreatedAt), micros(o.UpdatedAt), o.Version}
 	}
 	err := t.execEach(`INSERT INTO orgs (root_id, id, parent_id, path, depth, name, name_key, type, description,
@@ -127,7 +127,7 @@ func (t *tx) UpdateOrg(o *org.Organization) error {
 	if err := errors.Join(err1, err2); err != nil {
 		return err
 	}
-	after := stored{version: o.Version, nameKey: foldName(o.Name), externalID: o.ExternalID, tags: tags}
+	after := stored{version: o.Version, nameKey: org.FoldName(o.Name), externalID: o.ExternalID, tags: tags}
 	text := `UPDATE orgs SET name = $4, type = $5, description = $6, tags = $7, settings = $8, locked = $9,
 			settings_at = $10, updated_at = $11, version = $3 + 1`
 	args := []any{o.RootID, o.ID, o.Version - 1, o.Name, string(o.Type), o.Description, tags, settings(o), locked,
@@ -324,7 +324,7 @@ func (t *tx) Orgs(q org.OrgQuery) (org.OrgPage, error) {
 		q.RootID = parent.RootID
 	}
 	position := func(o *org.Organization, nameKey string) []string { return []string{o.ID} }
-	prefix := foldName(q.NamePrefix)
+	prefix := org.FoldName(q.NamePrefix)
 	rooted := func(column string) {
 		if q.RootID != "" {
 			w.bound(column + ` = ` + w.arg(q.RootID))
@@ -457,6 +457,3 @@ func prefixEnd(prefix string) string {
 	}
 	return ""
 }
-
-// foldName is how a name is compared in searches.
-func foldName(name string) string { return strings.ToLower(name) }

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -44,8 +45,10 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	path := filepath.Join(dir, "orgd.db")
 	e := &sqliteEngine{
-		path:  filepath.Join(dir, "orgd.db"),
+		path:  path,
+		uri:   sqliteURI(path, o.VFS),
 		lock:  lock,
 		queue: make(chan *job, 4*groupSize),
 		done:  make(chan struct{}),
@@ -75,8 +78,18 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// sqliteURI names a database file as https://sqlite.org/uri.html says.
+func sqliteURI(path, vfs string) string {
+	uri := "file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath()
+	if vfs != "" {
+		uri += "?vfs=" + url.QueryEscape(vfs)
+	}
+	return uri
+}
+
 type sqliteEngine struct {
 	path  string
+	uri   string
 	lock  *os.File
 	queue chan *job
 	done  chan struct{} // closed when the writer has ended
@@ -92,7 +105,7 @@ type sqliteEngine struct {
 func (e *sqliteEngine) kind() string { return SQLite }
 
 func (e *sqliteEngine) open(ctx context.Context, o Options) error {
-	writer, err := openSQLite(e.path, false)
+	writer, err := openSQLite(e.uri, false)
 	if err != nil {
 		return err
 	}
@@ -101,7 +114,7 @@ func (e *sqliteEngine) open(ctx context.Context, o Options) error {
 		writer.close()
 		return err
 	}
-	db, err := driver.Open("file:" + (&url.URL{Path: filepath.ToSlash(e.path)}).EscapedPath())
+	db, err := driver.Open(e.uri)
 	if err != nil {
 		writer.close()
 		return err
@@ -116,7 +129,7 @@ func (e *sqliteEngine) open(ctx context.Context, o Options) error {
 		n = max(4, 2*runtime.GOMAXPROCS(0))
 	}
 	e.writer = writer
-	e.readers = readers{path: e.path, tokens: make(chan struct{}, n)}
+	e.readers = readers{uri: e.uri, tokens: make(chan struct{}, n)}
 	go e.run()
 	return nil
 }
@@ -250,8 +263,9 @@ func (e *sqliteEngine) commitGroup(first *job) {
 		e.answer(group, nil, true)
 		return
 	}
-	if errors.Is(err, sqlite3.FULL) && e.rollback() == nil {
-		// The frame that would have made the commit count was not written.
+	if (errors.Is(err, sqlite3.FULL) || errors.Is(err, sqlite3.IOERR_WRITE) && isFull(err)) && e.rollback() == nil {
+		// The frame that makes a commit count is the last one, and it was not
+		// written.
 		e.answer(group, sqliteProblem(err), false)
 		return
 	}
@@ -289,7 +303,7 @@ func (e *sqliteEngine) answer(group []*job, err error, committed bool) {
 
 func (e *sqliteEngine) begin() (err error) {
 	if e.writer == nil {
-		if e.writer, err = openSQLite(e.path, false); err != nil {
+		if e.writer, err = openSQLite(e.uri, false); err != nil {
 			return err
 		}
 	}
@@ -311,7 +325,7 @@ func (e *sqliteEngine) rollback() error {
 // reopen gives the writer a new connection, now or with the next group.
 func (e *sqliteEngine) reopen() {
 	e.writer.close()
-	e.writer, _ = openSQLite(e.path, false)
+	e.writer, _ = openSQLite(e.uri, false)
 }
 
 // runJob runs a job within the group's transaction. If the job fails, its
@@ -406,6 +420,12 @@ func (c *jobConn) execEach(text string, n int, args func(i int) []any, changed f
 	return c.sqliteConn.execEach(text, n, args, changed)
 }
 
+// isFull reports whether err comes from a full disk. The VFS does not always
+// turn the system's error into SQLite's own.
+func isFull(err error) bool {
+	return errors.Is(err, sqlite3.FULL) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
 // sqliteProblem says what an error of SQLite means to a caller. In a
 // statement or at the begin of a transaction, such an error means that
 // nothing was changed.
@@ -414,10 +434,11 @@ func sqliteProblem(err error) error {
 	if !errors.As(err, &code) {
 		return err
 	}
-	switch code {
-	case sqlite3.FULL:
+	if isFull(err) {
 		return problem.New(problem.StorageFull, "The server's disk is full; nothing was changed.").
 			WithFix("Repeat the request once the operator has freed space.").WithCause(err)
+	}
+	switch code {
 	case sqlite3.IOERR, sqlite3.CANTOPEN, sqlite3.BUSY, sqlite3.LOCKED, sqlite3.READONLY, sqlite3.NOMEM, sqlite3.PROTOCOL:
 		p := problem.New(problem.Unavailable, "The database does not work at the moment.").WithCause(err)
 		p.RetryAfter = time.Second
@@ -429,7 +450,7 @@ func sqliteProblem(err error) error {
 // readers is a pool of connections that only read. The connection that was
 // returned last is handed out first: its page cache is warm.
 type readers struct {
-	path   string
+	uri    string
 	tokens chan struct{} // one for each connection in use
 
 	mu     sync.Mutex
@@ -460,7 +481,7 @@ func (p *readers) get(ctx context.Context) (*sqliteConn, error) {
 		return c, nil
 	}
 	p.mu.Unlock()
-	c, err := openSQLite(p.path, true)
+	c, err := openSQLite(p.uri, true)
 	if err != nil {
 		<-p.tokens
 		return nil, sqliteProblem(err)
@@ -503,8 +524,8 @@ type sqliteConn struct {
 	stmts map[string]*sqlite3.Stmt
 }
 
-func openSQLite(path string, readOnly bool) (*sqliteConn, error) {
-	c, err := sqlite3.OpenFlags(path, sqlite3.OPEN_READWRITE|sqlite3.OPEN_CREATE)
+func openSQLite(uri string, readOnly bool) (*sqliteConn, error) {
+	c, err := sqlite3.OpenFlags(uri, sqlite3.OPEN_READWRITE|sqlite3.OPEN_CREATE|sqlite3.OPEN_URI)
 	if err != nil {
 		return nil, err
 	}

@@ -1,15 +1,34 @@
 package store_test
 
 import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
+	"github.com/ncruces/go-sqlite3/util/vfsutil"
+	"github.com/ncruces/go-sqlite3/vfs"
+
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/store/storetest"
 )
 
-func openSQLite(t testing.TB, dir string) *store.Store {
+func openSQLite(t testing.TB, dir string, o store.Options) *store.Store {
 	t.Helper()
-	s, err := store.OpenSQLite(t.Context(), dir, store.Options{})
+	s, err := store.OpenSQLite(t.Context(), dir, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -22,5 +41,382 @@ func openSQLite(t testing.TB, dir string) *store.Store {
 }
 
 func TestSQLite(t *testing.T) {
-	storetest.Run(t, func(t testing.TB) storetest.Store { return openSQLite(t, t.TempDir()) })
+	storetest.Run(t, func(t testing.TB) storetest.Store { return openSQLite(t, t.TempDir(), store.Options{}) })
+}
+
+func TestSQLiteOpen(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new %41?dir#")
+	s, err := store.OpenSQLite(t.Context(), dir, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, mode := range map[string]fs.FileMode{"": 0o700, "orgd.db": 0o600, "orgd.lock": 0o600, "orgd.db-wal": 0o600} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Error(err)
+		} else if info.Mode().Perm() != mode {
+			t.Errorf("%q has mode %v", name, info.Mode())
+		}
+	}
+	if s.Kind() != store.SQLite {
+		t.Error(s.Kind())
+	}
+	plantRoot(t, s, "r")
+
+	if _, err := store.OpenSQLite(t.Context(), dir, store.Options{}); err == nil || !strings.Contains(err.Error(), dir) {
+		t.Errorf("a second process: error %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, err := range map[string]error{
+		"read":  s.Read(t.Context(), func(org.Tx) error { return nil }),
+		"write": s.Write(t.Context(), func(org.Tx) error { return nil }),
+		"ping":  s.Ping(t.Context()),
+	} {
+		if !problem.Is(err, problem.Unavailable) {
+			t.Errorf("%s after close: error %v", name, err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	s = openSQLite(t, dir, store.Options{})
+	if size(t, s, "r") != 0 {
+		t.Error("the log has entries")
+	}
+}
+
+// size returns the size of a root's log.
+func size(t testing.TB, s *store.Store, rootID string) int64 {
+	t.Helper()
+	var n int64
+	err := s.Write(t.Context(), func(tx org.Tx) error {
+		head, err := tx.Lock(rootID)
+		if err == nil {
+			n = head.Size
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// group makes changes that share one commit, and returns their errors.
+func group(t testing.TB, s *store.Store, changes ...func(org.Tx) error) []error {
+	t.Helper()
+	// While the writer is busy with this change, the others queue up.
+	started, release := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		s.Write(context.Background(), func(org.Tx) error {
+			close(started)
+			<-release
+			return nil
+		})
+	})
+	<-started
+	errs := make([]error, len(changes))
+	queued := make(chan struct{})
+	for i, change := range changes {
+		wg.Go(func() {
+			queued <- struct{}{}
+			errs[i] = s.Write(context.Background(), change)
+		})
+		<-queued
+	}
+	close(release)
+	wg.Wait()
+	return errs
+}
+
+func insertOrg(tx org.Tx, path string) error {
+	ids := org.SplitPath(path)
+	return tx.InsertOrgs([]*org.Organization{{ID: ids[len(ids)-1], RootID: ids[0], ParentID: ids[0], Path: path,
+		Depth: len(ids) - 1, Name: path, Version: 1}})
+}
+
+// TestSQLiteGroup: a change that fails does not hurt those that share its
+// commit.
+func TestSQLiteGroup(t *testing.T) {
+	s := openSQLite(t, t.TempDir(), store.Options{})
+	plantRoot(t, s, "r")
+	failure := errors.New("no")
+	k := &key.Key{ID: "k", OrgID: "r", RootID: "r", SecretHash: []byte{1}, Version: 1}
+	for round := range 20 {
+		id := func(name string) string { return fmt.Sprintf("r/%s-%d/", name, round) }
+		kinds := []string{"good", "fails", "panics", "breaks", "good-2", "fails-2", "good-3"}
+		var changes []func(org.Tx) error
+		for _, kind := range kinds {
+			changes = append(changes, func(tx org.Tx) error {
+				if err := insertOrg(tx, id(kind)); err != nil {
+					return err
+				}
+				switch kind {
+				case "fails", "fails-2":
+					return failure
+				case "panics":
+					panic("oh")
+				case "breaks": // violates a constraint of the engine, and hides it
+					tx.InsertKey(k)
+					tx.InsertKey(k)
+				}
+				return nil
+			})
+		}
+		for i, err := range group(t, s, changes...) {
+			good := strings.HasPrefix(kinds[i], "good")
+			if good != (err == nil) {
+				t.Errorf("%s: error %v", kinds[i], err)
+			}
+			err := s.Read(t.Context(), func(tx org.Tx) error {
+				_, err := tx.Org(org.SplitPath(id(kinds[i]))[1])
+				return err
+			})
+			if good != (err == nil) {
+				t.Errorf("%s: read: error %v", kinds[i], err)
+			}
+		}
+	}
+}
+
+// TestSQLiteAbandoned: a change whose caller gives up while it waits is not
+// made.
+func TestSQLiteAbandoned(t *testing.T) {
+	s := openSQLite(t, t.TempDir(), store.Options{})
+	plantRoot(t, s, "r")
+	started, release := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		s.Write(context.Background(), func(org.Tx) error {
+			close(started)
+			<-release
+			return nil
+		})
+	})
+	<-started
+	ctx, cancel := context.WithCancel(t.Context())
+	wg.Go(cancel)
+	err := s.Write(ctx, func(tx org.Tx) error { return insertOrg(tx, "r/a/") })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	close(release)
+	wg.Wait()
+	plantRoot(t, s, "later")
+	err = s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("a"); return err })
+	if !errors.Is(err, org.ErrAbsent) {
+		t.Errorf("read: error %v", err)
+	}
+}
+
+// faultyVFS makes the operations on WAL files fail.
+type faultyVFS struct {
+	vfs.VFS
+	write, sync atomic.Pointer[error]
+}
+
+func (v *faultyVFS) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.File, vfs.OpenFlag, error) {
+	f, flags, err := vfsutil.WrapOpenFilename(v.VFS, name, flags)
+	if err == nil && flags&vfs.OPEN_WAL != 0 {
+		f = &faultyFile{f, v}
+	}
+	return f, flags, err
+}
+
+type faultyFile struct {
+	vfs.File
+	v *faultyVFS
+}
+
+func (f *faultyFile) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.v.write.Load(); err != nil {
+		n, _ := f.File.WriteAt(p[:len(p)/2], off)
+		return n, &fs.PathError{Op: "write", Path: "wal", Err: *err}
+	}
+	return f.File.WriteAt(p, off)
+}
+
+func (f *faultyFile) Sync(flags vfs.SyncFlag) error {
+	if err := f.v.sync.Load(); err != nil {
+		return &fs.PathError{Op: "sync", Path: "wal", Err: *err}
+	}
+	return f.File.Sync(flags)
+}
+
+func TestSQLiteFaults(t *testing.T) {
+	for _, test := range []struct {
+		name        string
+		write, sync error
+		want        problem.Code
+	}{
+		{"disk full", syscall.ENOSPC, nil, problem.StorageFull},
+		{"quota exceeded", syscall.EDQUOT, nil, problem.StorageFull},
+		{"write fails", syscall.EIO, nil, problem.OutcomeUnknown},
+		{"sync fails", nil, syscall.EIO, problem.OutcomeUnknown},
+		{"disk full in sync", nil, syscall.ENOSPC, problem.OutcomeUnknown},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			v := &faultyVFS{VFS: vfs.Find("")}
+			name := strings.ReplaceAll(t.Name(), "/", "-")
+			vfs.Register(name, v)
+			defer vfs.Unregister(name)
+			dir := t.TempDir()
+			s, err := store.OpenSQLite(t.Context(), dir, store.Options{VFS: name})
+			if err != nil {
+				t.Fatal(err)
+			}
+			plantRoot(t, s, "r")
+			acknowledged, unknown := int64(0), int64(0)
+			for range 3 {
+				if err := update(s, "r"); err != nil {
+					t.Fatal(err)
+				}
+				acknowledged++
+				if test.write != nil {
+					v.write.Store(&test.write)
+				}
+				if test.sync != nil {
+					v.sync.Store(&test.sync)
+				}
+				generation := s.Generation("r")
+				for _, err := range group(t, s,
+					func(tx org.Tx) error { return change(tx, "r") },
+					func(tx org.Tx) error { return change(tx, "r") },
+				) {
+					if !problem.Is(err, test.want) {
+						t.Errorf("error %v", err)
+					}
+				}
+				if test.want == problem.OutcomeUnknown {
+					unknown += 2
+					if s.Generation("r") == generation {
+						t.Error("the generation stayed, though the change may be there")
+					}
+				}
+				err := s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("r"); return err })
+				if err != nil {
+					t.Errorf("read: %v", err)
+				}
+				v.write.Store(nil)
+				v.sync.Store(nil)
+			}
+			if err := update(s, "r"); err != nil {
+				t.Errorf("after the fault: %v", err)
+			}
+			acknowledged++
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			s = openSQLite(t, dir, store.Options{})
+			if n := size(t, s, "r"); n < acknowledged || n > acknowledged+unknown {
+				t.Errorf("%d changes, %d acknowledged, %d unknown", n, acknowledged, unknown)
+			}
+		})
+	}
+}
+
+const killDir = "ORGD_TEST_KILL_DIR"
+
+// TestSQLiteKillChild is the process that TestSQLiteKill kills. It says which
+// changes have been acknowledged.
+func TestSQLiteKillChild(t *testing.T) {
+	dir := os.Getenv(killDir)
+	if dir == "" {
+		t.Skip("runs as a process of TestSQLiteKill")
+	}
+	s, err := store.OpenSQLite(t.Context(), dir, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, rootID := range killRoots {
+		go func() {
+			for {
+				if err := update(s, rootID); err != nil {
+					panic(err)
+				}
+				// One write call each: a line is complete or absent.
+				os.Stdout.WriteString("acknowledged " + rootID + "\n")
+			}
+		}()
+	}
+	select {}
+}
+
+var killRoots = strings.Fields("a b c d e f g h")
+
+// TestSQLiteKill: whatever was acknowledged is there after kill -9.
+func TestSQLiteKill(t *testing.T) {
+	dir := t.TempDir()
+	s, err := store.OpenSQLite(t.Context(), dir, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, rootID := range killRoots {
+		plantRoot(t, s, rootID)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	acknowledged := map[string]int64{}
+	for round := range 5 {
+		child := exec.Command(os.Args[0], "-test.run=^TestSQLiteKillChild$")
+		child.Env = append(os.Environ(), killDir+"="+dir)
+		child.Stderr = os.Stderr
+		out, err := child.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		for n := 0; lines.Scan(); {
+			if rootID, ok := strings.CutPrefix(lines.Text(), "acknowledged "); ok {
+				acknowledged[rootID]++
+				if n++; n == 200+37*round {
+					child.Process.Kill()
+				}
+			}
+		}
+		child.Wait()
+		s, err := store.OpenSQLite(t.Context(), dir, store.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, rootID := range killRoots {
+			n := size(t, s, rootID)
+			if n < acknowledged[rootID] {
+				t.Errorf("round %d, %s: %d changes, %d were acknowledged", round, rootID, n, acknowledged[rootID])
+			}
+			acknowledged[rootID] = n
+			var seqs []int64
+			err := s.Read(t.Context(), func(tx org.Tx) error {
+				q := org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Ascending: true, Limit: 1000}
+				for q.After >= 0 {
+					p, err := tx.AuditEntries(q)
+					if err != nil {
+						return err
+					}
+					for _, r := range p.Records {
+						seqs = append(seqs, r.Seq)
+					}
+					q.After = p.Next
+				}
+				o, err := tx.Org(rootID)
+				if err == nil && o.Version != n+1 {
+					t.Errorf("%s: version %d after %d changes", rootID, o.Version, n)
+				}
+				return err
+			})
+			if err != nil || int64(len(seqs)) != n || !slices.IsSorted(seqs) {
+				t.Errorf("%s: %d entries of %d, error %v", rootID, len(seqs), n, err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

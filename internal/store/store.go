@@ -19,6 +19,9 @@ type Options struct {
 	// a number that suits the machine. On PostgreSQL it bounds all
 	// connections but that of the listener.
 	Readers int
+	// VFS is the name of a registered SQLite VFS, empty for the operating
+	// system's files. It lets tests inject faults.
+	VFS string
 }
 
 // Store implements org.Store and access.Sink. It is safe for concurrent use.

@@ -669,10 +669,10 @@ func testOrgModel(t *testing.T, s Store) {
 				case 2:
 					q.NamePrefix = rapid.SampledFrom(split("a AL beta é org")).Draw(rt, "name prefix")
 					matches = func(o *org.Organization) bool {
-						return strings.HasPrefix(strings.ToLower(o.Name), strings.ToLower(q.NamePrefix))
+						return strings.HasPrefix(org.FoldName(o.Name), org.FoldName(q.NamePrefix))
 					}
 					order = func(a, b *org.Organization) int {
-						if c := strings.Compare(strings.ToLower(a.Name), strings.ToLower(b.Name)); c != 0 {
+						if c := strings.Compare(org.FoldName(a.Name), org.FoldName(b.Name)); c != 0 {
 							return c
 						}
 						return byID(a, b)

@@ -1,0 +1,88 @@
+package orgd_test
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/orgd/orgd/"
+
+// allowed lists, for each package, the packages of this module that it may
+// import: surface → domain → store, and never back. A package that is missing
+// here fails the test, so that a new one gets its place in the house.
+var allowed = map[string][]string{
+	"api":              {},
+	"client":           {},
+	"internal/problem": {},
+	"internal/ident":   {},
+	"internal/key":     {"internal/problem"},
+	"internal/audit":   {"internal/problem", "internal/ident"},
+	"internal/usage":   {"internal/problem"},
+	"internal/access":  {"internal/problem", "internal/ident", "internal/usage"},
+	"internal/org":     {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access"},
+	"internal/store":   {"internal/problem", "internal/org", "internal/key", "internal/audit", "internal/usage", "internal/access"},
+	"internal/web":     {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org"},
+	"internal/api":     {"api", "internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/web"},
+	"internal/server":  {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/web", "internal/api", "internal/store"},
+	"cmd/orgd":         {"client", "internal/problem", "internal/key", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/server"},
+	"bench":            {"internal/key", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/server", "internal/store"},
+
+	// Only tests import these.
+	"internal/testkit":         {"api", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/store", "internal/server"},
+	"internal/store/storetest": {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/testkit"},
+}
+
+// only lists packages that know a thing that no other may know.
+var only = map[string][]string{
+	"database/sql": {"internal/store", "internal/testkit"},
+	"net/http":     {"internal/web", "internal/api", "internal/server", "internal/testkit", "client", "cmd/orgd", "bench"},
+}
+
+func TestImportsGoOneWay(t *testing.T) {
+	seen := map[string]bool{}
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (d.Name() == "testdata" || d.Name() == "node_modules" || strings.HasPrefix(d.Name(), ".") && path != ".") {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		pkg := filepath.ToSlash(filepath.Dir(path))
+		may, ok := allowed[pkg]
+		if !ok && !seen[pkg] {
+			t.Errorf("the package %s has no place in the table of allowed imports", pkg)
+		}
+		seen[pkg] = true
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, spec := range file.Imports {
+			imported, _ := strconv.Unquote(spec.Path.Value)
+			if own, ok := strings.CutPrefix(imported, module); ok && !slices.Contains(may, own) {
+				t.Errorf("%s imports %s, which %s may not", path, own, pkg)
+			}
+			if who, ok := only[imported]; ok && !slices.Contains(who, pkg) {
+				t.Errorf("%s imports %s, which only %s may", path, imported, strings.Join(who, ", "))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pkg := range allowed {
+		if !seen[pkg] {
+			t.Errorf("the table names %s, which does not exist", pkg)
+		}
+	}
+}

@@ -1,0 +1,75 @@
+package api_test
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/orgd/orgd/internal/api"
+	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/testkit"
+)
+
+// The API description and the table of routes name the same calls, and the
+// description knows every error code.
+func TestDescriptionAndRoutesAgree(t *testing.T) {
+	s := testkit.Start(t, "sqlite")
+	var doc struct {
+		OpenAPI string                               `json:"openapi"`
+		Paths   map[string]map[string]map[string]any `json:"paths"`
+	}
+	raw := s.Must(http.StatusOK, "GET", "/openapi.json", "", "").Body
+	if err := json.Unmarshal(raw, &doc); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(doc.OpenAPI, "3.1.") {
+		t.Errorf("the description is OpenAPI %s", doc.OpenAPI)
+	}
+	described := map[string]string{}
+	for path, item := range doc.Paths {
+		for method, op := range item {
+			id, _ := op["operationId"].(string)
+			if id == "" {
+				continue // parameters of the path
+			}
+			described[strings.ToUpper(method)+" "+path] = id
+			security, ok := op["security"].([]any)
+			openInDoc := ok && len(security) == 0
+			i := slices.IndexFunc(routes(), func(r route) bool { return r.Operation == id })
+			if i >= 0 && routes()[i].open != openInDoc {
+				t.Errorf("%s needs no key: %v, by the description %v", id, routes()[i].open, openInDoc)
+			}
+		}
+	}
+	for _, rt := range routes() {
+		call := rt.method + " " + rt.pattern
+		if described[call] != rt.Operation {
+			t.Errorf("%s is the operation %s, by the description %q", call, rt.Operation, described[call])
+		}
+		delete(described, call)
+	}
+	for call := range described {
+		t.Errorf("%s is described and not served", call)
+	}
+	for _, code := range problem.Codes() {
+		if !strings.Contains(string(raw), `"`+string(code)+`"`) {
+			t.Errorf("the description does not name the error code %s", code)
+		}
+	}
+}
+
+type route struct {
+	method, pattern, Operation string
+	open                       bool
+}
+
+func routes() []route {
+	var all []route
+	for _, r := range new(api.API).Routes() {
+		all = append(all, route{r.Method, r.Pattern, r.Operation, r.Rule.Open})
+	}
+	return all
+}
