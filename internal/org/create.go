@@ -98,9 +98,7 @@ func (o *Organization) created() []audit.Change {
 	cs = set(cs, "/description", o.Description, o.Description == "")
 	cs = set(cs, "/external_id", o.ExternalID, o.ExternalID == "")
 	cs = set(cs, "/tags", o.Tags, len(o.Tags) == 0)
-	if string(o.Settings.Values) != "{}" {
-		cs = append(cs, audit.Change{Pointer: "/customizations", New: o.Settings.Values})
-	}
+	cs = append(cs, settingsDiff(jsontext.Value("{}"), o.Settings.Values)...)
 	return set(cs, "/locked", o.Settings.Locked, len(o.Settings.Locked) == 0)
 }
 
@@ -179,7 +177,11 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 		}
 		o.stamp(c)
 		if string(o.Settings.Values) != "{}" {
-			if err := c.checkSettings(o, "{}", o.Settings.Values, layers(parent)); err != nil {
+			above, err := c.ancestors(o)
+			if err != nil {
+				return nil, nil, err
+			}
+			if err := c.checkSettings(o, "{}", o.Settings.Values, layers(above...)); err != nil {
 				return nil, nil, err
 			}
 		}

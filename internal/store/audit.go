@@ -49,7 +49,7 @@ func (t *tx) Lock(rootID string) (*audit.Head, error) {
 }
 
 func (t *tx) NewLog(head *audit.Head) error {
-	err := t.queryRow(into(&head.Epoch), `SELECT coalesce(max(epoch), 0) + 1 FROM audit_heads WHERE root_id = $1`, head.RootID)
+	err := t.queryRow(into(&head.Epoch), `SELECT coalesce(max(epoch), -1) + 1 FROM audit_heads WHERE root_id = $1`, head.RootID)
 	if err != nil {
 		return err
 	}
