@@ -113,7 +113,7 @@ func (in *lineReader) fill(b *batch) {
 			continue
 		}
 		if err != nil {
-			if len(b.buf) > start {
+			if len(b.buf) > start && (err == io.EOF || err == bufio.ErrBufferFull) {
 				b.ends = append(b.ends, len(b.buf)+1)
 			}
 			// A line without end makes no sense of what may follow it.

@@ -405,6 +405,16 @@ func TestEntryRefuses(t *testing.T) {
 	}
 }
 
+func TestNewLogID(t *testing.T) {
+	a, b := NewLogID(rand.Reader), NewLogID(rand.Reader)
+	if a == b || !validLogID(a) || !validLogID(b) {
+		t.Errorf("log ids %q and %q", a, b)
+	}
+	if logID, epoch, err := ParseOrigin(Origin(a, 3)); err != nil || logID != a || epoch != 3 {
+		t.Errorf("origin parsed as %q, %d, %v", logID, epoch, err)
+	}
+}
+
 func TestReceipt(t *testing.T) {
 	r := Receipt{Origin: Origin(testLogID, 0), Seq: 12, LeafHash: EmptyRoot}
 	const want = "orgd.audit/00112233445566778899aabbccddeeff/0 12 e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

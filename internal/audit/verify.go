@@ -157,7 +157,8 @@ type verifier struct {
 	started     bool // an export has begun
 	open        bool // it has not ended
 	part        int64
-	covered     bool  // a checkpoint covers all entries so far
+	covered     bool  // a checkpoint of this export covers all entries so far
+	again       bool  // it repeats that of the export before: no entries may follow
 	lastCovered int64 // size of the last checkpoint of this epoch that held
 	headerKeys  []publicKey
 	checkpoints []signedCheckpoint
@@ -333,7 +334,7 @@ func (v *verifier) header(it *item, line int64) bool {
 		v.fail(CheckBelonging, at, line, "the export names a verifier key of an earlier epoch")
 	}
 	first := !v.started
-	v.started, v.open, v.part, v.covered = true, true, 0, false
+	v.started, v.open, v.part, v.covered, v.again = true, true, 0, false, false
 	if first {
 		v.reached()
 	}
@@ -347,6 +348,10 @@ func (v *verifier) entry(it *item, line int64) bool {
 	}
 	if it.rootID != v.report.RootID || it.logID != v.logID {
 		v.fail(CheckBelonging, it.at, line, "the entry is of the log %s of %s", it.logID, it.rootID)
+		return false
+	}
+	if v.again {
+		v.fail(CheckForm, it.at, line, "the checkpoint before the entry repeats that of the export before")
 		return false
 	}
 	opens := it.evidence != nil && it.evidence.action == ActionEpochOpened
@@ -401,10 +406,13 @@ func (v *verifier) entry(it *item, line int64) bool {
 }
 
 func (v *verifier) receipt(it *item, line int64) {
-	for len(v.receipts) > 0 && v.receipts[0].at == it.at {
-		if v.receipts[0].hash == it.leafHash {
+	for len(v.receipts) > 0 && v.receipts[0].at.compare(it.at) <= 0 {
+		switch {
+		case v.receipts[0].at != it.at:
+			v.fail(CheckReceipt, v.receipts[0].at, 0, "the log does not have the entry of the receipt with the leaf hash %s", v.receipts[0].hash)
+		case v.receipts[0].hash == it.leafHash:
 			v.report.Receipts++
-		} else {
+		default:
 			v.fail(CheckReceipt, it.at, line, "the entry is not the one of its receipt, which has the leaf hash %s", v.receipts[0].hash)
 		}
 		v.receipts = v.receipts[1:]
@@ -413,9 +421,13 @@ func (v *verifier) receipt(it *item, line int64) {
 
 // reached checks the kept checkpoints of the size that the log has now.
 func (v *verifier) reached() {
-	for len(v.kept) > 0 && v.kept[0].at == v.size() {
+	for len(v.kept) > 0 && v.kept[0].at.compare(v.size()) <= 0 {
 		c := v.kept[0]
 		v.kept = v.kept[1:]
+		if c.at != v.size() {
+			v.fail(CheckTree, position{c.at.epoch, -1}, 0, "the export does not have epoch %d, of which a checkpoint of size %d was kept", c.at.epoch, c.Size)
+			continue
+		}
 		if root := v.tree.root(); root != c.Root {
 			v.fail(CheckTree, v.about(), 0, "the first %d entries are not those of the checkpoint kept of that size: its root hash is %s, theirs is %s", c.Size, c.Root, root)
 			continue
@@ -461,7 +473,7 @@ func (v *verifier) openEpoch(it *item, line int64) bool {
 	if c.Size == v.tree.size && c.Root == v.tree.root() {
 		v.checkpoints = append(v.checkpoints, signedCheckpoint{Checkpoint: c, at: v.size(), signed: []byte(o.Checkpoint), line: line})
 	}
-	v.note("Epoch %d was opened at %s, when the last checkpoint of epoch %d had %d entries and %d were left. Reason given: %s",
+	v.note("Epoch %d was opened at %s, when the last checkpoint of epoch %d had %d entries and %d were left. Reason given: %q",
 		it.at.epoch, it.time[:], v.epoch, c.Size, o.KeptSize, o.Reason)
 	v.missed(v.epoch)
 	v.epoch, v.tree, v.lastCovered = it.at.epoch, compactRange{}, 0
@@ -553,7 +565,7 @@ func (v *verifier) checkpoint(it *item, line int64) bool {
 	} else {
 		v.lastCovered = c.Size
 	}
-	v.covered = true
+	v.covered, v.again = true, v.part == 0 && v.report.Entries > 0
 	v.checkpoints = append(v.checkpoints, signedCheckpoint{Checkpoint: c, at: v.size(), signed: []byte(x.Checkpoint), line: line})
 	return true
 }
@@ -880,9 +892,7 @@ func Compare(a, b io.Reader, expect Expect) (*Comparison, error) {
 		return s
 	}
 	first := run(a)
-	if expect.Progress != nil {
-		expect.Progress = nil
-	}
+	expect.Progress = nil // one of them is enough, and it need not be safe for two
 	second := run(b)
 	out := &Comparison{}
 	var x, y []leafAt
