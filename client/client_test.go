@@ -58,7 +58,9 @@ func fail(err error) func(*http.Request) (*http.Response, error) {
 
 func scripted(steps ...func(*http.Request) (*http.Response, error)) (*Client, *script) {
 	s := &script{steps: steps}
-	return New("http://orgd.test/api/v1/", "secret", WithHTTPClient(&http.Client{Transport: s})), s
+	c := New("http://orgd.test/api/v1/", "secret")
+	c.http.Transport = s
+	return c, s
 }
 
 var (

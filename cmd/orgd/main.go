@@ -62,16 +62,28 @@ func newRoot() *cobra.Command {
 customizations, access log, audit trail and monthly consumption.
 
   orgd demo     serve a real organization tree, ready to try
-  orgd serve    run the server`,
+  orgd serve    run the server
+
+The commands that work with a server find it at ORGD_URL (by default
+` + defaultURL + `) and use the API key in ORGD_KEY.
+
+Exit codes: 1 failure, 2 wrong command line, 3 not permitted, 4 not found,
+5 conflict, 6 server not available.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          cobra.ArbitraryArgs,
+		RunE:          runGroup,
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError("%w\nSee '%s --help'.", err, cmd.CommandPath())
 	})
-	root.AddGroup(&cobra.Group{ID: "server", Title: "Server:"}, &cobra.Group{ID: "client", Title: "Work with a server:"})
+	root.AddGroup(&cobra.Group{ID: "server", Title: "Server:"}, &cobra.Group{ID: "client", Title: "Work with a server:"},
+		&cobra.Group{ID: "help", Title: "Help:"})
+	root.SetHelpCommandGroupID("help")
+	root.SetCompletionCommandGroupID("help")
 	root.AddCommand(serveCommand(), demoCommand(), keygenCommand(), versionCommand())
+	root.AddCommand(clientCommands()...)
+	checkArguments(root)
 	return root
 }
 
@@ -85,7 +97,7 @@ func version() string {
 
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", GroupID: "help", Args: cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), "orgd "+version()) },
 	}
 }

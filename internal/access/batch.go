@@ -31,12 +31,13 @@ func (p Position) Before(q Position) bool {
 	return p.Segment < q.Segment || p.Segment == q.Segment && p.Offset < q.Offset
 }
 
-// Usage is what a recorded request consumed, as counted for the organization
-// at the end of Path and, in the totals, for every ancestor in Path.
+// Usage is what a recorded request consumed of a meter with the aggregation
+// sum or count, as counted for the organization at the end of Path and, in the
+// totals, for every ancestor in Path.
 type Usage struct {
 	RootID   string
 	Path     string // ids from the root down at the time, each followed by a slash: "root/child/"
-	Month    usage.Month
+	At       time.Time // decides the month and the day
 	Meter    string
 	Quantity usage.Decimal
 }

@@ -70,7 +70,7 @@ func appendRecord(b []byte, rec *Record) []byte {
 		u := &rec.Usage[i]
 		b = appendString(b, u.RootID)
 		b = appendString(b, u.Path)
-		b = appendString(b, string(u.Month))
+		b = binary.AppendVarint(b, u.At.UnixMicro())
 		b = appendString(b, u.Meter)
 		b = binary.AppendVarint(b, int64(u.Quantity))
 	}
@@ -146,7 +146,7 @@ func decodePayload(payload []byte, b *Batch) error {
 	before := len(b.Usage)
 	for n := d.uvarint(); n > 0 && d.ok; n-- {
 		b.Usage = append(b.Usage, Usage{RootID: d.string(), Path: d.string(),
-			Month: usage.Month(d.string()), Meter: d.string(), Quantity: usage.Decimal(d.varint())})
+			At: d.time(), Meter: d.string(), Quantity: usage.Decimal(d.varint())})
 	}
 	if !d.ok || d.s != "" {
 		b.Usage = b.Usage[:before]

@@ -29,7 +29,7 @@ func records() *rapid.Generator[Record] {
 		return KeyUse{KeyID: text.Draw(t, "key"), Old: rapid.Bool().Draw(t, "old"), At: at.Draw(t, "at"), IP: text.Draw(t, "ip")}
 	})
 	used := rapid.Custom(func(t *rapid.T) Usage {
-		return Usage{RootID: text.Draw(t, "root"), Path: text.Draw(t, "path"), Month: usage.Month(text.Draw(t, "month")),
+		return Usage{RootID: text.Draw(t, "root"), Path: text.Draw(t, "path"), At: at.Draw(t, "at"),
 			Meter: text.Draw(t, "meter"), Quantity: usage.Decimal(rapid.Int64().Draw(t, "quantity"))}
 	})
 	return rapid.Custom(func(t *rapid.T) Record {

@@ -26,8 +26,8 @@ type Record struct {
 // Options of a Recorder. The zero value of a field means its default.
 type Options struct {
 	// MaxBytes is the most that may wait to be stored. Beyond it Record fails
-	// until the Sink has caught up. Default 1 GiB. The spool takes up to one
-	// segment more on disk.
+	// until the Sink has caught up. Default 1 GiB. The spool takes up to two
+	// segments more on disk, which it reserves: see Recorder.
 	MaxBytes int64
 	// SegmentBytes is the size at which a new segment is started. Default 16 MiB.
 	SegmentBytes int64
@@ -38,7 +38,8 @@ type Options struct {
 	// records that are stored without waiting for more. Default 2000.
 	BatchSize int
 	// SyncInterval is how often records that are not stored yet are synced to
-	// disk, in the background. Default 1 s; negative for never.
+	// disk, and space for the next segment is reserved, in the background.
+	// Default 1 s; negative for never.
 	SyncInterval time.Duration
 	// Logger gets what goes wrong in the background. Default slog.Default().
 	Logger *slog.Logger
@@ -90,6 +91,9 @@ const (
 // crashes: the Sink stores the position in the spool in the transaction that
 // stores the records. A process that finds records in its spool stores them
 // when it starts.
+//
+// On Linux the spool reserves the disk space of at least one segment ahead, if
+// the file system can: recording goes on for that long on a full disk.
 //
 // A record that is damaged on disk is reported: at level error to the Logger,
 // and by Damaged. What follows it in its segment cannot be read; the segment's
@@ -177,6 +181,9 @@ func (r *Recorder) start(ctx context.Context) error {
 		r.opts.Logger.Info("storing what an earlier process recorded", "spool", r.id, "records", r.records, "bytes", r.bytes)
 		signal(r.hurry)
 	}
+	if r.opts.SyncInterval > 0 {
+		r.spool.spare = r.spool.makeSpare() == nil
+	}
 	ctx, r.cancel = context.WithCancel(context.Background())
 	r.running.Go(func() { r.run(ctx) })
 	if r.opts.SyncInterval > 0 {
@@ -219,6 +226,7 @@ func (r *Recorder) recover() error {
 			log.Warn("cutting off a record that was not written to its end", "segment", last.number, "offset", size, "bytes", total-size)
 			err = s.active.Truncate(size)
 		}
+		s.reserve()
 	}
 	if err != nil {
 		return err
@@ -237,15 +245,29 @@ func (r *Recorder) recover() error {
 // disk is full. Later calls succeed as soon as the reason is gone. Times are
 // cut to microseconds.
 func (r *Recorder) Record(rec Record) error {
+	_, err := r.RecordAt(rec)
+	return err
+}
+
+// RecordAt is Record, and returns where the record ends: it is stored once the
+// stored position of the spool is not before that.
+func (r *Recorder) RecordAt(rec Record) (Position, error) {
 	if rec.Event == nil && rec.Use == nil && len(rec.Usage) == 0 {
-		return nil
+		return Position{}, nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err := r.append(&rec); err != nil {
+		return Position{}, err
+	}
+	return r.spool.end(), nil
+}
+
+func (r *Recorder) append(rec *Record) error {
 	if r.closed {
 		return problem.New(problem.Unavailable, "The server is shutting down.")
 	}
-	r.buf = appendRecord(r.buf[:0], &rec)
+	r.buf = appendRecord(r.buf[:0], rec)
 	size := int64(len(r.buf))
 	if size > recordHeader+maxPayload {
 		r.buf = nil
@@ -328,6 +350,9 @@ func (r *Recorder) reached(target Position) bool {
 	upTo, _ := r.spool.after(target)
 	return r.bytes == upTo
 }
+
+// ID returns the name of the spool in the Sink.
+func (r *Recorder) ID() string { return r.id }
 
 // Lag returns how much is recorded and not stored yet.
 func (r *Recorder) Lag() (records, bytes int64) {
@@ -599,6 +624,7 @@ func (r *Recorder) remove(segments []segment) {
 func (r *Recorder) sync(ctx context.Context) {
 	ticker := time.NewTicker(r.opts.SyncInterval)
 	defer ticker.Stop()
+	unsupported := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -607,8 +633,32 @@ func (r *Recorder) sync(ctx context.Context) {
 			if err := r.syncFiles(); err != nil {
 				r.opts.Logger.Error("the spool cannot be synced; a loss of power would lose what is not stored", "spool", r.id, "error", err)
 			}
+			if !unsupported {
+				unsupported = errors.Is(r.keepReserve(), errors.ErrUnsupported)
+			}
 		}
 	}
+}
+
+// keepReserve reserves again what was used or given up on a full disk. Only
+// one goroutine calls it.
+func (r *Recorder) keepReserve() error {
+	r.mu.Lock()
+	if !r.spool.ahead {
+		r.spool.reserve()
+	}
+	spare := r.spool.spare
+	r.mu.Unlock()
+	if spare {
+		return nil
+	}
+	if err := r.spool.makeSpare(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.spool.spare = true
+	r.mu.Unlock()
+	return nil
 }
 
 // syncFiles syncs what was written and is not stored yet.

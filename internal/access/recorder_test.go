@@ -135,7 +135,7 @@ func testRecord(n int) Record {
 		Event: &Event{ID: id, Timestamp: at, RootID: "acme", OrgID: "acme-eu", User: "deploy key", Action: "GET_ORG",
 			Status: Success, IP: "2001:db8::1", UserAgent: "curl/8.5.0", Method: "GET", Path: "/orgs/acme-eu",
 			RequestID: "req_" + id, APIKeyID: "key_1"},
-		Usage: []Usage{{RootID: "acme", Path: "acme/acme-eu/", Month: "2026-11", Meter: usage.APICalls, Quantity: 1_000_000}},
+		Usage: []Usage{{RootID: "acme", Path: "acme/acme-eu/", At: at, Meter: usage.APICalls, Quantity: 1_000_000}},
 		Use:   &KeyUse{KeyID: "key_1", Old: n%2 == 1, At: at, IP: "2001:db8::1"},
 	}
 }

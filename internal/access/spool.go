@@ -20,6 +20,12 @@ const (
 	damagedExt  = ".damaged"
 	readAtOnce  = 1 << 20
 	segmentName = "%020d" + segmentExt
+
+	// spareName is an empty file that has the disk space of a segment and
+	// becomes the next one.
+	spareName = "spare"
+	// reserveMargin is room for the record that goes past a segment's limit.
+	reserveMargin = 64 << 10
 )
 
 // file is what a spool needs of the file that it appends to.
@@ -31,7 +37,11 @@ type file interface {
 }
 
 func openFile(name string) (file, error) {
-	return os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 // segment is one file of a spool.
@@ -58,6 +68,9 @@ type spool struct {
 	created bool
 	// sealed holds the files before the last one that were not synced.
 	sealed []file
+	// spare says that there is a spare file with its space reserved, and
+	// ahead that the last segment has its own.
+	spare, ahead bool
 }
 
 func (s *spool) path(number int64) string {
@@ -100,6 +113,7 @@ func (s *spool) append(b []byte) error {
 			return fmt.Errorf("cutting off a failed write: %w", err)
 		}
 		s.torn = false
+		s.reserve()
 	}
 	if s.last().size >= s.limit {
 		if err := s.roll(s.last().number + 1); err != nil {
@@ -111,7 +125,10 @@ func (s *spool) append(b []byte) error {
 		err = io.ErrShortWrite
 	}
 	if err != nil {
-		s.torn = s.active.Truncate(s.last().size) != nil
+		// Cutting a file off gives up what is reserved behind its end.
+		if s.torn = s.active.Truncate(s.last().size) != nil; !s.torn {
+			s.reserve()
+		}
 		return err
 	}
 	s.last().size += int64(len(b))
@@ -125,6 +142,12 @@ func (s *spool) roll(number int64) error {
 	if s.torn {
 		return errors.New("the last segment has a failed write at its end")
 	}
+	if s.spare {
+		s.spare = false
+		if err := os.Rename(filepath.Join(s.dir, spareName), s.path(number)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
 	f, err := s.open(s.path(number))
 	if err != nil {
 		return err
@@ -133,7 +156,45 @@ func (s *spool) roll(number int64) error {
 		s.sealed = append(s.sealed, s.active)
 	}
 	s.active, s.written, s.created = f, false, true
+	s.reserve()
 	s.segments = append(s.segments, segment{number: number})
+	return nil
+}
+
+// reserved is the disk space that a segment takes ahead of its records.
+func (s *spool) reserved() int64 { return s.limit + reserveMargin }
+
+// reserve reserves space for the rest of the last segment. Where that fails,
+// records are refused as soon as the disk is full, and that is all.
+func (s *spool) reserve() {
+	if f, ok := s.active.(*os.File); ok {
+		s.ahead = reserve(f, s.reserved()) == nil
+	}
+}
+
+// makeSpare makes the spare file, so that at least a segment's worth of
+// records can be written to a full disk. It needs no lock while there is no
+// spare. An error means that there is no space for it now, or, if it is
+// errors.ErrUnsupported, that the file system reserves none.
+func (s *spool) makeSpare() error {
+	name := filepath.Join(s.dir, spareName)
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() > 0 {
+		// A loss of power has undone its renaming.
+		err = f.Truncate(0)
+	}
+	if err == nil {
+		err = reserve(f, s.reserved())
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		// What was reserved in part would be lacking elsewhere.
+		os.Remove(name)
+		return err
+	}
 	return nil
 }
 

@@ -18,8 +18,8 @@ import (
 func TestDescriptionAndRoutesAgree(t *testing.T) {
 	s := testkit.Start(t, "sqlite")
 	var doc struct {
-		OpenAPI string                               `json:"openapi"`
-		Paths   map[string]map[string]map[string]any `json:"paths"`
+		OpenAPI string                    `json:"openapi"`
+		Paths   map[string]map[string]any `json:"paths"`
 	}
 	raw := s.Must(http.StatusOK, "GET", "/openapi.json", "", "").Body
 	if err := json.Unmarshal(raw, &doc); err != nil {
@@ -30,11 +30,12 @@ func TestDescriptionAndRoutesAgree(t *testing.T) {
 	}
 	described := map[string]string{}
 	for path, item := range doc.Paths {
-		for method, op := range item {
-			id, _ := op["operationId"].(string)
-			if id == "" {
+		for method, v := range item {
+			op, ok := v.(map[string]any)
+			if !ok {
 				continue // parameters of the path
 			}
+			id, _ := op["operationId"].(string)
 			described[strings.ToUpper(method)+" "+path] = id
 			security, ok := op["security"].([]any)
 			openInDoc := ok && len(security) == 0

@@ -79,8 +79,8 @@ func (l *Limiter) Allow(keyID string, rl RateLimit, now time.Time) (ok bool, rem
 	return ok, int(tokens), seconds((float64(rl.Requests) - tokens) / perSecond), retryAfter
 }
 
-// sweep drops the buckets that are full again, and others if that is not
-// enough to stay within the bound.
+// sweep drops the buckets that are full again, and others if more than three
+// quarters of the bound are left: the next sweep is then a quarter of it away.
 func (s *limiterShard) sweep(now time.Time) {
 	for id, b := range s.buckets {
 		if b.TokensAt(now) >= float64(b.limit.Requests) {
@@ -88,7 +88,7 @@ func (s *limiterShard) sweep(now time.Time) {
 		}
 	}
 	for id := range s.buckets {
-		if len(s.buckets) < maxShardBuckets {
+		if len(s.buckets) <= maxShardBuckets*3/4 {
 			break
 		}
 		delete(s.buckets, id)

@@ -37,7 +37,7 @@ func TestTokenFormatIsFixed(t *testing.T) {
 	for i := range random {
 		random[i] = byte(i * 7)
 	}
-	const want = "orgd_01h2x_07ELSZgnu18FMTahov29GNUbipw3AHOV2Zj1PC"
+	const want = "orgd_01h2x_07ELSZgnu18FMTahov29GNUbipw3AHOV2E4DrO"
 	token, _, _ := NewSecret(bytes.NewReader(random), "key_01h2x")
 	if token != want {
 		t.Errorf("token is %s, want %s", token, want)

@@ -31,8 +31,11 @@ type Service struct {
 	restoreWindow time.Duration
 	operatorHash  [32]byte
 
-	orgs *otter.Cache[string, *Snapshot]
-	keys *otter.Cache[string, *keySnapshot]
+	orgs   *otter.Cache[string, *Snapshot]
+	keys   *otter.Cache[string, *keySnapshot]
+	bounds *otter.Cache[string, *bounds] // by path
+	spool  Spool
+	gauges *gauges
 }
 
 // Config is what a Service works with.
@@ -43,6 +46,7 @@ type Config struct {
 	Rand          io.Reader     // crypto/rand.Reader outside tests; safe for concurrent use
 	RestoreWindow time.Duration // how long a deleted organization can be restored
 	OperatorHash  [32]byte      // SHA-256 of the operator key
+	Spool         Spool
 }
 
 // NewService returns a service.
@@ -55,8 +59,13 @@ func NewService(c Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	limits, err := otter.New(&otter.Options[string, *bounds]{MaximumSize: 20_000})
+	if err != nil {
+		return nil, err
+	}
 	return &Service{store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
-		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys}, nil
+		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
+		bounds: limits, spool: c.Spool, gauges: newGauges()}, nil
 }
 
 // Call is one request to the service: who makes it, from where, and under

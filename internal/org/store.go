@@ -129,6 +129,20 @@ type Tx interface {
 	// meter and parent it had.
 	Totals(rootID, orgID string, month usage.Month) ([]usage.Total, error)
 
+	// Limits returns the limits on the organizations of a root that have one
+	// of the ids, in no particular order.
+	Limits(rootID string, orgIDs []string) ([]Limit, error)
+	// PutLimit sets a limit, in the place of one on the same organization and
+	// meter.
+	PutLimit(l *Limit) error
+	DeleteLimit(rootID, orgID, meter string) error
+	// Consumed returns what the subtree of an organization consumed of a meter
+	// in a month, under all the parents it had.
+	Consumed(rootID, orgID string, month usage.Month, meter string) (usage.Decimal, error)
+	// SpoolPosition returns the position up to which a spool is stored, zero
+	// for one that is not known.
+	SpoolPosition(spoolID string) (access.Position, error)
+
 	// Idempotent returns the stored answer to an earlier request made with
 	// the same idempotency key by the same actor, not older than since.
 	Idempotent(actorID, idempotencyKey string, since time.Time) (*Replay, error)

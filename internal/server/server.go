@@ -99,7 +99,7 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		return nil, errors.New("the operator key is malformed; `orgd keygen` makes one")
 	}
 	s.Service, err = org.NewService(org.Config{Store: s.Store, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
-		RestoreWindow: c.RestoreWindow, OperatorHash: hash})
+		RestoreWindow: c.RestoreWindow, OperatorHash: hash, Spool: s.Recorder})
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -61,28 +62,17 @@ func (t *tx) AccessEvents(q org.AccessQuery) (org.AccessPage, error) {
 	return page, err
 }
 
-// Flush stores a batch of what was recorded: its events, its usage in the
+// Flush implements access.Sink: it stores a batch's events, its usage in the
 // totals of the organizations and all their ancestors, the use of the keys,
-// and its position, all in one transaction. A batch whose position is not
-// after the stored one changes nothing, nor does an event that is stored
-// already. A key's version and the generations stay as they are. Text that
-// the engines could not store, invalid UTF-8 and NUL, is replaced by U+FFFD,
-// so that no client can make a batch impossible to store. Errors are those of
-// Write.
+// and its position. An event that is stored already stays as it is, and so do
+// a key's version and the generations. Text that the engines could not store,
+// invalid UTF-8 and NUL, is replaced by U+FFFD, so that no client can make a
+// batch impossible to store. Errors are those of Write.
 func (s *Store) Flush(ctx context.Context, b access.Batch) error {
 	totals := rollUp(b.Usage)
 	return s.write(ctx, func(t *tx) error {
-		stored, err := t.spoolPosition(b.SpoolID)
-		if err != nil {
-			return err
-		}
-		if !stored.Before(b.Position) {
-			return nil
-		}
-		_, err = t.exec(`INSERT INTO spool_positions (spool_id, segment, position) VALUES ($1, $2, $3)
-			ON CONFLICT (spool_id) DO UPDATE SET segment = excluded.segment, position = excluded.position`,
-			b.SpoolID, b.Position.Segment, b.Position.Offset)
-		if err != nil {
+		stored, err := t.moveSpool(b.SpoolID, b.From, b.Position)
+		if err != nil || stored {
 			return err
 		}
 		if err := t.insertEvents(b.Events); err != nil {
@@ -93,6 +83,29 @@ func (s *Store) Flush(ctx context.Context, b access.Batch) error {
 		}
 		return t.touchKeys(b.Uses)
 	})
+}
+
+// moveSpool changes a spool's position. done says that it was there already.
+// A transaction that moves the same spool at the same time waits here, and
+// then finds the new position.
+func (t *tx) moveSpool(spoolID string, from, to access.Position) (done bool, err error) {
+	stored, err := t.spoolPosition(spoolID)
+	if err != nil || stored == to {
+		return true, err
+	}
+	if stored == from {
+		n, err := t.exec(`INSERT INTO spool_positions (spool_id, segment, position) VALUES ($1, $2, $3)
+			ON CONFLICT (spool_id) DO UPDATE SET segment = excluded.segment, position = excluded.position
+			WHERE spool_positions.segment = $4 AND spool_positions.position = $5`,
+			spoolID, to.Segment, to.Offset, from.Segment, from.Offset)
+		if err != nil || n > 0 {
+			return false, err
+		}
+		if stored, err = t.spoolPosition(spoolID); err != nil || stored == to {
+			return true, err
+		}
+	}
+	return false, fmt.Errorf("the spool %s is at %v, and the batch goes from %v to %v", spoolID, stored, from, to)
 }
 
 // SpoolPosition returns the position of the last batch that was flushed from

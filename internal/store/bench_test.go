@@ -96,9 +96,11 @@ func benchmarkFlush(b *testing.B, s *store.Store) {
 	plantRoots(b, s, 8)
 	const size = 1000
 	n := 0
+	var position access.Position
 	start := time.Now()
 	for b.Loop() {
-		batch := access.Batch{SpoolID: "spool", Position: access.Position{Segment: start.UnixNano(), Offset: int64(n + 1)}}
+		batch := access.Batch{SpoolID: "spool", From: position, Position: access.Position{Segment: position.Segment + 1}}
+		position = batch.Position
 		for i := range size {
 			n++
 			rootID := fmt.Sprintf("root-%d", i%8)
@@ -106,7 +108,7 @@ func benchmarkFlush(b *testing.B, s *store.Store) {
 			batch.Events = append(batch.Events, access.Event{ID: ident.New("evt_"), Timestamp: start.Add(time.Duration(n) * time.Millisecond),
 				RootID: rootID, OrgID: path, User: "deploy key", Action: "GET_ORG", Status: access.Success, IP: "192.0.2.1",
 				UserAgent: "Go-http-client/1.1", Method: "GET", Path: "/orgs/org-123", RequestID: ident.New("req_"), APIKeyID: "key_1"})
-			batch.Usage = append(batch.Usage, access.Usage{RootID: rootID, Path: path, Month: "2026-11", Meter: usage.APICalls, Quantity: 1_000_000})
+			batch.Usage = append(batch.Usage, access.Usage{RootID: rootID, Path: path, At: start, Meter: usage.APICalls, Quantity: 1_000_000})
 			batch.Uses = append(batch.Uses, access.KeyUse{KeyID: "key_1", At: start, IP: "192.0.2.1"})
 		}
 		if err := s.Flush(b.Context(), batch); err != nil {
@@ -152,7 +154,6 @@ func BenchmarkSQLite(b *testing.B) {
 		}
 	})
 }
-
 
 func BenchmarkPostgres(b *testing.B) {
 	b.Run("UpdateOrg", func(b *testing.B) { benchmarkUpdateOrg(b, openPostgres(b, testkit.Postgres(b))) })

@@ -16,6 +16,9 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
+//go:embed statistics.sql
+var sqliteStatistics string
+
 // migrate brings the schema up to date. Each migration is one transaction;
 // on PostgreSQL an advisory lock keeps two processes from migrating at once.
 func migrate(ctx context.Context, db *sql.DB, d *dialect) error {
@@ -38,7 +41,11 @@ func migrate(ctx context.Context, db *sql.DB, d *dialect) error {
 	if err != nil {
 		return err
 	}
-	_, err = provider.Up(ctx)
+	applied, err := provider.Up(ctx)
+	if err != nil || len(applied) == 0 || d.statistics == "" {
+		return err
+	}
+	_, err = db.ExecContext(ctx, d.statistics)
 	return err
 }
 

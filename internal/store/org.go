@@ -274,6 +274,7 @@ func (t *tx) Purge(rootID, deletionID string) (int64, error) {
 		`DELETE FROM api_keys WHERE root_id = $1 AND org_id IN ` + purged,
 		`DELETE FROM access_events WHERE root_id = $1 AND org_id IN ` + purged,
 		`DELETE FROM org_tags WHERE root_id = $1 AND org_id IN ` + purged,
+		`DELETE FROM usage_limits WHERE root_id = $1 AND org_id IN ` + purged,
 	} {
 		if _, err := t.exec(text, args...); err != nil {
 			return 0, err
@@ -372,14 +373,12 @@ func (t *tx) Orgs(q org.OrgQuery) (org.OrgPage, error) {
 		w.bound(`parent_id = '' AND deleted_at = 0`)
 		after(`path`)
 	default:
-		w.order, w.key = `root_id, path`, `path`
+		w.order, w.key = `path`, `path`
 		position = func(o *org.Organization, nameKey string) []string { return []string{o.Path} }
 		rooted(`root_id`)
-		switch {
-		case len(q.After) != 1:
-		case q.RootID != "":
+		if q.RootID != "" {
 			after(`path`)
-		default:
+		} else if w.order = `root_id, path`; len(q.After) == 1 {
 			w.bound(`(root_id, path) > (` + w.arg(org.SplitPath(q.After[0])[0]) + `, ` + w.arg(q.After[0]) + `)`)
 		}
 		if q.Path != "" {

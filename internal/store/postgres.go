@@ -36,6 +36,12 @@ const (
 	commitTimeout = 30 * time.Second
 )
 
+// planning makes PostgreSQL answer every query from the index that was made
+// for it and in that index's order. The statistics of a table that has just
+// grown would have it read and sort all of a root's rows for one page.
+const planning = `SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET enable_incremental_sort = off;
+	SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off`
+
 // OpenPostgres connects to the database at url and brings its schema up to
 // date. It fails if the database cannot be reached; a connection that is lost
 // later comes back by itself.
@@ -56,6 +62,10 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 	config.ConnConfig.DialFunc = (&net.Dialer{Timeout: connectTimeout, KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}).DialContext
 	config.ConnConfig.RuntimeParams["application_name"] = "orgd"
+	config.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
+		_, err := c.Exec(ctx, planning)
+		return err
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, err

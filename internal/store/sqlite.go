@@ -8,9 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -48,7 +48,7 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 	path := filepath.Join(dir, "orgd.db")
 	e := &sqliteEngine{
 		path:  path,
-		uri:   sqliteURI(path, o.VFS),
+		uri:   sqliteURI(path, registerVFS(o.VFS), lock.Name()),
 		lock:  lock,
 		queue: make(chan *job, 4*groupSize),
 		done:  make(chan struct{}),
@@ -78,13 +78,11 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// sqliteURI names a database file as https://sqlite.org/uri.html says.
-func sqliteURI(path, vfs string) string {
-	uri := "file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath()
-	if vfs != "" {
-		uri += "?vfs=" + url.QueryEscape(vfs)
-	}
-	return uri
+// sqliteURI names a database file as https://sqlite.org/uri.html says. Its
+// files get the mode of the file modeOf.
+func sqliteURI(path, vfs, modeOf string) string {
+	query := url.Values{"vfs": {vfs}, "modeof": {modeOf}}.Encode()
+	return "file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath() + "?" + strings.ReplaceAll(query, "+", "%20")
 }
 
 type sqliteEngine struct {
@@ -107,11 +105,6 @@ func (e *sqliteEngine) kind() string { return SQLite }
 func (e *sqliteEngine) open(ctx context.Context, o Options) error {
 	writer, err := openSQLite(e.uri, false)
 	if err != nil {
-		return err
-	}
-	// The database may be new: the mode of its files must not depend on umask.
-	if err := os.Chmod(e.path, 0o600); err != nil {
-		writer.close()
 		return err
 	}
 	db, err := driver.Open(e.uri)
@@ -263,7 +256,7 @@ func (e *sqliteEngine) commitGroup(first *job) {
 		e.answer(group, nil, true)
 		return
 	}
-	if (errors.Is(err, sqlite3.FULL) || errors.Is(err, sqlite3.IOERR_WRITE) && isFull(err)) && e.rollback() == nil {
+	if errors.Is(err, sqlite3.FULL) && e.rollback() == nil {
 		// The frame that makes a commit count is the last one, and it was not
 		// written.
 		e.answer(group, sqliteProblem(err), false)
@@ -420,12 +413,6 @@ func (c *jobConn) execEach(text string, n int, args func(i int) []any, changed f
 	return c.sqliteConn.execEach(text, n, args, changed)
 }
 
-// isFull reports whether err comes from a full disk. The VFS does not always
-// turn the system's error into SQLite's own.
-func isFull(err error) bool {
-	return errors.Is(err, sqlite3.FULL) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-}
-
 // sqliteProblem says what an error of SQLite means to a caller. In a
 // statement or at the begin of a transaction, such an error means that
 // nothing was changed.
@@ -434,11 +421,10 @@ func sqliteProblem(err error) error {
 	if !errors.As(err, &code) {
 		return err
 	}
-	if isFull(err) {
+	switch code {
+	case sqlite3.FULL:
 		return problem.New(problem.StorageFull, "The server's disk is full; nothing was changed.").
 			WithFix("Repeat the request once the operator has freed space.").WithCause(err)
-	}
-	switch code {
 	case sqlite3.IOERR, sqlite3.CANTOPEN, sqlite3.BUSY, sqlite3.LOCKED, sqlite3.READONLY, sqlite3.NOMEM, sqlite3.PROTOCOL:
 		p := problem.New(problem.Unavailable, "The database does not work at the moment.").WithCause(err)
 		p.RetryAfter = time.Second

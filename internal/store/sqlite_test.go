@@ -45,11 +45,12 @@ func TestSQLite(t *testing.T) {
 }
 
 func TestSQLiteOpen(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "new %41?dir#")
+	dir := filepath.Join(t.TempDir(), "new %41?d&i=r+#")
 	s, err := store.OpenSQLite(t.Context(), dir, store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
+	plantRoot(t, s, "r")
 	for name, mode := range map[string]fs.FileMode{"": 0o700, "orgd.db": 0o600, "orgd.lock": 0o600, "orgd.db-wal": 0o600} {
 		info, err := os.Stat(filepath.Join(dir, name))
 		if err != nil {
@@ -61,7 +62,6 @@ func TestSQLiteOpen(t *testing.T) {
 	if s.Kind() != store.SQLite {
 		t.Error(s.Kind())
 	}
-	plantRoot(t, s, "r")
 
 	if _, err := store.OpenSQLite(t.Context(), dir, store.Options{}); err == nil || !strings.Contains(err.Error(), dir) {
 		t.Errorf("a second process: error %v", err)

@@ -31,7 +31,7 @@ func rollUp(batch []access.Usage) []usage.Total {
 	}
 	own := map[series]usage.Decimal{}
 	for _, u := range batch {
-		own[series{u.Path, u.Month, u.Meter}] += u.Quantity
+		own[series{u.Path, usage.MonthOf(u.At), u.Meter}] += u.Quantity
 	}
 	type row struct {
 		rootID        string

@@ -214,3 +214,13 @@ func CheckContract(t testing.TB, req *http.Request, resp *http.Response, body []
 		t.Logf("contract: the answer was %s", body)
 	}
 }
+
+// NextPage returns the path and query of the next page of a list; empty after
+// the last.
+func NextPage(a *Answer) string {
+	link, ok := strings.CutSuffix(a.Header.Get("Link"), `>; rel="next"`)
+	if !ok {
+		return ""
+	}
+	return strings.TrimPrefix(link, "<")
+}

@@ -7,10 +7,12 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
@@ -22,10 +24,15 @@ type Request struct {
 	*http.Request
 	ID        string // X-Request-Id
 	IP        netip.Addr
+	Trusted   bool      // straight from a proxy whose headers are believed
+	At        time.Time // when it arrived: UTC, whole microseconds
 	Actor     *key.Actor
 	OldSecret bool          // the key's secret is one that a rotation replaced
 	Org       *org.Snapshot // the organization that the request is about; nil if none, or not visible
 	Receipt   audit.Receipt // of the change that the request made
+	// Decision is set by a route that decides about another request: it says
+	// what is recorded, instead of this request and its count.
+	Decision *Decision
 
 	token      string
 	body       []byte
@@ -33,6 +40,27 @@ type Request struct {
 	maxBody    int64
 	idempotent *org.Idempotency
 	extra      []string // header fields of the answer, whatever it is
+}
+
+// Decision is a decision about a request that somebody makes to a product.
+type Decision struct {
+	// Actor is whose request it is; nil if nobody known, and then nothing is
+	// recorded of it.
+	Actor     *key.Actor
+	OldSecret bool
+	Org       *org.Snapshot // what the request is about; nil for the actor's organization
+
+	Action    string // empty for the route's
+	Status    string // of the access event; empty for what follows from the answer's status
+	Method    string
+	Path      string
+	IP        netip.Addr
+	UserAgent string
+
+	// Usage is counted if the request is allowed, and the reservation is
+	// ended when it is recorded or refused.
+	Usage       []access.Usage
+	Reservation *org.Reservation
 }
 
 // Limits of bodies, in bytes.

@@ -29,13 +29,19 @@ type Handler func(r *Request) (*Response, error)
 
 // Route is one call and who may make it.
 type Route struct {
-	Method    string
+	Method    string // empty for any
 	Pattern   string // of http.ServeMux, without the method
+	// Prefix also serves every path below Pattern, as it is: it belongs to
+	// another request.
+	Prefix    bool
 	Operation string // its operationId in the API description
 	Action    string // what the access log calls it
 	Rule      Rule
 	MaxBody   int64 // 0 means MaxBody
-	Handle    Handler
+	// Prepare runs before the request is authenticated. It makes the
+	// Request.Decision of a route that decides about another request.
+	Prepare func(r *Request) error
+	Handle  Handler
 }
 
 // Rule says who may make a call. The zero Rule lets any valid key through.
@@ -50,10 +56,10 @@ type Rule struct {
 	Check func(r *Request) error
 }
 
-// Recorder keeps what was accessed. Record returns once the record survives a
-// crash of the process.
+// Recorder keeps what was accessed. RecordAt returns once the record survives
+// a crash of the process.
 type Recorder interface {
-	Record(access.Record) error
+	RecordAt(access.Record) (access.Position, error)
 	// Ready fails if Record would.
 	Ready() error
 }
@@ -67,6 +73,7 @@ type Server struct {
 	now      func() time.Time
 	trusted  []netip.Prefix
 	mux      *http.ServeMux
+	prefixes []prefix
 	basePath string
 	inFlight sync.Map
 
@@ -109,16 +116,32 @@ func NewServer(c Config, routes []Route) (*Server, error) {
 			return nil, fmt.Errorf("the route %s %s has no action for the access log", rt.Method, rt.Pattern)
 		}
 		h := s.handler(rt)
-		s.mux.Handle(rt.Method+" "+rt.Pattern, h)
-		if s.basePath != "" {
-			s.mux.Handle(rt.Method+" "+s.basePath+rt.Pattern, h)
+		for _, base := range slices.Compact([]string{"", s.basePath}) {
+			s.mux.Handle(strings.TrimPrefix(rt.Method+" "+base+rt.Pattern, " "), h)
+			if rt.Prefix {
+				s.prefixes = append(s.prefixes, prefix{base + rt.Pattern, h})
+			}
 		}
 	}
 	s.mux.Handle("/", s.handler(&Route{Operation: "none", Rule: Rule{Open: true}, Handle: s.notRouted}))
 	return s, nil
 }
 
+// prefix is a path with all that lies below it. A path parameter may follow
+// it (RFC 3986, section 3.3): "/forward_auth;meter=api_calls/…".
+type prefix struct {
+	path    string
+	handler http.Handler
+}
+
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	for i := range s.prefixes {
+		p := &s.prefixes[i]
+		if rest, ok := strings.CutPrefix(r.URL.Path, p.path); ok && (rest == "" || rest[0] == '/' || rest[0] == ';') {
+			p.handler.ServeHTTP(w, r)
+			return
+		}
+	}
 	// http.ServeMux redirects paths that are not clean. They name nothing here.
 	if p := r.URL.Path; strings.Contains(p, "//") || strings.Contains(p+"/", "/./") || strings.Contains(p+"/", "/../") {
 		s.handler(&Route{Operation: "none", Rule: Rule{Open: true}, Handle: s.notRouted}).ServeHTTP(w, r)
@@ -154,14 +177,14 @@ func (s *Server) handler(rt *Route) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
 		start := s.now()
-		r := &Request{Request: hr, ID: requestID(hr), IP: s.clientIP(hr), maxBody: maxBody}
+		r := &Request{Request: hr, ID: requestID(hr), IP: s.clientIP(hr), Trusted: s.trusts(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody}
 		w.Header()["X-Request-Id"] = []string{r.ID}
 		resp, err := s.answer(rt, r)
 		if err != nil {
 			resp = s.failed(rt, r, err)
 		}
 		if !rt.Rule.Open {
-			if err := s.record(rt, r, resp.Status, start); err != nil {
+			if err := s.record(rt, r, resp.Status); err != nil {
 				resp = s.failed(rt, r, unrecorded(r, err))
 			}
 		}
@@ -207,6 +230,11 @@ func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
 	if rt.Rule.Open {
 		return rt.Handle(r)
 	}
+	if rt.Prepare != nil {
+		if err := rt.Prepare(r); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.recorder.Ready(); err != nil {
 		return nil, err
 	}
@@ -233,7 +261,8 @@ func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
 				WithFix("Use a key that has %s.", p).With("permission", p)
 		}
 	}
-	if r.Method == http.MethodPost && r.Header["Idempotency-Key"] != nil {
+	// The Idempotency-Key of a request that is decided about is for its product.
+	if r.Method == http.MethodPost && r.Header["Idempotency-Key"] != nil && r.Decision == nil {
 		return s.once(r, rt.Handle)
 	}
 	return rt.Handle(r)
@@ -268,6 +297,13 @@ func (s *Server) authenticate(r *Request) error {
 	return nil
 }
 
+// trusts reports whether the request comes straight from a proxy whose headers
+// are believed.
+func (s *Server) trusts(r *http.Request) bool {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && len(s.trusted) > 0 && key.Contains(s.trusted, peer.Addr().Unmap())
+}
+
 // failed renders an error. Only the server log sees what is behind a 5xx.
 func (s *Server) failed(rt *Route, r *Request, err error) *Response {
 	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
@@ -280,38 +316,74 @@ func (s *Server) failed(rt *Route, r *Request, err error) *Response {
 	return Problem(e, "urn:orgd:request:"+r.ID)
 }
 
-// record writes the access event of the request and counts it for the
-// organization of its key.
-func (s *Server) record(rt *Route, r *Request, status int, at time.Time) error {
-	a := r.Actor
-	if a == nil {
-		return nil
+// record writes the access event of the request, or of the one that it decides
+// about, and counts it.
+func (s *Server) record(rt *Route, r *Request, status int) error {
+	d, at := r.Decision, r.At
+	if d == nil {
+		if r.Actor == nil {
+			return nil
+		}
+		d = &Decision{Actor: r.Actor, OldSecret: r.OldSecret, Org: r.Org, Method: r.Method, Path: r.URL.Path, IP: r.IP, UserAgent: r.UserAgent()}
+		if a := r.Actor; a.Kind == key.KindKey && counts(status) {
+			d.Usage = []access.Usage{{RootID: a.RootID, Path: a.Path, At: at, Meter: usage.APICalls, Quantity: usage.One}}
+			d.Reservation = s.service.Count(r.Context(), org.Charge{RootID: a.RootID, Path: a.Path, Month: usage.MonthOf(at), Meter: usage.APICalls, Quantity: usage.One})
+		}
+	} else if r.Actor != nil && r.Actor != d.Actor && r.Actor.Kind == key.KindKey && status != http.StatusUnauthorized {
+		use := &access.KeyUse{KeyID: r.Actor.ID, Old: r.OldSecret, At: at, IP: r.IP.String()}
+		if _, err := s.recorder.RecordAt(access.Record{Use: use}); err != nil {
+			d.Reservation.Release()
+			return err
+		}
 	}
-	at = at.UTC().Truncate(time.Microsecond)
-	ip := r.IP.String()
-	var rec access.Record
+	if !counts(status) {
+		d.Reservation.Release()
+		d.Usage, d.Reservation = nil, nil
+	}
+	end, err := s.recorder.RecordAt(s.entry(rt, r, d, status))
+	if err != nil {
+		d.Reservation.Release()
+		return err
+	}
+	d.Reservation.Recorded(end)
+	return nil
+}
+
+// counts reports whether a request with this answer is counted.
+func counts(status int) bool {
+	return status != http.StatusUnauthorized && status != http.StatusTooManyRequests && status < 500
+}
+
+// entry returns what a request leaves behind.
+func (s *Server) entry(rt *Route, r *Request, d *Decision, status int) access.Record {
+	rec := access.Record{Usage: d.Usage}
+	a := d.Actor
+	if a == nil {
+		return rec
+	}
+	ip := d.IP.String()
 	rootID, orgID := a.RootID, a.OrgID
-	if r.Org != nil {
-		rootID, orgID = r.Org.RootID, r.Org.ID
+	if d.Org != nil {
+		rootID, orgID = d.Org.RootID, d.Org.ID
 	}
 	if orgID != "" {
-		rec.Event = &access.Event{ID: ident.New("evt_"), Timestamp: at, RootID: rootID, OrgID: orgID,
-			User: a.Name, Action: rt.Action, Status: s.eventStatus(rt, r, status), IP: ip,
-			UserAgent: cut(r.UserAgent(), 512), Method: r.Method, Path: cut(r.URL.Path, 1024), RequestID: r.ID}
+		rec.Event = &access.Event{ID: ident.New("evt_"), Timestamp: r.At, RootID: rootID, OrgID: orgID,
+			User: a.Name, Action: d.Action, Status: d.Status, IP: ip, UserAgent: cut(d.UserAgent, 512),
+			Method: d.Method, Path: cut(d.Path, 1024), RequestID: r.ID}
+		if d.Action == "" {
+			rec.Event.Action = rt.Action
+		}
+		if d.Status == "" {
+			rec.Event.Status = s.eventStatus(rt, r, status)
+		}
 		if a.Kind == key.KindKey {
 			rec.Event.APIKeyID = a.ID
 		}
 	}
-	if a.Kind == key.KindKey && status != http.StatusUnauthorized {
-		rec.Use = &access.KeyUse{KeyID: a.ID, Old: r.OldSecret, At: at, IP: ip}
-		if status != http.StatusTooManyRequests && status < 500 {
-			rec.Usage = []access.Usage{{RootID: a.RootID, Path: a.Path, Month: usage.MonthOf(at), Meter: usage.APICalls, Quantity: usage.One}}
-		}
+	if a.Kind == key.KindKey && status != http.StatusUnauthorized && d.Status != access.Denied {
+		rec.Use = &access.KeyUse{KeyID: a.ID, Old: d.OldSecret, At: r.At, IP: ip}
 	}
-	if rec.Event == nil && rec.Use == nil {
-		return nil
-	}
-	return s.recorder.Record(rec)
+	return rec
 }
 
 func (s *Server) eventStatus(rt *Route, r *Request, status int) string {

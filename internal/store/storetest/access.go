@@ -27,8 +27,13 @@ func keyUse(id string, old bool, seconds int) access.KeyUse {
 	return access.KeyUse{KeyID: id, Old: old, At: at(seconds), IP: fmt.Sprint("192.0.2.", seconds)}
 }
 
+// flushBatch stores a batch that follows the spool's position.
 func flushBatch(t testing.TB, s Store, b access.Batch) {
 	t.Helper()
+	var err error
+	if b.From, err = s.SpoolPosition(t.Context(), b.SpoolID); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.Flush(t.Context(), b); err != nil {
 		t.Fatal(err)
 	}
@@ -227,10 +232,15 @@ func testIdempotencyRace(t *testing.T, s Store) {
 	}
 }
 
-const month = usage.Month("2026-11")
+// Usage is recorded now: what is recorded of a month that has closed is an
+// adjustment.
+var (
+	recordedAt = time.Now()
+	month      = usage.MonthOf(recordedAt)
+)
 
 func use(path string, quantity usage.Decimal) access.Usage {
-	return access.Usage{RootID: org.SplitPath(path)[0], Path: path, Month: month, Meter: usage.APICalls, Quantity: quantity}
+	return access.Usage{RootID: org.SplitPath(path)[0], Path: path, At: recordedAt, Meter: usage.APICalls, Quantity: quantity}
 }
 
 func totals(t testing.TB, s Store, rootID, orgID string) []usage.Total {
@@ -252,9 +262,9 @@ func testFlush(t *testing.T, s Store) {
 		Events: []access.Event{event("r", "b", 1), event("r", "b", 1)},
 		Usage:  []access.Usage{use("r/a/b/", 1_000_000), use("r/a/b/", 500_000), use("r/a/", 1)}}
 	want := map[string][]usage.Total{
-		"r": {{RootID: "r", OrgID: "r", Month: month, Meter: usage.APICalls, Own: 0, Total: 1_500_001}},
-		"a": {{RootID: "r", OrgID: "a", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 1, Total: 1_500_001}},
-		"b": {{RootID: "r", OrgID: "b", ParentID: "a", Month: month, Meter: usage.APICalls, Own: 1_500_000, Total: 1_500_000}},
+		"r": {{RootID: "r", OrgID: "r", Month: month, Meter: usage.APICalls, Total: 1_500_001}},
+		"a": {{RootID: "r", OrgID: "a", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 1, Total: 1_500_001, Recorded: 1}},
+		"b": {{RootID: "r", OrgID: "b", ParentID: "a", Month: month, Meter: usage.APICalls, Own: 1_500_000, Total: 1_500_000, Recorded: 1_500_000}},
 	}
 	check := func() {
 		t.Helper()
@@ -268,18 +278,26 @@ func testFlush(t *testing.T, s Store) {
 	check()
 	flushBatch(t, s, batch) // a replay
 	check()
-	older := batch
-	older.Position = access.Position{Segment: 0, Offset: 99}
-	flushBatch(t, s, older)
-	check()
+	for _, p := range []access.Position{{}, {Segment: 1, Offset: 9}, {Segment: 2}} {
+		elsewhere := batch
+		elsewhere.From, elsewhere.Position = p, access.Position{Segment: 3}
+		if err := s.Flush(t.Context(), elsewhere); err == nil {
+			t.Errorf("stored a batch that follows %v", p)
+		}
+		check()
+	}
+	unknown := access.Batch{SpoolID: "unknown", From: access.Position{Segment: 1}, Position: access.Position{Segment: 2}}
+	if err := s.Flush(t.Context(), unknown); err == nil {
+		t.Error("stored a batch that follows nothing")
+	}
 
 	batch.Position.Offset = 20
 	batch.Usage = []access.Usage{use("r/b/", 2)} // after a move
 	flushBatch(t, s, batch)
 	want["r"][0].Total += 2
-	want["b"] = append(want["b"], usage.Total{RootID: "r", OrgID: "b", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 2, Total: 2})
+	want["b"] = append(want["b"], usage.Total{RootID: "r", OrgID: "b", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 2, Total: 2, Recorded: 2})
 	check()
-	wantEqual(t, get(t, s, func(tx org.Tx) ([]usage.Total, error) { return tx.Totals("r", "b", "2026-12") }), []usage.Total(nil))
+	wantEqual(t, get(t, s, func(tx org.Tx) ([]usage.Total, error) { return tx.Totals("r", "b", month.Next()) }), []usage.Total(nil))
 }
 
 func testFlushKeyUse(t *testing.T, s Store) {
@@ -322,7 +340,7 @@ func testFlushConcurrent(t *testing.T, s Store) {
 	for n := range spools {
 		wg.Go(func() {
 			for i := range each {
-				b := access.Batch{SpoolID: fmt.Sprint("spool", n), Position: access.Position{Segment: 1, Offset: int64(i + 1)},
+				b := access.Batch{SpoolID: fmt.Sprint("spool", n), From: access.Position{Offset: int64(i)}, Position: access.Position{Offset: int64(i + 1)},
 					Usage: []access.Usage{use("r/a/", 1), use("r/b/", 1)}}
 				for k := range 5 {
 					b.Uses = append(b.Uses, keyUse(fmt.Sprint("k", (k+n)%5), k%2 == 0, i))
@@ -335,6 +353,25 @@ func testFlushConcurrent(t *testing.T, s Store) {
 	}
 	wg.Wait()
 	wantEqual(t, totals(t, s, "r", "r")[0].Total, usage.Decimal(2*spools*each))
+}
+
+// testFlushRace: a batch that is flushed many times at once is stored once.
+func testFlushRace(t *testing.T, s Store) {
+	plant(t, s, "r/")
+	for n := range int64(10) {
+		b := access.Batch{SpoolID: "spool", From: access.Position{Offset: n}, Position: access.Position{Offset: n + 1},
+			Usage: []access.Usage{use("r/", 1)}}
+		var wg sync.WaitGroup
+		for range 5 {
+			wg.Go(func() {
+				if err := s.Flush(context.Background(), b); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		wantEqual(t, totals(t, s, "r", "r")[0].Total, usage.Decimal(n+1))
+	}
 }
 
 // testUsageModel checks, for usage at random places of a tree that moves, that

@@ -48,7 +48,7 @@ func testAudit(t *testing.T, s Store) {
 	plant(t, s, "r/", "q/")
 	write(t, s, func(tx org.Tx) error {
 		head, err := tx.Lock("r")
-		wantEqual(t, head, &audit.Head{RootID: "r", LogID: "log-r", Epoch: 1})
+		wantEqual(t, head, &audit.Head{RootID: "r", LogID: "log-r"})
 		return err
 	})
 	write(t, s, func(tx org.Tx) error {
@@ -56,17 +56,17 @@ func testAudit(t *testing.T, s Store) {
 	})
 	write(t, s, func(tx org.Tx) error {
 		head, err := tx.Lock("r")
-		wantEqual(t, head, &audit.Head{RootID: "r", LogID: "log-r", Epoch: 1, Size: 3, Root: audit.Hash{2}, Range: []audit.Hash{{2}, {1, 2, 3}}})
+		wantEqual(t, head, &audit.Head{RootID: "r", LogID: "log-r", Size: 3, Root: audit.Hash{2}, Range: []audit.Hash{{2}, {1, 2, 3}}})
 		return err
 	})
 	entries := allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10})
 	wantEqual(t, seqs(entries), []int64{2, 1, 0})
-	wantEqual(t, entries[0], audit.Record{RootID: "r", Epoch: 1, Seq: 2, ID: "aud_1_2", Timestamp: at(2), OrgID: "a", Path: "r/a/",
+	wantEqual(t, entries[0], audit.Record{RootID: "r", Seq: 2, ID: "aud_0_2", Timestamp: at(2), OrgID: "a", Path: "r/a/",
 		Action: "two", ActorID: "operator", Leaf: []byte(`{"seq":2}`), LeafHash: audit.Hash{2}, Values: []byte(`{"ip":"::1"}`)})
 
 	t.Run("an append that does not follow the head is stale", func(t *testing.T) {
 		wantErr(t, s.Write(t.Context(), func(tx org.Tx) error {
-			return tx.AppendAudit(&audit.Head{RootID: "r", Epoch: 1, Size: 3}, []audit.Record{{RootID: "r", Epoch: 1, Seq: 2, Leaf: []byte{1}}})
+			return tx.AppendAudit(&audit.Head{RootID: "r", Size: 3}, []audit.Record{{RootID: "r", Seq: 2, Leaf: []byte{1}}})
 		}), org.ErrStale)
 	})
 	t.Run("a failed change leaves no entry", func(t *testing.T) {

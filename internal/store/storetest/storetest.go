@@ -58,6 +58,7 @@ func Run(t *testing.T, open func(testing.TB) Store) {
 		"FlushKeyUse":        testFlushKeyUse,
 		"FlushText":          testFlushText,
 		"FlushConcurrent":    testFlushConcurrent,
+		"FlushRace":          testFlushRace,
 		"UsageModel":         testUsageModel,
 		"Generation":         testGeneration,
 		"GenerationReadsNew": testGenerationReadsNew,

@@ -1,0 +1,409 @@
+package org
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/usage"
+)
+
+// Spool is where requests are recorded on their way to the store.
+type Spool interface {
+	// ID names the spool in the store.
+	ID() string
+	// Drain returns once everything that was recorded before the call is
+	// stored.
+	Drain(ctx context.Context) error
+}
+
+// Charge is what something adds to the consumption of the organization at the
+// end of Path and of all its ancestors.
+type Charge struct {
+	RootID   string
+	Path     string
+	Month    usage.Month
+	Meter    string
+	Quantity usage.Decimal
+}
+
+const (
+	// gaugeRefresh is the age at which a gauge in use is read again in the
+	// background.
+	gaugeRefresh = 400 * time.Millisecond
+	// gaugeTrust is the age up to which a gauge is believed. What other
+	// processes have admitted meanwhile is not in it.
+	gaugeTrust = time.Second
+	// gaugeIdle is how long a gauge is kept after its last use.
+	gaugeIdle = 10 * time.Minute
+)
+
+// gaugeKey names the consumption that a limit bounds: that of a subtree.
+type gaugeKey struct {
+	rootID string
+	orgID  string
+	month  usage.Month
+	meter  string
+}
+
+// gauge is what a subtree has consumed of a meter in a month, as far as this
+// process knows: what the store held when it was last read, and what this
+// process has let through and the store did not hold then.
+//
+// Within one process a gauge never shows too little: what was recorded counts
+// until a snapshot of the store is known to hold it, by the position of the
+// spool in the same snapshot.
+type gauge struct {
+	loaded   bool
+	stored   usage.Decimal   // in the store, when it was last read
+	position access.Position // of this process's spool in that snapshot
+	readAt   time.Time
+	usedAt   time.Time
+
+	pending usage.Decimal // let through and not in stored: the sum of all that follows and of what is under way
+	// recorded waits in the spool.
+	recorded []recordedCharge
+	// committed was stored by a transaction of its own. It is dropped by the
+	// first read that begins after it.
+	committed usage.Decimal
+}
+
+type recordedCharge struct {
+	end      access.Position
+	quantity usage.Decimal
+}
+
+// maxRecorded is the number of charges that wait in the spool for which a
+// gauge keeps positions of their own. Later ones join the last one: they are
+// counted for longer than needed, never for less.
+const maxRecorded = 100_000
+
+// errNoGauge says that what a hard limit needs to know has not been read.
+var errNoGauge = errors.New("org: a hard limit whose gauge is not loaded")
+
+type gauges struct {
+	mu      sync.Mutex
+	all     map[gaugeKey]*gauge
+	reading chan struct{} // holds a token while nobody reads the store for gauges
+	refresh bool          // a refresh in the background is under way
+	any     atomic.Bool   // there are gauges
+}
+
+func newGauges() *gauges {
+	g := &gauges{all: map[gaugeKey]*gauge{}, reading: make(chan struct{}, 1)}
+	g.reading <- struct{}{}
+	return g
+}
+
+// fits reports whether the gauge can grow by quantity without exceeding limit.
+func (g *gauge) fits(quantity, limit usage.Decimal) bool {
+	sum, err := g.stored.Add(g.pending)
+	if err == nil {
+		sum, err = sum.Add(quantity)
+	}
+	return err == nil && sum <= limit
+}
+
+// hold is one charge on one gauge.
+type hold struct {
+	gauge    *gauge
+	quantity usage.Decimal
+}
+
+// Reservation is what has been let through under hard limits and is not
+// stored yet. Exactly one of its methods must be called in the end. They may
+// be called on nil, which is a reservation under no limit.
+type Reservation struct {
+	gauges *gauges
+	holds  []hold
+}
+
+// Recorded says that the charges are in the spool, in the record that ends at
+// end.
+func (r *Reservation) Recorded(end access.Position) {
+	if r == nil {
+		return
+	}
+	r.gauges.mu.Lock()
+	defer r.gauges.mu.Unlock()
+	for _, h := range r.holds {
+		g := h.gauge
+		switch n := len(g.recorded); {
+		case g.loaded && !g.position.Before(end):
+			g.pending -= h.quantity
+		case n >= maxRecorded:
+			last := &g.recorded[n-1]
+			last.quantity += h.quantity
+			if last.end.Before(end) {
+				last.end = end
+			}
+		default:
+			g.recorded = append(g.recorded, recordedCharge{end, h.quantity})
+		}
+	}
+}
+
+// Committed says that a transaction has stored the charges, or that it is
+// unknown whether it has.
+func (r *Reservation) Committed() {
+	if r == nil {
+		return
+	}
+	r.gauges.mu.Lock()
+	defer r.gauges.mu.Unlock()
+	for _, h := range r.holds {
+		h.gauge.committed += h.quantity
+	}
+}
+
+// Release gives the charges up.
+func (r *Reservation) Release() {
+	if r == nil {
+		return
+	}
+	r.gauges.mu.Lock()
+	defer r.gauges.mu.Unlock()
+	for _, h := range r.holds {
+		h.gauge.pending -= h.quantity
+	}
+}
+
+// Admit lets charges through if all of them together fit into every hard limit
+// that binds them, and reserves their place. The error is
+// problem.LimitExceeded, naming the limit, if they do not.
+//
+// It reads the store if it must, so it cannot be used within a transaction:
+// see watchLimits and admit.
+func (s *Service) Admit(ctx context.Context, charges ...Charge) (*Reservation, error) {
+	for {
+		r, err := s.reserve(charges, true)
+		if err != errNoGauge {
+			return r, err
+		}
+		if err := s.watchLimits(ctx, charges...); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// watchLimits reads what admit has to know to decide on charges of the same
+// paths, months and meters. Only their quantities may differ.
+func (s *Service) watchLimits(ctx context.Context, charges ...Charge) error {
+	var keys []gaugeKey
+	for i := range charges {
+		c := &charges[i]
+		b, err := s.boundsOf(ctx, c.RootID, c.Path)
+		if err != nil {
+			return err
+		}
+		for j := range b.limits {
+			if l := &b.limits[j]; l.Enforcement == Hard && l.Meter == c.Meter {
+				keys = append(keys, gaugeKey{c.RootID, l.OrgID, c.Month, c.Meter})
+			}
+		}
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	return s.loadGauges(ctx, keys)
+}
+
+// admit is Admit without I/O, for use within a transaction, after watchLimits.
+// A limit that it was not told to watch binds at the next charge.
+func (s *Service) admit(charges []Charge) (*Reservation, error) {
+	r, err := s.reserve(charges, true)
+	if err == errNoGauge {
+		return s.reserve(charges, false)
+	}
+	return r, err
+}
+
+// Count reserves charges without asking whether they fit. It never fails: what
+// it cannot find out now is counted when the gauges are read the next time.
+func (s *Service) Count(ctx context.Context, charges ...Charge) *Reservation {
+	if !s.gauges.any.Load() {
+		return nil
+	}
+	for i := range charges {
+		_, _ = s.boundsOf(ctx, charges[i].RootID, charges[i].Path)
+	}
+	r, _ := s.reserve(charges, false)
+	return r
+}
+
+// reserve adds charges to the gauges of the hard limits that bind them. With
+// check it adds nothing unless all fit: errNoGauge if what has to be known is
+// not, problem.LimitExceeded if they do not.
+func (s *Service) reserve(charges []Charge, check bool) (*Reservation, error) {
+	var r *Reservation
+	now := s.now()
+	kick := false
+	for i := range charges {
+		c := &charges[i]
+		b, ok := s.bounds.GetIfPresent(c.Path)
+		if !ok || check && b.generation != s.store.Generation(c.RootID) {
+			if check {
+				r.Release()
+				return nil, errNoGauge
+			}
+			continue
+		}
+		for j := range b.limits {
+			l := &b.limits[j]
+			if l.Enforcement != Hard || l.Meter != c.Meter {
+				continue
+			}
+			if r == nil {
+				r = &Reservation{gauges: s.gauges}
+			}
+			k := gaugeKey{c.RootID, l.OrgID, c.Month, c.Meter}
+			s.gauges.mu.Lock()
+			g := s.gauges.all[k]
+			known := g != nil && g.loaded && now.Sub(g.readAt) < gaugeTrust
+			var err error
+			switch {
+			case check && !known:
+				err = errNoGauge
+			case g == nil:
+			case check && c.Quantity > 0 && !g.fits(c.Quantity, l.Amount):
+				err = exceeded(l, c.Month, now)
+			default:
+				g.pending += c.Quantity
+				g.usedAt = now
+				kick = kick || now.Sub(g.readAt) > gaugeRefresh
+				r.holds = append(r.holds, hold{g, c.Quantity})
+			}
+			s.gauges.mu.Unlock()
+			if err != nil {
+				r.Release()
+				return nil, err
+			}
+		}
+	}
+	if kick {
+		s.refreshGauges()
+	}
+	return r, nil
+}
+
+// refreshGauges reads the gauges in use again, in the background.
+func (s *Service) refreshGauges() {
+	g := s.gauges
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.refresh {
+		return
+	}
+	g.refresh = true
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		// An error shows at the next charge that finds its gauge too old.
+		_ = s.readGauges(ctx, gaugeRefresh)
+		g.mu.Lock()
+		g.refresh = false
+		g.mu.Unlock()
+	}()
+}
+
+// loadGauges returns once the gauges are loaded and young enough.
+func (s *Service) loadGauges(ctx context.Context, keys []gaugeKey) error {
+	now := s.now()
+	g := s.gauges
+	g.mu.Lock()
+	known := true
+	for _, k := range keys {
+		one := g.all[k]
+		if one == nil {
+			one = new(gauge)
+			g.all[k] = one
+		}
+		one.usedAt = now
+		known = known && one.loaded && now.Sub(one.readAt) < gaugeRefresh
+	}
+	g.any.Store(true)
+	g.mu.Unlock()
+	if known {
+		return nil
+	}
+	return s.readGauges(ctx, gaugeRefresh)
+}
+
+// readGauges reads every gauge in use whose last read is older than age. One
+// caller reads for all.
+func (s *Service) readGauges(ctx context.Context, age time.Duration) error {
+	g := s.gauges
+	select {
+	case <-g.reading:
+		defer func() { g.reading <- struct{}{} }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	type read struct {
+		key       gaugeKey
+		gauge     *gauge
+		committed usage.Decimal
+		total     usage.Decimal
+	}
+	var reads []read
+	fresh := true
+	now := s.now()
+	g.mu.Lock()
+	for k, one := range g.all {
+		switch {
+		case now.Sub(one.usedAt) > gaugeIdle && one.pending == one.committed:
+			delete(g.all, k)
+		case now.Sub(one.usedAt) > gaugeTrust && one.loaded && len(one.recorded) == 0:
+		case !one.loaded || now.Sub(one.readAt) > age:
+			reads = append(reads, read{key: k, gauge: one, committed: one.committed})
+			fresh = fresh && one.loaded
+		}
+	}
+	g.mu.Unlock()
+	if len(reads) == 0 {
+		return nil
+	}
+	if !fresh {
+		// What was recorded before a gauge existed must be in the store.
+		if err := s.spool.Drain(ctx); err != nil {
+			return err
+		}
+	}
+	var position access.Position
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		if position, err = tx.SpoolPosition(s.spool.ID()); err != nil {
+			return err
+		}
+		for i := range reads {
+			k := &reads[i].key
+			if reads[i].total, err = tx.Consumed(k.rootID, k.orgID, k.month, k.meter); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i := range reads {
+		one := reads[i].gauge
+		one.loaded, one.stored, one.position, one.readAt = true, reads[i].total, position, now
+		one.committed -= reads[i].committed
+		one.pending -= reads[i].committed
+		waiting := one.recorded[:0]
+		for _, c := range one.recorded {
+			if position.Before(c.end) {
+				waiting = append(waiting, c)
+			} else {
+				one.pending -= c.quantity
+			}
+		}
+		one.recorded = waiting
+	}
+	return nil
+}

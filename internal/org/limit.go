@@ -1,0 +1,283 @@
+package org
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/usage"
+)
+
+// Enforcement says what happens at a limit.
+type Enforcement string
+
+const (
+	Soft Enforcement = "soft" // it is shown
+	Hard Enforcement = "hard" // what would exceed it is refused
+)
+
+// Limit bounds what the subtree of an organization consumes of a meter in one
+// calendar month.
+type Limit struct {
+	RootID      string
+	OrgID       string // the organization that the limit is set on
+	Meter       string
+	Amount      usage.Decimal
+	Enforcement Enforcement
+	UpdatedAt   time.Time
+	Version     int64
+}
+
+// ETag returns the strong entity tag of the limit itself, without its use.
+func (l *Limit) ETag() string {
+	return etag("limit "+l.Meter, []*Organization{{Path: l.OrgID, Version: l.Version, CreatedAt: l.UpdatedAt}})
+}
+
+// LimitUse is a limit with what was consumed under it.
+type LimitUse struct {
+	Limit
+	// Used is what the subtree of the limit's organization has consumed this
+	// month. It is nil if the actor cannot see that organization: what its
+	// siblings consume is not its business.
+	Used *usage.Decimal
+}
+
+// bounds are the limits that bind an organization: its own and those of its
+// ancestors, from the root down and then by meter.
+type bounds struct {
+	rootID     string
+	path       string
+	limits     []Limit
+	generation uint64
+}
+
+// boundsOf returns the limits that bind the organization at path.
+func (s *Service) boundsOf(ctx context.Context, rootID, path string) (*bounds, error) {
+	generation := s.store.Generation(rootID)
+	if b, ok := s.bounds.GetIfPresent(path); ok && b.generation == generation {
+		return b, nil
+	}
+	b := &bounds{rootID: rootID, path: path, generation: generation}
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		b.limits, err = chainLimits(tx, rootID, path)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.bounds.Set(path, b)
+	return b, nil
+}
+
+// chainLimits returns the limits on the organizations of a path, from the root
+// down and then by meter.
+func chainLimits(tx Tx, rootID, path string) ([]Limit, error) {
+	ids := SplitPath(path)
+	limits, err := tx.Limits(rootID, ids)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(limits, func(a, b Limit) int {
+		if n := slices.Index(ids, a.OrgID) - slices.Index(ids, b.OrgID); n != 0 {
+			return n
+		}
+		return strings.Compare(a.Meter, b.Meter)
+	})
+	return limits, nil
+}
+
+// limitTarget finds the organization whose limit the actor wants to change. A
+// limit is set from above: whoever provides for an organization sets it, so
+// that no customer lifts its own.
+func (c *change) limitTarget(id string) (*Organization, error) {
+	o, err := c.target(id, key.ConsumptionWrite)
+	if err != nil || c.call.Actor.Spans() {
+		return o, err
+	}
+	if o.ParentID == "" {
+		return nil, problem.New(problem.PermissionDenied, "Only the operator may change the limits of a root.")
+	}
+	if !c.call.Actor.Sees(strings.TrimSuffix(o.Path, o.ID+"/")) {
+		return nil, problem.New(problem.PermissionDenied, "The limits of an organization are changed from above, and this key does not reach its parent.").
+			WithFix("Use a key of an ancestor.")
+	}
+	return o, nil
+}
+
+// limit returns the limit on an organization for a meter, nil if there is
+// none.
+func (c *change) limit(o *Organization, meter string) (*Limit, error) {
+	limits, err := c.Limits(o.RootID, []string{o.ID})
+	if err != nil {
+		return nil, err
+	}
+	for i := range limits {
+		if limits[i].Meter == meter {
+			return &limits[i], nil
+		}
+	}
+	return nil, nil
+}
+
+func noLimit(id, meter string) *problem.Error {
+	return problem.New(problem.NotFound, "There is no limit on %s of %s.", meter, id)
+}
+
+// match checks the precondition of a change of the limit.
+func (c *change) matchLimit(l *Limit, id, meter string) error {
+	if c.call.IfMatch == "" {
+		return nil
+	}
+	if l == nil {
+		return problem.New(problem.PreconditionFailed, "There is no limit on %s of %s.", meter, id).WithFix("Leave out If-Match.")
+	}
+	return CheckMatch(c.call.IfMatch, l.ETag())
+}
+
+// PutLimit sets the limit on an organization for a meter. The amount must not
+// be negative. A hard limit that is exceeded already refuses all that would
+// add to it.
+func (s *Service) PutLimit(ctx context.Context, call *Call, id, meter string, amount usage.Decimal, enforcement Enforcement) (*Limit, audit.Receipt, error) {
+	var l *Limit
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		o, err := c.limitTarget(id)
+		if err != nil {
+			return nil, nil, err
+		}
+		old, err := c.limit(o, meter)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := c.matchLimit(old, id, meter); err != nil {
+			return nil, nil, err
+		}
+		l = &Limit{RootID: o.RootID, OrgID: o.ID, Meter: meter, Amount: amount, Enforcement: enforcement, UpdatedAt: c.at, Version: 1}
+		var changes []audit.Change
+		if old == nil {
+			changes = []audit.Change{{Pointer: "/limit", New: value(amount)}, {Pointer: "/enforcement", New: value(enforcement)}}
+		} else {
+			if l.Version = old.Version + 1; old.Amount != amount {
+				changes = append(changes, audit.Change{Pointer: "/limit", Old: value(old.Amount), New: value(amount)})
+			}
+			changes = replaced(changes, "/enforcement", string(old.Enforcement), string(enforcement))
+		}
+		if len(changes) == 0 {
+			l = old
+			return nil, nil, nil
+		}
+		if err := c.Tx.PutLimit(l); err != nil {
+			return nil, nil, err
+		}
+		return l, []audit.Draft{c.entry(o, "limit.put", audit.Target{Type: "limit", ID: meter}, changes)}, nil
+	})
+	return l, receipt, err
+}
+
+// DeleteLimit removes the limit on an organization for a meter.
+func (s *Service) DeleteLimit(ctx context.Context, call *Call, id, meter string) (audit.Receipt, error) {
+	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		o, err := c.limitTarget(id)
+		if err != nil {
+			return nil, nil, err
+		}
+		l, err := c.limit(o, meter)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := c.matchLimit(l, id, meter); err != nil {
+			return nil, nil, err
+		}
+		if l == nil {
+			return nil, nil, noLimit(id, meter)
+		}
+		if err := c.Tx.DeleteLimit(o.RootID, o.ID, meter); err != nil {
+			return nil, nil, err
+		}
+		return nil, []audit.Draft{c.entry(o, "limit.deleted", audit.Target{Type: "limit", ID: meter}, []audit.Change{
+			{Pointer: "/limit", Old: value(l.Amount)}, {Pointer: "/enforcement", Old: value(l.Enforcement)}})}, nil
+	})
+}
+
+// Limits returns the limits that bind an organization, from the root down,
+// with what was consumed under them this month.
+func (s *Service) Limits(ctx context.Context, actor *key.Actor, id string) ([]LimitUse, error) {
+	snap, err := s.Find(ctx, actor, id)
+	if err != nil {
+		return nil, err
+	}
+	month := usage.MonthOf(s.now())
+	var list []LimitUse
+	err = s.store.Read(ctx, func(tx Tx) error {
+		limits, err := chainLimits(tx, snap.RootID, snap.Path)
+		if err != nil {
+			return err
+		}
+		list, err = limitUses(tx, actor, snap.Path, limits, month)
+		return err
+	})
+	return list, err
+}
+
+// limitUses adds to limits on organizations of a path what was consumed.
+func limitUses(tx Tx, actor *key.Actor, path string, limits []Limit, month usage.Month) ([]LimitUse, error) {
+	list := make([]LimitUse, len(limits))
+	for i, l := range limits {
+		list[i].Limit = l
+		if !actor.Sees(pathOf(path, l.OrgID)) {
+			continue
+		}
+		used, err := tx.Consumed(l.RootID, l.OrgID, month, l.Meter)
+		if err != nil {
+			return nil, err
+		}
+		list[i].Used = &used
+	}
+	return list, nil
+}
+
+// Limit returns the limit that is set on an organization for a meter.
+func (s *Service) Limit(ctx context.Context, actor *key.Actor, id, meter string) (*LimitUse, error) {
+	list, err := s.Limits(ctx, actor, id)
+	for i := range list {
+		if list[i].OrgID == id && list[i].Meter == meter {
+			return &list[i], nil
+		}
+	}
+	if err == nil {
+		err = noLimit(id, meter)
+	}
+	return nil, err
+}
+
+// pathOf returns the part of path that ends with the organization id.
+func pathOf(path, id string) string {
+	end := strings.Index("/"+path, "/"+id+"/") + len(id) + 1
+	return path[:end]
+}
+
+// tightest returns the smallest of the limits on a meter, nil if there is
+// none. Of two that are equal it is the hard one.
+func tightest(limits []LimitUse, meter string) *usage.Decimal {
+	var least *usage.Decimal
+	for i := range limits {
+		if l := &limits[i]; l.Meter == meter && (least == nil || l.Amount < *least) {
+			least = &l.Amount
+		}
+	}
+	return least
+}
+
+// exceeded is the error of what does not fit into a hard limit.
+func exceeded(l *Limit, month usage.Month, now time.Time) *problem.Error {
+	e := problem.New(problem.LimitExceeded, "The organization %s and its descendants may consume %s of %s a month, and this would exceed it.", l.OrgID, l.Amount, l.Meter).
+		WithFix("Wait for the next month, or ask whoever provides for %s to raise the limit.", l.OrgID).
+		With("limit_org_id", l.OrgID).With("meter", l.Meter).With("limit", l.Amount)
+	if left := month.End().Sub(now); left > 0 {
+		e.RetryAfter = left
+	}
+	return e
+}
