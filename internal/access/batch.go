@@ -36,7 +36,7 @@ func (p Position) Before(q Position) bool {
 // totals, for every ancestor in Path.
 type Usage struct {
 	RootID   string
-	Path     string // ids from the root down at the time, each followed by a slash: "root/child/"
+	Path     string    // ids from the root down at the time, each followed by a slash: "root/child/"
 	At       time.Time // decides the month and the day
 	Meter    string
 	Quantity usage.Decimal

@@ -106,3 +106,14 @@ func (a *API) Routes() []web.Route {
 }
 
 var open = web.Rule{Open: true}
+
+// catchUpTimeout bounds how long a reader waits for what was just recorded.
+const catchUpTimeout = 5 * time.Second
+
+// caughtUp returns once all requests that were answered before this one show
+// in the logs and in the consumption; Unavailable if that takes too long.
+func (a *API) caughtUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
+	defer cancel()
+	return a.flusher.Drain(ctx)
+}

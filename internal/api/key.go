@@ -68,7 +68,7 @@ func (a *API) listKeys(r *web.Request) (*web.Response, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	if err := a.flusher.Drain(r.Context()); err != nil {
+	if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
 	start := ""
@@ -123,7 +123,7 @@ func (a *API) getKey(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	if err := a.flusher.Drain(r.Context()); err != nil {
+	if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
 	k, err := a.service.Key(r.Context(), r.Actor, r.Org.ID, r.PathValue("key_id"))

@@ -79,7 +79,7 @@ func (a *API) getAccessLog(r *web.Request) (*web.Response, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	if err := a.flusher.Drain(r.Context()); err != nil {
+	if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
 	fetch := func(ctx context.Context, n int) ([]access.Event, []string, error) {
@@ -198,7 +198,7 @@ func (a *API) getConsumption(r *web.Request) (*web.Response, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	if err := a.flusher.Drain(r.Context()); err != nil {
+	if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
 	c, err := a.service.Consumption(r.Context(), r.Actor, r.Org.ID, month)

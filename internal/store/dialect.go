@@ -19,7 +19,7 @@ const (
 //   - FOR UPDATE [SKIP LOCKED]: SQLite has one writer and needs none;
 //   - json_each($1): the strings of a JSON array in a column named value;
 //   - in the schema, the names of the types, the collation (bytes on both
-//     engines), WITHOUT ROWID, and the partitions of a table.
+//     engines) and WITHOUT ROWID.
 type dialect struct {
 	kind  string
 	goose goose.Dialect
@@ -34,19 +34,12 @@ type dialect struct {
 	// order only if the outer query asks for it. SQLite always keeps it, and
 	// would read and sort the whole subquery if asked.
 	ordersSubquery bool
-	// arrays says that arguments may be []string and []int64, and that unnest
-	// makes rows of them.
-	arrays bool
-	// partitions says that access_events has a partition for each month, which
-	// has to exist before a row of that month is inserted.
-	partitions bool
 }
 
 var (
 	placeholder = regexp.MustCompile(`\$(\d+)`)
 	rowLock     = regexp.MustCompile(` FOR UPDATE( SKIP LOCKED)?`)
 	types       = strings.NewReplacer(
-		" WITHOUT ROWID /* PARTITION BY RANGE (at) */", " PARTITION BY RANGE (at)",
 		"TEXT ", `TEXT COLLATE "C" `, "INTEGER ", "BIGINT ", "BLOB ", "BYTEA ", " WITHOUT ROWID", "")
 )
 
@@ -67,6 +60,4 @@ var postgresDialect = &dialect{
 	query:          func(text string) string { return strings.ReplaceAll(text, "json_each(", "json_array_elements_text(") },
 	schema:         types.Replace,
 	ordersSubquery: true,
-	arrays:         true,
-	partitions:     true,
 }

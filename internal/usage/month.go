@@ -51,15 +51,3 @@ func (m Month) Next() Month { return MonthOf(m.End()) }
 // Closes returns when m, which must be valid, stops to accept events if late
 // ones are accepted for grace after its end.
 func (m Month) Closes(grace time.Duration) time.Time { return m.End().Add(grace) }
-
-// Closed reports whether m, which must be valid, has closed by the time now.
-func (m Month) Closed(now time.Time, grace time.Duration) bool { return !now.Before(m.Closes(grace)) }
-
-// Day is a calendar day in UTC, written "2026-11-24".
-type Day string
-
-// DayOf returns the day in which t lies in UTC.
-func DayOf(t time.Time) Day { return Day(t.UTC().Format(time.DateOnly)) }
-
-// Month returns the month of d.
-func (d Day) Month() Month { return Month(d[:len(monthLayout)]) }

@@ -29,8 +29,8 @@ type Handler func(r *Request) (*Response, error)
 
 // Route is one call and who may make it.
 type Route struct {
-	Method    string // empty for any
-	Pattern   string // of http.ServeMux, without the method
+	Method  string // empty for any
+	Pattern string // of http.ServeMux, without the method
 	// Prefix also serves every path below Pattern, as it is: it belongs to
 	// another request.
 	Prefix    bool

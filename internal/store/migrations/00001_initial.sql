@@ -123,11 +123,9 @@ CREATE TABLE access_events (
 	path       TEXT    NOT NULL, -- of the request
 	request_id TEXT    NOT NULL,
 	api_key_id TEXT    NOT NULL,
-	seq        INTEGER NOT NULL, -- the place in the root's order of receipt, see access_heads
 	PRIMARY KEY (root_id, at, id)
-) WITHOUT ROWID /* PARTITION BY RANGE (at) */;
+) WITHOUT ROWID;
 CREATE INDEX access_events_org ON access_events (root_id, org_id, at, id);
-CREATE INDEX access_events_seq ON access_events (root_id, seq);
 
 CREATE TABLE usage_totals (
 	root_id   TEXT    NOT NULL,
