@@ -68,9 +68,6 @@ func (a *API) listKeys(r *web.Request) (*web.Response, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	if err := a.caughtUp(r.Context()); err != nil {
-		return nil, err
-	}
 	start := ""
 	if after != nil {
 		start = after[0]
@@ -122,9 +119,6 @@ func (a *API) createKey(r *web.Request) (*web.Response, error) {
 func (a *API) getKey(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
-	}
-	if err := a.caughtUp(r.Context()); err != nil {
-		return nil, err
 	}
 	k, err := a.service.Key(r.Context(), r.Actor, r.Org.ID, r.PathValue("key_id"))
 	if err != nil {
