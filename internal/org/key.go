@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -103,9 +104,13 @@ func (s *Service) Key(ctx context.Context, actor *key.Actor, orgID, keyID string
 }
 
 func liveKey(tx Tx, orgID, keyID string) (*key.Key, error) {
+	absent := problem.New(problem.NotFound, "The organization has no such API key.")
+	if !ident.Valid(keyID) {
+		return nil, absent
+	}
 	k, err := tx.Key(keyID)
 	if errors.Is(err, ErrAbsent) || err == nil && (k.OrgID != orgID || k.RevokedAt != nil) {
-		return nil, problem.New(problem.NotFound, "The organization has no API key %s.", keyID)
+		return nil, absent
 	}
 	return k, err
 }

@@ -30,6 +30,7 @@ const (
 	NotFound             Code = "not_found"              // 404
 	MethodNotAllowed     Code = "method_not_allowed"     // 405
 	NotAcceptable        Code = "not_acceptable"         // 406
+	RequestTimeout       Code = "request_timeout"        // 408: the body did not come in time
 	Conflict             Code = "conflict"               // 409
 	IDTaken              Code = "id_taken"               // 409
 	HasDescendants       Code = "has_descendants"        // 409
@@ -66,6 +67,7 @@ var table = map[Code]struct {
 	NotFound:             {404, "Not found"},
 	MethodNotAllowed:     {405, "Method not allowed"},
 	NotAcceptable:        {406, "Not acceptable"},
+	RequestTimeout:       {408, "The request took too long to arrive"},
 	Conflict:             {409, "Conflict"},
 	IDTaken:              {409, "The id is taken"},
 	HasDescendants:       {409, "The organization has descendants"},
@@ -110,7 +112,7 @@ func Codes() []Code {
 type Field struct {
 	Pointer string `json:"pointer,omitempty"` // RFC 6901, into the request body
 	Param   string `json:"parameter,omitempty"`
-	Line    int    `json:"line,omitempty"`  // 1-based line of an import or an NDJSON body
+	Line    int    `json:"line,omitzero"`   // 1-based line of an import or an NDJSON body
 	Index   *int   `json:"index,omitempty"` // 0-based index in a batch
 	Detail  string `json:"detail"`
 }

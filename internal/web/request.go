@@ -1,11 +1,13 @@
 package web
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"mime"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
 
@@ -86,7 +88,12 @@ func (r *Request) Call(render func(result any) *Response) *org.Call {
 	return c
 }
 
+// cut returns at most n bytes of s, as text that every database holds: valid
+// UTF-8 without NUL.
 func cut(s string, n int) string {
+	if strings.IndexByte(s, 0) >= 0 {
+		s = strings.ReplaceAll(s, "\x00", "\uFFFD")
+	}
 	if len(s) <= n {
 		return strings.ToValidUTF8(s, "\uFFFD")
 	}
@@ -102,7 +109,11 @@ func (r *Request) Raw() ([]byte, error) {
 		return nil, tooLarge(r.maxBody)
 	}
 	b, err := io.ReadAll(io.LimitReader(r.Request.Body, r.maxBody+1))
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, problem.New(problem.RequestTimeout, "The request body did not arrive in time.").
+			WithFix("Send it faster, or less at a time.").WithCause(err)
+	case err != nil:
 		return nil, problem.New(problem.InvalidRequest, "The request body could not be read.").WithCause(err)
 	}
 	if int64(len(b)) > r.maxBody {
@@ -155,6 +166,9 @@ func (r *Request) DecodeAs(v any, mediaTypes ...string) error {
 func DecodeJSON(b []byte, v any) error {
 	if len(strings.TrimSpace(string(b[:min(len(b), 64)]))) == 0 && len(b) < 64 {
 		return problem.Body("", "is missing: the body is empty").WithFix("Send a JSON object.")
+	}
+	if string(bytes.TrimSpace(b)) == "null" {
+		return problem.Body("", "must not be null").WithFix("Send a JSON object.")
 	}
 	if depth(b) > maxDepth {
 		return problem.Body("", "is nested deeper than %d levels", maxDepth)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/problem"
@@ -78,7 +79,7 @@ func Problem(e *problem.Error, instance string) *Response {
 	if len(e.Fields) > 0 {
 		m["errors"] = e.Fields
 	}
-	body, err := json.Marshal(m, json.Deterministic(true))
+	body, err := json.Marshal(m, json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
 	if err != nil {
 		panic("web: problem that is not JSON: " + err.Error())
 	}

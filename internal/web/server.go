@@ -324,7 +324,7 @@ func (s *Server) record(rt *Route, r *Request, status int) error {
 		if r.Actor == nil {
 			return nil
 		}
-		d = &Decision{Actor: r.Actor, OldSecret: r.OldSecret, Org: r.Org, Method: r.Method, Path: r.URL.Path, IP: r.IP, UserAgent: r.UserAgent()}
+		d = &Decision{Actor: r.Actor, OldSecret: r.OldSecret, Org: r.Org, Method: r.Method, Path: r.URL.EscapedPath(), IP: r.IP, UserAgent: r.UserAgent()}
 		if a := r.Actor; a.Kind == key.KindKey && counts(status) {
 			d.Usage = []access.Usage{{RootID: a.RootID, Path: a.Path, At: at, Meter: usage.APICalls, Quantity: usage.One}}
 			d.Reservation = s.service.Count(r.Context(), org.Charge{RootID: a.RootID, Path: a.Path, Month: usage.MonthOf(at), Meter: usage.APICalls, Quantity: usage.One})
@@ -402,7 +402,7 @@ func (s *Server) eventStatus(rt *Route, r *Request, status int) string {
 func (s *Server) logRequest(rt *Route, r *Request, status int, took time.Duration) {
 	attrs := []slog.Attr{
 		slog.String("request_id", r.ID), slog.String("operation", rt.Operation), slog.String("method", r.Method),
-		slog.String("path", cut(r.URL.Path, 1024)), slog.Int("status", status), slog.Duration("took", took), slog.String("ip", r.IP.String()),
+		slog.String("path", cut(r.URL.EscapedPath(), 1024)), slog.Int("status", status), slog.Duration("took", took), slog.String("ip", r.IP.String()),
 	}
 	if r.Actor != nil {
 		attrs = append(attrs, slog.String("actor", r.Actor.ID))

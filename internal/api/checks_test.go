@@ -1,0 +1,217 @@
+package api_test
+
+import (
+	"errors"
+	"io"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/orgd/orgd/internal/testkit"
+)
+
+// The order of checks is fixed: who are you, can you see it, may you do it,
+// is it as you think, and only then what do you want. Each request here is
+// wrong in every later way too.
+func TestOrderOfChecks(t *testing.T) {
+	s := testkit.Start(t, "sqlite")
+	op := s.OperatorKey
+	s.Must(201, "POST", "/orgs", op, `{"id":"a","name":"A"}`)
+	s.Must(201, "POST", "/orgs", op, `{"id":"b","name":"B"}`)
+	reader, _ := s.NewKey("a", `"permissions":["orgs:read"]`)
+	admin, _ := s.NewKey("a", `"permissions":["admin"]`)
+	stale := []string{"If-Match", `"stale"`}
+	for _, tt := range []struct {
+		name, path, key, body string
+		headers               []string
+		status                int
+	}{
+		{"no key", "/orgs/b", "", `nonsense`, stale, 401},
+		{"not visible", "/orgs/b", reader, `nonsense`, stale, 404},
+		{"not permitted", "/orgs/a", reader, `nonsense`, stale, 403},
+		{"not as it was", "/orgs/a", admin, `nonsense`, stale, 412},
+		{"not JSON", "/orgs/a", admin, `nonsense`, nil, 400},
+	} {
+		s.Must(tt.status, "PATCH", tt.path, tt.key, tt.body, tt.headers...)
+		s.Must(tt.status, "PUT", tt.path+"/customizations", tt.key, tt.body, tt.headers...)
+	}
+	// The body of somebody who may not act is not even read.
+	for _, tt := range []struct {
+		path, key string
+		status    int
+	}{{"/orgs/a", "", 401}, {"/orgs/b", reader, 404}, {"/orgs/a", reader, 403}} {
+		req := httptest.NewRequest("PATCH", tt.path, unreadable{t})
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Authorization", "Bearer "+tt.key)
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, req)
+		if w.Code != tt.status {
+			t.Errorf("PATCH %s: %d, want %d", tt.path, w.Code, tt.status)
+		}
+	}
+}
+
+type unreadable struct{ t *testing.T }
+
+func (u unreadable) Read([]byte) (int, error) {
+	u.t.Error("the body was read")
+	return 0, io.EOF
+}
+
+// A bad key is a bad key: every kind gets the same 401.
+func TestOneUnauthorized(t *testing.T) {
+	s := testkit.Start(t, "sqlite")
+	op := s.OperatorKey
+	s.Must(201, "POST", "/orgs", op, `{"id":"a","name":"A"}`)
+	s.Must(201, "POST", "/orgs", op, `{"id":"gone","name":"Gone"}`)
+	good, _ := s.NewKey("a", "")
+	expired, _ := s.NewKey("a", `"expires_at":"`+time.Now().Add(30*time.Millisecond).UTC().Format(time.RFC3339Nano)+`"`)
+	revoked, id := s.NewKey("a", "")
+	s.Must(200, "DELETE", "/orgs/a/api_keys/"+id, op, "")
+	orphan, _ := s.NewKey("gone", "")
+	s.Must(200, "DELETE", "/orgs/gone", op, "")
+	rotated, id := s.NewKey("a", "")
+	s.Must(200, "POST", "/orgs/a/api_keys/"+id+"/rotate", op, `{"overlap_seconds":0}`)
+	time.Sleep(40 * time.Millisecond)
+	typo := []byte(good)
+	typo[len(typo)-10] ^= 1
+	var first string
+	for _, authorization := range []string{"", "Bearer", "Bearer ", "Bearer x", "Basic " + good, good, "Bearer " + string(typo), "Bearer " + expired,
+		"Bearer " + revoked, "Bearer " + orphan, "Bearer " + rotated, "Bearer " + good + good, "Bearer orgd_operator_" + strings.Repeat("a", 38)} {
+		a := s.Must(401, "GET", "/orgs/a", "", "", "Authorization", authorization, "X-Request-Id", "same")
+		if a.Header.Get("WWW-Authenticate") != "Bearer" || a.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("401 for %q has the headers %v", authorization, a.Header)
+		}
+		if first == "" {
+			first = string(a.Body)
+		} else if string(a.Body) != first {
+			t.Errorf("401 for %q can be told apart: %s", authorization, a.Body)
+		}
+	}
+	s.Must(200, "GET", "/orgs/a", "", "", "Authorization", "bearer  "+good)
+}
+
+// What a key cannot see looks exactly like what does not exist, headers
+// included.
+func TestForeignLooksAbsent(t *testing.T) {
+	s := testkit.Start(t, "sqlite")
+	op := s.OperatorKey
+	s.Must(201, "POST", "/orgs", op, `{"id":"mine","name":"Mine"}`)
+	s.Must(201, "POST", "/orgs", op, `{"id":"their","name":"Theirs"}`)
+	s.Must(201, "POST", "/orgs", op, `{"id":"gone1","name":"Deleted"}`)
+	s.Must(201, "POST", "/orgs/mine/children", op, `{"id":"child","name":"Child"}`)
+	s.Must(200, "DELETE", "/orgs/gone1", op, "")
+	key, _ := s.NewKey("mine", `"permissions":["admin"]`)
+	for _, call := range []struct{ method, path, body string }{
+		{"GET", "/orgs/ID", ""}, {"HEAD", "/orgs/ID", ""}, {"PATCH", "/orgs/ID", `{"name":"x"}`}, {"DELETE", "/orgs/ID", ""},
+		{"GET", "/orgs/ID/access_log", ""}, {"POST", "/orgs/ID/restore", ""}, {"POST", "/orgs/ID/children", `{"name":"x"}`},
+		{"POST", "/orgs", `{"name":"x","parent_id":"ID"}`}, {"POST", "/orgs/child/move", `{"parent_id":"ID"}`},
+		{"POST", "/orgs/child/move?dry_run=true", `{"parent_id":"ID"}`}, {"GET", "/orgs/ID/customization_schema", ""},
+	} {
+		var first *testkit.Answer
+		for _, id := range []string{"nobod", "their", "gone1"} {
+			fill := strings.NewReplacer("ID", id)
+			a := s.Must(404, call.method, fill.Replace(call.path), key, fill.Replace(call.body), "X-Request-Id", "same")
+			a.Header.Del("Date")
+			if first == nil {
+				first = a
+				continue
+			}
+			if string(a.Body) != string(first.Body) {
+				t.Errorf("%s %s: %s is told from nobody: %s", call.method, call.path, id, a.Body)
+			}
+			for name := range first.Header {
+				if a.Header.Get(name) != first.Header.Get(name) {
+					t.Errorf("%s %s: %s is told from nobody by %s: %s", call.method, call.path, id, name, a.Header.Get(name))
+				}
+			}
+		}
+	}
+	for _, id := range []string{"nobod", "their", "gone1"} {
+		a := s.Must(400, "POST", "/orgs/import", key, "id,name,parent_id\nnew,New,"+id+"\n", "Content-Type", "text/csv", "X-Request-Id", "same")
+		if got := strings.ReplaceAll(string(a.Body), id, "ID"); !strings.Contains(got, "the parent ID is not in the import and does not exist") {
+			t.Errorf("import below %s: %s", id, a.Body)
+		}
+	}
+}
+
+// Methods, paths and bodies that no call takes.
+func TestNoSuchCall(t *testing.T) {
+	s := testkit.Start(t, "sqlite")
+	op := s.OperatorKey
+	s.Must(201, "POST", "/orgs", op, `{"id":"a","name":"A"}`)
+	get := s.Must(200, "GET", "/orgs/a", op, "")
+	head := s.Must(200, "HEAD", "/orgs/a", op, "")
+	if len(head.Body) != 0 || head.Header.Get("Content-Length") != get.Header.Get("Content-Length") || head.Header.Get("ETag") != get.Header.Get("ETag") {
+		t.Errorf("HEAD: %v %q", head.Header, head.Body)
+	}
+	for _, tt := range []struct{ method, path, allow string }{
+		{"POST", "/orgs/a", "GET, PATCH, DELETE"}, {"PUT", "/orgs", "GET, POST"}, {"DELETE", "/orgs/a/customizations", "GET, PUT"},
+		{"OPTIONS", "/orgs/a", "GET, PATCH, DELETE"}, {"TRACE", "/org", "GET"}, {"POST", "/healthz", "GET"}, {"QUERY", "/orgs/a/tags/x", "PUT, DELETE"},
+	} {
+		a := plain(t, s, tt.method, tt.path, op, "")
+		if a.Status != 405 || a.Header.Get("Allow") != tt.allow || a.String("code") != "method_not_allowed" {
+			t.Errorf("%s %s: %d Allow %q %s", tt.method, tt.path, a.Status, a.Header.Get("Allow"), a.Body)
+		}
+	}
+	for _, path := range []string{"/", "/nothing", "/orgs/", "/orgs/a/", "/orgs//children", "/orgs/a/../b", "/orgs/./a", "/orgs/a/nothing", "//orgs", "/ORGS/a", "/orgs/a/children/b"} {
+		a := plain(t, s, "GET", path, op, "")
+		if a.Status != 404 || a.Header.Get("Content-Type") != "application/problem+json" || a.Header.Get("Location") != "" {
+			t.Errorf("GET %s: %d %v %s", path, a.Status, a.Header, a.Body)
+		}
+	}
+	// A misspelt parameter must not widen an answer, nor make a dry run real.
+	for _, call := range [][2]string{{"GET", "/orgs?nam=x"}, {"DELETE", "/orgs/a?dryrun=true"}, {"DELETE", "/orgs/a?dry_run=yes"}, {"DELETE", "/orgs/a?dry_run=true&dry_run=false"},
+		{"GET", "/orgs/a?x=1"}, {"GET", "/orgs?limit=5;name=x"}, {"GET", "/orgs?name=%zz"}, {"GET", "/orgs?Limit=5"}} {
+		s.Must(400, call[0], call[1], op, "")
+	}
+	s.Must(200, "GET", "/orgs/a", op, "")
+	if a := s.Must(200, "GET", "/orgs/a", op, ""); a.Header.Get("X-Content-Type-Options") != "nosniff" || a.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("headers: %v", a.Header)
+	}
+	a := s.Must(304, "GET", "/orgs/a", op, "", "If-None-Match", get.Header.Get("ETag"))
+	if len(a.Body) != 0 {
+		t.Errorf("304 with a body: %s", a.Body)
+	}
+
+	// A body that does not come in time is 408; one that ends early is 400.
+	for _, tt := range []struct {
+		err    error
+		status int
+	}{{os.ErrDeadlineExceeded, 408}, {io.ErrUnexpectedEOF, 400}, {errors.New("reset"), 400}} {
+		req := httptest.NewRequest("PATCH", "/orgs/a", io.MultiReader(strings.NewReader(`{"name":`), broken{tt.err}))
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Authorization", "Bearer "+op)
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, req)
+		if w.Code != tt.status {
+			t.Errorf("a body that fails with %v: %d %s", tt.err, w.Code, w.Body)
+		}
+		testkit.CheckContract(t, req, w.Result(), w.Body.Bytes())
+	}
+	if name := s.Must(200, "GET", "/orgs/a", op, "").String("name"); name != "A" {
+		t.Errorf("half a body changed the name to %s", name)
+	}
+}
+
+type broken struct{ err error }
+
+func (b broken) Read([]byte) (int, error) { return 0, b.err }
+
+// X-Request-Id is taken if it is sane, and made up otherwise.
+func TestRequestIds(t *testing.T) {
+	s := testkit.Start(t, "sqlite")
+	for id, kept := range map[string]bool{"req-1": true, "0190a5c2-7b1e-7000-8000-000000000000": true, strings.Repeat("a", 64): true,
+		strings.Repeat("a", 65): false, "a b": false, "a/b": false, "<script>": false, "-x": false} {
+		a := s.Must(401, "GET", "/org", "", "", "X-Request-Id", id)
+		got := a.Header.Get("X-Request-Id")
+		if (got == id) != kept || got == "" || a.String("instance") != "urn:orgd:request:"+got {
+			t.Errorf("X-Request-Id %q gave %q, instance %q", id, got, a.String("instance"))
+		}
+	}
+	if a, b := s.Do("GET", "/healthz", "", ""), s.Do("GET", "/healthz", "", ""); a.Header.Get("X-Request-Id") == b.Header.Get("X-Request-Id") {
+		t.Error("two requests have one id")
+	}
+}
