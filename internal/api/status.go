@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 
 	orgdapi "github.com/orgd/orgd/api"
+	"github.com/orgd/orgd/internal/openapi"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/web"
 )
@@ -78,10 +79,10 @@ type document struct {
 func newDocument(basePath string) (document, error) {
 	d := document{yaml: orgdapi.YAML}
 	var err error
-	if d.json, err = openAPIJSON(d.yaml); err != nil {
+	if d.json, err = openapi.JSON(d.yaml); err != nil {
 		return d, err
 	}
-	d.page, d.csp, err = renderDocs(d.yaml)
+	d.page, d.csp, err = openapi.Page(d.yaml)
 	return d, err
 }
 

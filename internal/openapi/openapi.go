@@ -1,4 +1,6 @@
-package api
+// Package openapi turns the API description into the forms in which it is served:
+// JSON, and a reference page.
+package openapi
 
 import (
 	"bytes"
@@ -8,9 +10,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// openAPIJSON returns a YAML document as indented JSON with its members in the
+// JSON returns a YAML document as indented JSON with its members in the
 // same order.
-func openAPIJSON(doc []byte) ([]byte, error) {
+func JSON(doc []byte) ([]byte, error) {
 	root, err := parseYAML(doc)
 	if err != nil {
 		return nil, err

@@ -1,3 +1,0 @@
-package api
-
-func renderDocs(doc []byte) ([]byte, string, error) { return doc, "", nil }
