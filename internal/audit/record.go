@@ -49,10 +49,13 @@ var EmptyRoot = Hash(sha256.Sum256(nil))
 type Head struct {
 	RootID string
 	LogID  string // random, names the log in its checkpoints
-	Epoch  int64
+	Epoch  int64  // counts the trees of the log, from 0 on
 	Size   int64
 	Root   Hash   // RFC 6962 hash of the tree of Size leaves
 	Range  []Hash // compact range: roots of the perfect subtrees of [0, Size), left to right
+	// Ordinal is the store's own number of the tree, among all that the
+	// root's id ever had. Nothing else looks at it.
+	Ordinal int64
 }
 
 // Record is an entry as it is stored. Leaf is what the log commits to; Values

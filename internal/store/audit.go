@@ -2,18 +2,20 @@ package store
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/org"
 )
 
-const headColumns = `root_id, epoch, log_id, size, root_hash, hashes`
+const headColumns = `root_id, epoch, log_epoch, log_id, size, root_hash, hashes`
 
 func scanHead(h *audit.Head) func(row) error {
 	return func(r row) error {
 		var root, hashes []byte
-		if err := r.Scan(&h.RootID, &h.Epoch, &h.LogID, &h.Size, &root, &hashes); err != nil {
+		if err := r.Scan(&h.RootID, &h.Ordinal, &h.Epoch, &h.LogID, &h.Size, &root, &hashes); err != nil {
 			return err
 		}
 		if len(root) != len(h.Root) || len(hashes)%len(h.Root) != 0 {
@@ -49,13 +51,22 @@ func (t *tx) Lock(rootID string) (*audit.Head, error) {
 }
 
 func (t *tx) NewLog(head *audit.Head) error {
-	err := t.queryRow(into(&head.Epoch), `SELECT coalesce(max(epoch), -1) + 1 FROM audit_heads WHERE root_id = $1`, head.RootID)
+	err := t.queryRow(into(&head.Ordinal), `SELECT coalesce(max(epoch), -1) + 1 FROM audit_heads WHERE root_id = $1`, head.RootID)
 	if err != nil {
 		return err
 	}
 	t.noteLocked(head.RootID)
-	_, err = t.exec(`INSERT INTO audit_heads (`+headColumns+`, closed_at) VALUES ($1, $2, $3, $4, $5, $6, 0)`,
-		head.RootID, head.Epoch, head.LogID, head.Size, head.Root[:], rangeBytes(head.Range))
+	_, err = t.exec(`INSERT INTO audit_heads (`+headColumns+`, closed_at) VALUES ($1, $2, $3, $4, $5, $6, $7, 0)`,
+		head.RootID, head.Ordinal, head.Epoch, head.LogID, head.Size, head.Root[:], rangeBytes(head.Range))
+	return err
+}
+
+func (t *tx) CloseLog(head *audit.Head, at time.Time) error {
+	n, err := t.exec(`UPDATE audit_heads SET closed_at = $3 WHERE root_id = $1 AND epoch = $2 AND closed_at = 0`,
+		head.RootID, head.Ordinal, micros(at))
+	if err == nil && n == 0 {
+		err = org.ErrStale
+	}
 	return err
 }
 
@@ -64,7 +75,7 @@ func (t *tx) NewLog(head *audit.Head) error {
 func (t *tx) AppendAudit(head *audit.Head, records []audit.Record) error {
 	n, err := t.exec(`UPDATE audit_heads SET size = $3, root_hash = $4, hashes = $5
 		WHERE root_id = $1 AND epoch = $2 AND size = $6`,
-		head.RootID, head.Epoch, head.Size, head.Root[:], rangeBytes(head.Range), head.Size-int64(len(records)))
+		head.RootID, head.Ordinal, head.Size, head.Root[:], rangeBytes(head.Range), head.Size-int64(len(records)))
 	if err != nil {
 		return err
 	}
@@ -75,16 +86,202 @@ func (t *tx) AppendAudit(head *audit.Head, records []audit.Record) error {
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
 		len(records), func(i int) []any {
 			r := &records[i]
-			return []any{r.RootID, r.Epoch, r.Seq, r.ID, micros(r.Timestamp), r.OrgID, r.Path, r.Action, r.ActorID, r.Leaf, r.LeafHash[:]}
+			return []any{r.RootID, head.Ordinal, r.Seq, r.ID, micros(r.Timestamp), r.OrgID, r.Path, r.Action, r.ActorID, r.Leaf, r.LeafHash[:]}
 		}, nil)
 	if err != nil {
 		return err
 	}
-	return t.execEach(`INSERT INTO audit_values (root_id, epoch, seq, content) VALUES ($1, $2, $3, $4)`,
+	err = t.execEach(`INSERT INTO audit_values (root_id, epoch, seq, content) VALUES ($1, $2, $3, $4)`,
 		len(records), func(i int) []any {
 			r := &records[i]
-			return []any{r.RootID, r.Epoch, r.Seq, string(r.Values)}
+			return []any{r.RootID, head.Ordinal, r.Seq, string(r.Values)}
 		}, nil)
+	if err != nil {
+		return err
+	}
+	for i := range records {
+		r := &records[i]
+		err := t.execEach(`INSERT INTO audit_tiles (root_id, epoch, level, place, hash) VALUES ($1, $2, $3, $4, $5)`,
+			len(r.Tiles), func(k int) []any {
+				return []any{r.RootID, head.Ordinal, k + 1, r.Seq >> (audit.TileHeight * (k + 1)), r.Tiles[k][:]}
+			}, nil)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *tx) Head(rootID, logID string, epoch int64) (*audit.Head, error) {
+	text, args := `SELECT `+headColumns+` FROM audit_heads WHERE root_id = $1`, []any{rootID}
+	if logID == "" {
+		text += ` AND log_id = (SELECT log_id FROM audit_heads WHERE root_id = $1 AND closed_at = 0)`
+	} else {
+		args = append(args, logID)
+		text += ` AND log_id = $2`
+	}
+	if epoch >= 0 {
+		args = append(args, epoch)
+		text += ` AND log_epoch = $` + strconv.Itoa(len(args))
+	}
+	h := &audit.Head{}
+	return h, t.queryRow(scanHead(h), text+` ORDER BY epoch DESC LIMIT 1`, args...)
+}
+
+func (t *tx) LogHashes(head *audit.Head, level int, from, to int64) ([]audit.Hash, error) {
+	text := `SELECT leaf_hash FROM audit_entries WHERE root_id = $1 AND epoch = $2 AND seq >= $3 AND seq < $4 ORDER BY seq`
+	args := []any{head.RootID, head.Ordinal, from, to}
+	if level > 0 {
+		text = `SELECT hash FROM audit_tiles WHERE root_id = $1 AND epoch = $2 AND level = $5 AND place >= $3 AND place < $4 ORDER BY place`
+		args = append(args, level)
+	}
+	hashes := make([]audit.Hash, 0, to-from)
+	err := t.query(func(r row) error {
+		var b []byte
+		if err := r.Scan(&b); err != nil {
+			return err
+		}
+		if len(b) != len(audit.Hash{}) {
+			return fmt.Errorf("a hash of the audit log of %s is damaged", head.RootID)
+		}
+		hashes = append(hashes, audit.Hash(b))
+		return nil
+	}, text, args...)
+	return hashes, err
+}
+
+func (t *tx) Leaves(head *audit.Head, from, to int64) ([][]byte, error) {
+	var leaves [][]byte
+	err := t.query(func(r row) error {
+		var b []byte
+		err := r.Scan(&b)
+		leaves = append(leaves, b)
+		return err
+	}, `SELECT leaf FROM audit_entries WHERE root_id = $1 AND epoch = $2 AND seq >= $3 AND seq < $4 ORDER BY seq`,
+		head.RootID, head.Ordinal, from, to)
+	return leaves, err
+}
+
+func (t *tx) Signature(head *audit.Head) (*org.Signature, error) {
+	s := &org.Signature{}
+	var signedAt, oldUntil int64
+	err := t.queryRow(into(&s.Size, &s.Checkpoint, &signedAt, &s.Keys.Now.Seed, &s.Keys.Now.Version,
+		&s.Keys.Old.Seed, &s.Keys.Old.Version, &oldUntil),
+		`SELECT size, content, signed_at, key_seed, key_version, old_seed, old_version, old_until
+		FROM audit_checkpoints WHERE root_id = $1 AND epoch = $2`, head.RootID, head.Ordinal)
+	if err != nil {
+		return nil, err
+	}
+	s.SignedAt, s.Keys.OldUntil = fromMicros(signedAt), optionalUTC(oldUntil)
+	return s, nil
+}
+
+// optionalUTC is the time that a column holds in which 0 stands for none.
+func optionalUTC(n int64) time.Time {
+	if n == 0 {
+		return time.Time{}
+	}
+	return fromMicros(n)
+}
+
+func (t *tx) PutSignature(head *audit.Head, s *org.Signature) error {
+	until := int64(0)
+	if !s.Keys.OldUntil.IsZero() {
+		until = micros(s.Keys.OldUntil)
+	}
+	n, err := t.exec(`INSERT INTO audit_checkpoints
+		(root_id, epoch, size, content, signed_at, key_seed, key_version, old_seed, old_version, old_until)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+		ON CONFLICT (root_id, epoch) DO UPDATE SET size = excluded.size, content = excluded.content, signed_at = excluded.signed_at
+		WHERE audit_checkpoints.size < excluded.size
+			AND audit_checkpoints.key_seed = excluded.key_seed AND audit_checkpoints.key_version = excluded.key_version`,
+		head.RootID, head.Ordinal, s.Size, notNil(s.Checkpoint), micros(s.SignedAt),
+		s.Keys.Now.Seed, s.Keys.Now.Version, s.Keys.Old.Seed, s.Keys.Old.Version, until)
+	if err == nil && n == 0 {
+		err = org.ErrStale
+	}
+	return err
+}
+
+func (t *tx) PutKeys(head *audit.Head, keys org.LogKeys) error {
+	until := int64(0)
+	if !keys.OldUntil.IsZero() {
+		until = micros(keys.OldUntil)
+	}
+	n, err := t.exec(`UPDATE audit_checkpoints SET key_seed = $3, key_version = $4, old_seed = $5, old_version = $6, old_until = $7
+		WHERE root_id = $1 AND epoch = $2`,
+		head.RootID, head.Ordinal, keys.Now.Seed, keys.Now.Version, keys.Old.Seed, keys.Old.Version, until)
+	if err == nil && n == 0 {
+		err = org.ErrAbsent
+	}
+	return err
+}
+
+func (t *tx) PutCosignatures(head *audit.Head, size int64, checkpoint []byte) error {
+	n, err := t.exec(`UPDATE audit_checkpoints SET content = $4 WHERE root_id = $1 AND epoch = $2 AND size = $3`,
+		head.RootID, head.Ordinal, size, checkpoint)
+	if err == nil && n == 0 {
+		err = org.ErrStale
+	}
+	return err
+}
+
+func (t *tx) UnsignedHeads(rootID string, after *audit.Head, limit int) ([]*audit.Head, error) {
+	text, args := `SELECT `+headColumns+` FROM audit_heads AS h WHERE `, []any{int64(limit)}
+	if rootID != "" {
+		args = append(args, rootID)
+		text += `root_id = $2 AND `
+	} else if after != nil {
+		args = append(args, after.RootID, after.Ordinal)
+		text += `(root_id, epoch) > ($2, $3) AND `
+	}
+	var heads []*audit.Head
+	err := t.query(func(r row) error {
+		h := &audit.Head{}
+		heads = append(heads, h)
+		return scanHead(h)(r)
+	}, text+`size > coalesce((SELECT c.size FROM audit_checkpoints AS c WHERE c.root_id = h.root_id AND c.epoch = h.epoch), 0)
+		AND NOT EXISTS (SELECT 1 FROM audit_heads AS n WHERE n.root_id = h.root_id AND n.epoch > h.epoch AND n.log_id = h.log_id)
+		ORDER BY root_id, epoch LIMIT $1`, args...)
+	return heads, err
+}
+
+const recordColumns = `root_id, epoch, seq, id, at, org_id, path, action, actor_id, leaf, leaf_hash`
+
+// recordValues is the expression for the values of the entry e.
+const recordValues = `coalesce((SELECT content FROM audit_values AS v
+	WHERE v.root_id = e.root_id AND v.epoch = e.epoch AND v.seq = e.seq), '')`
+
+// scanRecord scans recordColumns and recordValues. The first epoch of the log
+// has the number first.
+func scanRecord(rec *audit.Record, first int64) func(row) error {
+	return func(r row) error {
+		var at int64
+		var hash []byte
+		var values string
+		err := r.Scan(&rec.RootID, &rec.Epoch, &rec.Seq, &rec.ID, &at, &rec.OrgID, &rec.Path, &rec.Action, &rec.ActorID,
+			&rec.Leaf, &hash, &values)
+		if err != nil {
+			return err
+		}
+		rec.Epoch -= first
+		rec.Timestamp = fromMicros(at)
+		copy(rec.LeafHash[:], hash)
+		if values != "" {
+			rec.Values = []byte(values)
+		}
+		return nil
+	}
+}
+
+func (t *tx) AuditEntry(rootID, id string) (*audit.Record, error) {
+	head, err := t.Head(rootID, "", 0)
+	if err != nil {
+		return nil, err
+	}
+	rec := &audit.Record{}
+	return rec, t.queryRow(scanRecord(rec, head.Ordinal), `SELECT `+recordColumns+`, `+recordValues+` FROM audit_entries AS e
+		WHERE root_id = $1 AND id = $2 AND epoch >= $3`, rootID, id, head.Ordinal)
 }
 
 // epochBits is where an audit position holds the epoch, counted from the
@@ -106,12 +303,11 @@ func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 	join := func(epoch, seq int64) int64 { return (epoch-first)<<epochBits | seq }
 
 	w := &window{
-		columns: `root_id, epoch, seq, id, at, org_id, path, action, actor_id, leaf, leaf_hash`,
+		columns: recordColumns,
 		from:    `audit_entries AS a`,
 		order:   `epoch DESC, seq DESC`,
 		key:     `epoch, seq`,
-		result: `root_id, epoch, seq, id, at, org_id, path, action, actor_id, leaf, leaf_hash,
-			coalesce((SELECT content FROM audit_values AS v WHERE v.root_id = e.root_id AND v.epoch = e.epoch AND v.seq = e.seq), '')`,
+		result:  recordColumns + `, ` + recordValues,
 	}
 	w.bound(`root_id = ` + w.arg(q.RootID))
 	if q.Org != "" {
@@ -164,21 +360,11 @@ func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 	var epoch, seq int64
 	more, err := t.page(w, q.Limit, func(r row) error {
 		var rec audit.Record
-		var at int64
-		var hash []byte
-		var values string
-		err := r.Scan(&rec.RootID, &rec.Epoch, &rec.Seq, &rec.ID, &at, &rec.OrgID, &rec.Path, &rec.Action, &rec.ActorID,
-			&rec.Leaf, &hash, &values)
-		if err != nil {
+		if err := scanRecord(&rec, first)(r); err != nil {
 			return err
 		}
-		rec.Timestamp = fromMicros(at)
-		copy(rec.LeafHash[:], hash)
-		if values != "" {
-			rec.Values = []byte(values)
-		}
 		page.Records = append(page.Records, rec)
-		epoch, seq = rec.Epoch, rec.Seq
+		epoch, seq = first+rec.Epoch, rec.Seq
 		return nil
 	}, into(&epoch, &seq))
 	switch {

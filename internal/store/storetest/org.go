@@ -410,11 +410,12 @@ func testPurgeRoot(t *testing.T, s Store) {
 			if err := errors.Join(tx.InsertOrgs([]*org.Organization{newOrg("r/"), newOrg("r/a/")}), tx.NewLog(head)); err != nil {
 				return err
 			}
-			wantEqual(t, head.Epoch, int64(round))
+			wantEqual(t, head.Epoch, int64(0))
+			wantEqual(t, head.Ordinal, int64(round))
 			return errors.Join(tx.PutSchema("r", []byte(`{}`)), appendAudit(tx, "r", "created", "r/"))
 		})
 		entries := allAudit(t, s, q)
-		if len(entries) != 1 || entries[0].Epoch != int64(round) || entries[0].Seq != 0 {
+		if len(entries) != 1 || entries[0].Epoch != 0 || entries[0].Seq != 0 {
 			t.Errorf("round %d: entries %v", round, entries)
 		}
 		write(t, s, func(tx org.Tx) error {

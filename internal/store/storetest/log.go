@@ -1,0 +1,177 @@
+package storetest
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"testing"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/org"
+)
+
+// grow appends n real entries to the log of a root.
+func grow(t testing.TB, s Store, rootID string, n int) *audit.Head {
+	t.Helper()
+	var head *audit.Head
+	write(t, s, func(tx org.Tx) (err error) {
+		if head, err = tx.Lock(rootID); err != nil {
+			return err
+		}
+		var records []audit.Record
+		for range n {
+			d := audit.Draft{ID: fmt.Sprintf("aud_%s_%d_%d", head.LogID, head.Epoch, head.Size), Timestamp: at(int(head.Size)), OrgID: rootID,
+				Path: rootID + "/", Action: "x", Actor: audit.Actor{Type: "operator", ID: "operator"}, Target: audit.Target{Type: "organization", ID: rootID}}
+			r, err := head.Append(&d, rand.Reader)
+			if err != nil {
+				return err
+			}
+			records = append(records, r)
+		}
+		return tx.AppendAudit(head, records)
+	})
+	return head
+}
+
+// newLog inserts a root with a log of a real id.
+func newLog(t testing.TB, s Store, rootID string) {
+	t.Helper()
+	write(t, s, func(tx org.Tx) error {
+		return errors.Join(tx.InsertOrgs([]*org.Organization{newOrg(rootID + "/")}), tx.NewLog(audit.NewHead(rootID, audit.NewLogID(rand.Reader))))
+	})
+}
+
+// testLogHashes: what is stored suffices for every proof.
+func testLogHashes(t *testing.T, s Store) {
+	newLog(t, s, "r")
+	newLog(t, s, "q")
+	var heads []*audit.Head
+	for _, n := range []int{1, 254, 1, 1, 300, 65536 - 557, 3} {
+		heads = append(heads, grow(t, s, "r", n))
+	}
+	grow(t, s, "q", 2)
+	last := heads[len(heads)-1]
+	read(t, s, func(tx org.Tx) error {
+		hashes := audit.HashSource(func(level int, from, to int64) ([]audit.Hash, error) { return tx.LogHashes(last, level, from, to) })
+		for _, h := range heads {
+			proof, err := audit.ProveConsistency(h.Size, last.Size, hashes)
+			if err != nil {
+				return err
+			}
+			if err := audit.VerifyConsistency(h.Checkpoint(), last.Checkpoint(), proof); err != nil {
+				t.Errorf("size %d: %v", h.Size, err)
+			}
+			seq := h.Size - 1
+			rec, err := tx.AuditEntry("r", fmt.Sprintf("aud_%s_0_%d", last.LogID, seq))
+			if err != nil {
+				return err
+			}
+			inclusion, err := tlog.ProveRecord(last.Size, seq, hashes)
+			if err != nil {
+				return err
+			}
+			if err := tlog.CheckRecord(inclusion, last.Size, tlog.Hash(last.Root), seq, tlog.Hash(rec.LeafHash)); err != nil {
+				t.Errorf("entry %d: %v", seq, err)
+			}
+		}
+		top, err := tx.LogHashes(last, 2, 0, 256)
+		wantEqual(t, len(top), 1)
+		leaves, err2 := tx.Leaves(last, 254, 258)
+		wantEqual(t, len(leaves), 4)
+		_, err3 := tx.AuditEntry("q", fmt.Sprintf("aud_%s_0_%d", last.LogID, 0))
+		wantErr(t, err3, org.ErrAbsent)
+		return errors.Join(err, err2)
+	})
+}
+
+func testSignatures(t *testing.T, s Store) {
+	newLog(t, s, "r")
+	newLog(t, s, "q")
+	unsigned := func(rootID string, after *audit.Head, limit int) []string {
+		var list []string
+		for _, h := range get(t, s, func(tx org.Tx) ([]*audit.Head, error) { return tx.UnsignedHeads(rootID, after, limit) }) {
+			list = append(list, fmt.Sprintf("%s %d %d", h.RootID, h.Epoch, h.Size))
+		}
+		return list
+	}
+	wantEqual(t, unsigned("", nil, 10), []string(nil)) // an empty log needs no signature
+	q, r := grow(t, s, "q", 2), grow(t, s, "r", 3)
+	wantEqual(t, unsigned("", nil, 10), []string{"q 0 2", "r 0 3"})
+	wantEqual(t, unsigned("", nil, 1), []string{"q 0 2"})
+	wantEqual(t, unsigned("", q, 10), []string{"r 0 3"})
+	wantEqual(t, unsigned("r", nil, 10), []string{"r 0 3"})
+	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Signature(r); return err }), org.ErrAbsent)
+
+	put := func(h *audit.Head, sig org.Signature) error {
+		return s.Write(t.Context(), func(tx org.Tx) error { return tx.PutSignature(h, &sig) })
+	}
+	keys := org.LogKeys{Now: org.KeyName{Seed: "a", Version: 1}}
+	first := org.Signature{Size: 3, Checkpoint: []byte("three"), SignedAt: at(1), Keys: keys}
+	wantErr(t, put(r, first), nil)
+	wantEqual(t, get(t, s, func(tx org.Tx) (*org.Signature, error) { return tx.Signature(r) }), &first)
+	wantEqual(t, unsigned("", nil, 10), []string{"q 0 2"})
+
+	for name, sig := range map[string]org.Signature{
+		"of the same size":   {Size: 3, Checkpoint: []byte("another"), SignedAt: at(2), Keys: keys},
+		"of a smaller size":  {Size: 2, Checkpoint: []byte("another"), SignedAt: at(2), Keys: keys},
+		"by another seed":    {Size: 4, Checkpoint: []byte("another"), SignedAt: at(2), Keys: org.LogKeys{Now: org.KeyName{Seed: "b", Version: 1}}},
+		"by another version": {Size: 4, Checkpoint: []byte("another"), SignedAt: at(2), Keys: org.LogKeys{Now: org.KeyName{Seed: "a", Version: 2}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantErr(t, put(r, sig), org.ErrStale)
+			wantEqual(t, get(t, s, func(tx org.Tx) (*org.Signature, error) { return tx.Signature(r) }), &first)
+		})
+	}
+	write(t, s, func(tx org.Tx) error { return tx.PutCosignatures(r, 3, []byte("three, cosigned")) })
+	wantErr(t, s.Write(t.Context(), func(tx org.Tx) error { return tx.PutCosignatures(r, 2, []byte("no")) }), org.ErrStale)
+
+	rotated := org.LogKeys{Now: org.KeyName{Seed: "b", Version: 2}, Old: keys.Now, OldUntil: at(9)}
+	write(t, s, func(tx org.Tx) error { return tx.PutKeys(r, rotated) })
+	wantErr(t, s.Write(t.Context(), func(tx org.Tx) error { return tx.PutKeys(q, rotated) }), org.ErrAbsent)
+	r = grow(t, s, "r", 1)
+	wantErr(t, put(r, org.Signature{Size: 4, Checkpoint: []byte("four"), SignedAt: at(3), Keys: keys}), org.ErrStale)
+	second := org.Signature{Size: 4, Checkpoint: []byte("four"), SignedAt: at(3), Keys: rotated}
+	wantErr(t, put(r, second), nil)
+	wantEqual(t, get(t, s, func(tx org.Tx) (*org.Signature, error) { return tx.Signature(r) }), &second)
+}
+
+func testEpochs(t *testing.T, s Store) {
+	newLog(t, s, "r")
+	old := grow(t, s, "r", 3)
+	next := audit.NewHead("r", old.LogID)
+	next.Epoch = 1
+	write(t, s, func(tx org.Tx) error { return errors.Join(tx.CloseLog(old, at(5)), tx.NewLog(next)) })
+	wantErr(t, s.Write(t.Context(), func(tx org.Tx) error { return tx.CloseLog(old, at(5)) }), org.ErrStale)
+	wantEqual(t, get(t, s, func(tx org.Tx) ([]*audit.Head, error) { return tx.UnsignedHeads("", nil, 10) }), []*audit.Head(nil))
+	last := grow(t, s, "r", 2)
+	wantEqual(t, last.Epoch, int64(1))
+
+	var places []string
+	for _, r := range allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Ascending: true, Limit: 2}) {
+		places = append(places, fmt.Sprintf("%d/%d", r.Epoch, r.Seq))
+	}
+	wantEqual(t, places, split("0/0 0/1 0/2 1/0 1/1"))
+	for id, want := range map[string]*audit.Head{"": last, old.LogID: last} {
+		wantEqual(t, get(t, s, func(tx org.Tx) (*audit.Head, error) { return tx.Head("r", id, -1) }), want)
+		wantEqual(t, get(t, s, func(tx org.Tx) (*audit.Head, error) { return tx.Head("r", id, 0) }), old)
+		wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Head("r", id, 2); return err }), org.ErrAbsent)
+	}
+	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Head("r", "other", -1); return err }), org.ErrAbsent)
+	rec := get(t, s, func(tx org.Tx) (*audit.Record, error) {
+		return tx.AuditEntry("r", fmt.Sprintf("aud_%s_1_1", old.LogID))
+	})
+	wantEqual(t, []int64{rec.Epoch, rec.Seq}, []int64{1, 1})
+
+	// The log of a purged root gets its last signature.
+	write(t, s, func(tx org.Tx) error {
+		_, err := tx.MarkDeleted("r", "r/", "del", at(6))
+		if err == nil {
+			_, err = tx.Purge("r", "del")
+		}
+		return err
+	})
+	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Head("r", "", -1); return err }), org.ErrAbsent)
+	wantEqual(t, get(t, s, func(tx org.Tx) ([]*audit.Head, error) { return tx.UnsignedHeads("r", nil, 10) }), []*audit.Head{last})
+}
