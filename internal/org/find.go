@@ -55,39 +55,41 @@ func (s *Service) live(ctx context.Context, id string) (*Snapshot, error) {
 	if !ident.Valid(id) {
 		return nil, nil
 	}
-	if snap, ok := s.orgs.GetIfPresent(id); ok && snap.generation == s.store.Generation(snap.RootID) {
-		return snap, nil
+	// The generation must be read before the row. Its root is known only after
+	// a first read, unless an earlier one is remembered.
+	var rootID string
+	if snap, ok := s.orgs.GetIfPresent(id); ok {
+		if snap.generation == s.store.OrgGeneration(snap.RootID, id) {
+			return snap, nil
+		}
+		rootID = snap.RootID
 	}
-	// The generation must be read before the row. Its root is known only
-	// after a first read, so the row is read again under the generation.
-	var o *Organization
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		o, err = tx.Org(id)
-		return err
-	})
-	if err == nil {
-		generation := s.store.Generation(o.RootID)
-		rootID := o.RootID
-		err = s.store.Read(ctx, func(tx Tx) (err error) {
+	for range 3 {
+		var generation uint64
+		if rootID != "" {
+			generation = s.store.OrgGeneration(rootID, id)
+		}
+		var o *Organization
+		err := s.store.Read(ctx, func(tx Tx) (err error) {
 			o, err = tx.Org(id)
 			return err
 		})
-		if err == nil && o.RootID == rootID {
-			if o.DeletedAt != nil {
-				return nil, nil
-			}
-			snap := &Snapshot{Organization: o, ETag: o.ETag(), generation: generation}
-			s.orgs.Set(id, snap)
-			return snap, nil
+		switch {
+		case errors.Is(err, ErrAbsent):
+			return nil, nil
+		case err != nil:
+			return nil, err
+		case o.RootID != rootID:
+			rootID = o.RootID
+			continue
+		case o.DeletedAt != nil:
+			return nil, nil
 		}
+		snap := &Snapshot{Organization: o, ETag: o.ETag(), generation: generation}
+		s.orgs.Set(id, snap)
+		return snap, nil
 	}
-	if errors.Is(err, ErrAbsent) {
-		return nil, nil
-	}
-	if err == nil {
-		err = problem.New(problem.Unavailable, "The organization was replaced while it was being read.").WithFix("Try again.")
-	}
-	return nil, err
+	return nil, problem.New(problem.Unavailable, "The organization was replaced while it was being read.").WithFix("Try again.")
 }
 
 // keySnapshot is a key and its actor as they were read.
@@ -100,21 +102,27 @@ type keySnapshot struct {
 
 // keyByID returns a key with its organization; nil if there is none.
 func (s *Service) keyByID(ctx context.Context, id string) (*keySnapshot, error) {
-	if snap, ok := s.keys.GetIfPresent(id); ok && snap.generation == s.store.Generation(snap.RootID) {
-		return snap, nil
+	var rootID string
+	if snap, ok := s.keys.GetIfPresent(id); ok {
+		if snap.generation == s.store.Generation(snap.RootID) {
+			return snap, nil
+		}
+		rootID = snap.RootID // a key never changes its root
+	} else {
+		var k *key.Key
+		err := s.store.Read(ctx, func(tx Tx) (err error) {
+			k, err = tx.Key(id)
+			return err
+		})
+		if errors.Is(err, ErrAbsent) {
+			return nil, nil
+		} else if err != nil {
+			return nil, err
+		}
+		rootID = k.RootID
 	}
-	var k *key.Key
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		k, err = tx.Key(id)
-		return err
-	})
-	if errors.Is(err, ErrAbsent) {
-		return nil, nil
-	} else if err != nil {
-		return nil, err
-	}
-	snap := &keySnapshot{generation: s.store.Generation(k.RootID)}
-	err = s.store.Read(ctx, func(tx Tx) error {
+	snap := &keySnapshot{generation: s.store.Generation(rootID)}
+	err := s.store.Read(ctx, func(tx Tx) error {
 		k, err := tx.Key(id)
 		if err != nil {
 			return err

@@ -43,10 +43,13 @@ type Store interface {
 	Write(ctx context.Context, fn func(Tx) error) error
 
 	// Generation returns a number that changes with every change of the
-	// root's tree, at the latest when the Write that made it returns. What was
+	// root's tree and of what its organizations own, other than by
+	// Tx.UpdateOrg, at the latest when the Write that made it returns. What was
 	// read after a call of Generation may be kept for as long as Generation
 	// returns the same. Changes made by another process show within a second.
 	Generation(rootID string) uint64
+	// OrgGeneration also changes with every Tx.UpdateOrg of the organization.
+	OrgGeneration(rootID, orgID string) uint64
 }
 
 // Tx is what the domain reads and writes within one transaction. Methods that

@@ -73,6 +73,7 @@ func (t *tx) CloseLog(head *audit.Head, at time.Time) error {
 // AppendAudit also appends to a log that was closed in the same transaction:
 // the purge of a root is its log's last entry.
 func (t *tx) AppendAudit(head *audit.Head, records []audit.Record) error {
+	defer t.leavesTree(t.writes)
 	n, err := t.exec(`UPDATE audit_heads SET size = $3, root_hash = $4, hashes = $5
 		WHERE root_id = $1 AND epoch = $2 AND size = $6`,
 		head.RootID, head.Ordinal, head.Size, head.Root[:], rangeBytes(head.Range), head.Size-int64(len(records)))

@@ -21,6 +21,7 @@ func (t *tx) Idempotent(actorID, idempotencyKey string, since time.Time) (*org.R
 // PutIdempotent also removes a few expired records, more than it adds, so
 // that the table holds about one window of them.
 func (t *tx) PutIdempotent(actorID, idempotencyKey string, since time.Time, r *org.Replay) error {
+	defer t.leavesTree(t.writes)
 	n, err := t.exec(`INSERT INTO idempotency (actor_id, idem_key, request_hash, answer, created_at)
 		VALUES ($1, $2, $3, $4, $5)
 		ON CONFLICT (actor_id, idem_key) DO UPDATE

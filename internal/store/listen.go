@@ -93,9 +93,32 @@ func (l *listener) listen(ctx context.Context) {
 				}
 				break
 			}
-			if rootID, by, _ := strings.Cut(n.Payload, " "); by != l.instance {
-				l.generations.changed([]string{rootID})
+			if change, by := parsePayload(n.Payload); by != l.instance {
+				l.generations.changed(change)
 			}
 		}
 	}
+}
+
+// payloads returns the notifications of a change: "tree <root id> <instance>"
+// or "org <organization id> <instance>".
+func (t touched) payloads(instance string) []string {
+	var list []string
+	for _, id := range t.roots {
+		list = append(list, "tree "+id+" "+instance)
+	}
+	for _, id := range t.orgs {
+		list = append(list, "org "+id+" "+instance)
+	}
+	return list
+}
+
+// parsePayload returns what changed, and which instance changed it.
+func parsePayload(payload string) (t touched, instance string) {
+	kind, rest, _ := strings.Cut(payload, " ")
+	id, instance, _ := strings.Cut(rest, " ")
+	if kind == "org" {
+		return touched{orgs: []string{id}}, instance
+	}
+	return touched{roots: []string{id}}, instance
 }

@@ -111,6 +111,8 @@ func (t *tx) insertTags(rootID, id string, tags []string) error {
 }
 
 func (t *tx) UpdateOrg(o *org.Organization) error {
+	defer t.leavesTree(t.writes)
+	t.rows = append(t.rows, o.ID)
 	before, ok := t.read[o.ID]
 	if !ok || before.version != o.Version-1 {
 		if _, err := t.Org(o.ID); errors.Is(err, org.ErrAbsent) {

@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	// channel carries, as "<root id> <instance>", the changes that a
-	// transaction made, to the other processes on the same database.
+	// channel carries what a transaction changed to the other processes on the
+	// same database, see touched.payloads.
 	channel = "orgd"
 	// attempts is how often a transaction is run that conflicts with another
 	// one, or loses its connection before its commit.
@@ -162,7 +162,7 @@ func (e *postgresEngine) readOnce(ctx context.Context, fn func(*tx) error) (err 
 	return err, false
 }
 
-func (e *postgresEngine) write(ctx context.Context, fn func(*tx) error, committed func([]string)) error {
+func (e *postgresEngine) write(ctx context.Context, fn func(*tx) error, committed func(touched)) error {
 	for attempt := 1; ; attempt++ {
 		if err := ctx.Err(); err != nil && attempt == 1 {
 			return err
@@ -177,7 +177,7 @@ func (e *postgresEngine) write(ctx context.Context, fn func(*tx) error, committe
 	}
 }
 
-func (e *postgresEngine) writeOnce(ctx context.Context, fn func(*tx) error, committed func([]string)) (err error, again bool) {
+func (e *postgresEngine) writeOnce(ctx context.Context, fn func(*tx) error, committed func(touched)) (err error, again bool) {
 	c, err := e.acquire(ctx)
 	if err != nil {
 		return err, false
@@ -199,8 +199,8 @@ func (e *postgresEngine) writeOnce(ctx context.Context, fn func(*tx) error, comm
 	if err != nil {
 		return err, false
 	}
-	for _, rootID := range t.locked {
-		if _, err := begun.Exec(ctx, `SELECT pg_notify($1, $2)`, channel, rootID+" "+e.instance); err != nil {
+	for _, payload := range t.touched().payloads(e.instance) {
+		if _, err := begun.Exec(ctx, `SELECT pg_notify($1, $2)`, channel, payload); err != nil {
 			return postgresProblem(err), retryable(err)
 		}
 	}
@@ -209,13 +209,13 @@ func (e *postgresEngine) writeOnce(ctx context.Context, fn func(*tx) error, comm
 	err = begun.Commit(committing)
 	switch answer := (*pgconn.PgError)(nil); {
 	case err == nil:
-		committed(t.locked)
+		committed(t.touched())
 		return nil, false
 	case errors.As(err, &answer) && answer.SeverityUnlocalized == "ERROR", errors.Is(err, pgx.ErrTxCommitRollback):
 		// The server says that it has rolled back.
 		return postgresProblem(err), retryable(err)
 	default:
-		committed(t.locked)
+		committed(t.touched())
 		return outcomeUnknown(err), false
 	}
 }

@@ -82,13 +82,23 @@ func TestPostgresReplicas(t *testing.T) {
 	before := two.Generation("last")
 	plantRoot(t, one, "last")
 	eventually(t, "the new root shows", func() bool { return two.Generation("last") != before })
-	r, q := two.Generation("r"), two.Generation("q")
+	r, q, row := two.Generation("r"), two.Generation("q"), two.OrgGeneration("r", "r")
 	if err := update(one, "r"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the change shows", func() bool { return two.Generation("r") != r })
+	eventually(t, "the change of an organization shows", func() bool { return two.OrgGeneration("r", "r") != row })
+	if two.Generation("r") != r {
+		t.Error("the change of an organization changed the generation of its tree")
+	}
+	if err := one.Write(t.Context(), func(tx org.Tx) error {
+		_, err := tx.Lock("r")
+		return errors.Join(err, tx.PutSchema("r", []byte("{}")))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the change of a tree shows", func() bool { return two.Generation("r") != r })
 	if two.Generation("q") != q {
-		t.Error("the change of a root changed the generation of another")
+		t.Error("the change of a tree changed the generation of another")
 	}
 }
 

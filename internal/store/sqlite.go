@@ -177,9 +177,9 @@ func (e *sqliteEngine) read(ctx context.Context, fn func(*tx) error) error {
 // A job is one change that waits for the writer.
 type job struct {
 	fn        func(*tx) error
-	committed func([]string)
+	committed func(touched)
 	state     atomic.Int32
-	roots     []string
+	touched   touched
 	err       error
 	done      chan struct{}
 }
@@ -190,7 +190,7 @@ const (
 	jobAbandoned
 )
 
-func (e *sqliteEngine) write(ctx context.Context, fn func(*tx) error, committed func([]string)) error {
+func (e *sqliteEngine) write(ctx context.Context, fn func(*tx) error, committed func(touched)) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -285,7 +285,7 @@ func (e *sqliteEngine) next(start time.Time, size int) *job {
 func (e *sqliteEngine) answer(group []*job, err error, committed bool) {
 	if committed {
 		for _, j := range group {
-			j.committed(j.roots)
+			j.committed(j.touched)
 		}
 	}
 	for _, j := range group {
@@ -337,7 +337,7 @@ func (e *sqliteEngine) runJob(j *job, shared bool) (lost error) {
 			t.err, err = err, sqliteProblem(err)
 		}
 	}
-	j.err, j.roots = err, t.locked
+	j.err, j.touched = err, t.touched()
 	if err == nil {
 		return nil
 	}

@@ -281,7 +281,7 @@ func TestSQLiteFaults(t *testing.T) {
 				if test.sync != nil {
 					v.sync.Store(&test.sync)
 				}
-				generation := s.Generation("r")
+				generation := s.OrgGeneration("r", "r")
 				for _, err := range group(t, s,
 					func(tx org.Tx) error { return change(tx, "r") },
 					func(tx org.Tx) error { return change(tx, "r") },
@@ -292,7 +292,7 @@ func TestSQLiteFaults(t *testing.T) {
 				}
 				if test.want == problem.OutcomeUnknown {
 					unknown += 2
-					if s.Generation("r") == generation {
+					if s.OrgGeneration("r", "r") == generation {
 						t.Error("the generation stayed, though the change may be there")
 					}
 				}

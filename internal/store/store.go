@@ -5,6 +5,7 @@ package store
 
 import (
 	"context"
+	"hash/maphash"
 	"sync"
 	"sync/atomic"
 
@@ -39,10 +40,10 @@ var (
 type engine interface {
 	kind() string
 	read(ctx context.Context, fn func(*tx) error) error
-	// write calls committed with the roots that the transaction locked, after
-	// the commit and before write returns. It does so too when the outcome of
-	// the commit is unknown.
-	write(ctx context.Context, fn func(*tx) error, committed func(roots []string)) error
+	// write calls committed with what the transaction changed, after the commit
+	// and before write returns. It does so too when the outcome of the commit
+	// is unknown.
+	write(ctx context.Context, fn func(*tx) error, committed func(touched)) error
 	ping(ctx context.Context) error
 	close() error
 }
@@ -69,7 +70,10 @@ func (s *Store) write(ctx context.Context, fn func(*tx) error) error {
 }
 
 // Generation implements org.Store.
-func (s *Store) Generation(rootID string) uint64 { return s.generations.of(rootID) }
+func (s *Store) Generation(rootID string) uint64 { return s.generations.of(rootID, "") }
+
+// OrgGeneration implements org.Store.
+func (s *Store) OrgGeneration(rootID, orgID string) uint64 { return s.generations.of(rootID, orgID) }
 
 // Ping reports whether the database answers.
 func (s *Store) Ping(ctx context.Context) error { return s.engine.ping(ctx) }
@@ -85,14 +89,23 @@ func outcomeUnknown(err error) error {
 		WithFix("Read the state again before you repeat the request, or repeat it with the same Idempotency-Key.").WithCause(err)
 }
 
-// generations counts the changes of each root's tree.
+// touched is what a transaction changed, as far as the generations tell.
+type touched struct {
+	roots []string // their trees
+	orgs  []string // only the rows of these organizations
+}
+
+// generations counts the changes of each root's tree and of single
+// organizations.
 //
-// A generation is made of the root's own count, which changes made by this
-// process and those it heard of increase, and of the count of resets, which
+// A generation is the sum of counts that only grow: the root's own, which
+// changes made by this process and those it heard of increase; that of the
+// organization's stripe, if it is about one; and the count of resets, which
 // change all generations. While doubted returns true, changes may go unheard,
 // and each call returns a number that no other call ever returns.
 type generations struct {
 	roots   sync.Map // root id → *atomic.Uint64
+	stripes [stripes]atomic.Uint64
 	resets  atomic.Uint64
 	fresh   atomic.Uint64
 	doubted func() bool // nil for never
@@ -101,9 +114,16 @@ type generations struct {
 const (
 	resetShift = 40
 	freshBit   = 1 << 63
+	// stripes is how many counts the organizations share, by the hash of their
+	// ids. A change to one looks like a change to all of its stripe.
+	stripes = 4096
 )
 
-func (g *generations) of(rootID string) uint64 {
+var stripeSeed = maphash.MakeSeed()
+
+// of returns the generation of an organization, or of the root's tree alone if
+// orgID is empty.
+func (g *generations) of(rootID, orgID string) uint64 {
 	if g.doubted != nil && g.doubted() {
 		return freshBit | g.fresh.Add(1)
 	}
@@ -111,16 +131,26 @@ func (g *generations) of(rootID string) uint64 {
 	if count, ok := g.roots.Load(rootID); ok {
 		n += count.(*atomic.Uint64).Load()
 	}
+	if orgID != "" {
+		n += g.stripe(orgID).Load()
+	}
 	return n
 }
 
-func (g *generations) changed(roots []string) {
-	for _, rootID := range roots {
+func (g *generations) stripe(orgID string) *atomic.Uint64 {
+	return &g.stripes[maphash.String(stripeSeed, orgID)%stripes]
+}
+
+func (g *generations) changed(t touched) {
+	for _, rootID := range t.roots {
 		count, ok := g.roots.Load(rootID)
 		if !ok {
 			count, _ = g.roots.LoadOrStore(rootID, new(atomic.Uint64))
 		}
 		count.(*atomic.Uint64).Add(1)
+	}
+	for _, orgID := range t.orgs {
+		g.stripe(orgID).Add(1)
 	}
 }
 

@@ -39,7 +39,10 @@ type tx struct {
 	d    *dialect
 	err  error // the first error of the engine: it fails the transaction
 
-	locked []string          // the roots whose trees this transaction changes
+	locked []string          // the roots whose trees this transaction may change
+	rows   []string          // the organizations whose rows UpdateOrg has changed
+	writes int               // statements that write
+	light  int               // those of them that change no generation of a tree
 	read   map[string]stored // organizations as they were read; nil outside Write
 }
 
@@ -63,6 +66,7 @@ func (t *tx) exec(text string, args ...any) (int64, error) {
 	if t.err != nil {
 		return 0, t.err
 	}
+	t.writes++
 	n, err := t.conn.exec(text, args...)
 	return n, t.fail(err)
 }
@@ -71,6 +75,7 @@ func (t *tx) execEach(text string, n int, args func(i int) []any, changed func(i
 	if t.err != nil {
 		return t.err
 	}
+	t.writes++
 	var own error // an error of changed is not one of the engine
 	err := t.conn.execEach(text, n, args, func(i int, rows int64) error {
 		if own == nil && changed != nil {
@@ -111,6 +116,19 @@ func (t *tx) noteLocked(rootID string) {
 		}
 	}
 	t.locked = append(t.locked, rootID)
+}
+
+// leavesTree says, when deferred with t.writes as it is at the start of a method,
+// that what the method writes is in no tree: see org.Store's Generation.
+func (t *tx) leavesTree(before int) { t.light += t.writes - before }
+
+// touched returns what the transaction changed. What is not known to leave the
+// trees alone has changed all those that are locked.
+func (t *tx) touched() touched {
+	if t.writes != t.light {
+		return touched{roots: t.locked}
+	}
+	return touched{orgs: t.rows}
 }
 
 // into returns a scan function for a single row with plain columns.

@@ -31,17 +31,37 @@ func settled(t testing.TB, s Store) {
 func testGeneration(t *testing.T, s Store) {
 	plant(t, s, "r/", "q/")
 	change := func(rootID string, fail error) error {
-		return s.Write(t.Context(), func(tx org.Tx) error { return errors.Join(appendAudit(tx, rootID, "x", rootID+"/"), fail) })
+		return s.Write(t.Context(), func(tx org.Tx) error {
+			return errors.Join(appendAudit(tx, rootID, "x", rootID+"/"), tx.PutSchema(rootID, []byte("{}")), fail)
+		})
 	}
 	settled(t, s)
-	r, q := s.Generation("r"), s.Generation("q")
+	r, q, row := s.Generation("r"), s.Generation("q"), s.OrgGeneration("r", "r")
 	if err := change("r", nil); err != nil {
 		t.Fatal(err)
 	}
-	if s.Generation("r") == r {
+	if s.Generation("r") == r || s.OrgGeneration("r", "r") == row {
 		t.Error("a change did not show")
 	}
 	wantEqual(t, s.Generation("q"), q)
+
+	// A change of one organization leaves the tree as it is.
+	r, row = s.Generation("r"), s.OrgGeneration("r", "r")
+	write(t, s, func(tx org.Tx) error {
+		if _, err := tx.Lock("r"); err != nil {
+			return err
+		}
+		o, err := tx.Org("r")
+		if err != nil {
+			return err
+		}
+		o.Tags, o.Version = []string{"t"}, o.Version+1
+		return tx.UpdateOrg(o)
+	})
+	wantEqual(t, s.Generation("r"), r)
+	if s.OrgGeneration("r", "r") == row {
+		t.Error("a change of an organization did not show")
+	}
 	// Nothing is promised about a change that failed, but a new root shows.
 	n := s.Generation("n")
 	write(t, s, func(tx org.Tx) error {
@@ -73,7 +93,7 @@ func testGenerationReadsNew(t *testing.T, s Store) {
 				mu.Lock()
 				least := acknowledged
 				mu.Unlock()
-				generation := s.Generation("r")
+				generation := s.OrgGeneration("r", "r")
 				mu.Lock()
 				version, ok := kept[generation]
 				mu.Unlock()
