@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,7 @@ var (
 	rounds   = flag.Int("rounds", 3, "how often each pair of loads is repeated; the median counts")
 	large    = flag.Int("orgs", 1_000_000, "organizations of the large tree; 0 leaves it out")
 	only     = flag.String("only", "", "run only the measurements whose name contains this")
+	profile  = flag.String("cpuprofile", "", "write a CPU profile of the measurements to this file")
 )
 
 var table = tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
@@ -48,6 +50,17 @@ func row(name, format string, args ...any) {
 
 func main() {
 	flag.Parse()
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err == nil {
+			err = pprof.StartCPUProfile(f)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		defer pprof.StopCPUProfile()
+	}
 	fmt.Fprintf(os.Stderr, "measuring on %d CPUs, %s; this takes some minutes\n", runtime.NumCPU(), runtime.Version())
 	for _, m := range []struct {
 		name string

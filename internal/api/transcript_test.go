@@ -21,7 +21,7 @@ func TestReferencePage(t *testing.T) {
 			// All API requests require valid authentication headers.
 			for _, call := range [][2]string{{"GET", ""}, {"PATCH", ""}, {"DELETE", ""}, {"GET", "/access_log"}, {"GET", "/children_audit"},
 				{"GET", "/consumption"}, {"GET", "/customizations"}, {"PUT", "/customizations"}} {
-				for _, bad := range []string{"", "nonsense", "orgd_abc_def", op[:len(op)-1] + "x"} {
+				for _, bad := range []string{"", "nonsense", "orgd_abc_def", op[:len(op)-1] + "-"} {
 					a := s.Must(401, call[0], "/orgs/org-123"+call[1], bad, "")
 					if a.Header.Get("WWW-Authenticate") != "Bearer" || a.String("code") != "unauthorized" {
 						t.Errorf("401 with %q: %v %s", bad, a.Header, a.Body)

@@ -95,7 +95,7 @@ func (s *Service) Restore(ctx context.Context, call *Call, id string) (*Organiza
 // and returns the deleted organization.
 func (s *Service) CheckRestore(ctx context.Context, call *Call, id string) (o *Organization, err error) {
 	err = s.store.Read(ctx, func(tx Tx) (err error) {
-		c := &change{Tx: readOnly{tx}, call: call, heads: map[string]*audit.Head{}}
+		c := &change{Tx: readOnly{tx}, call: call, heads: map[string]*audit.Head{}, rootOf: s.rootOf}
 		o, err = c.restorable(id)
 		return err
 	})

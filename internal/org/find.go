@@ -92,6 +92,15 @@ func (s *Service) live(ctx context.Context, id string) (*Snapshot, error) {
 	return nil, problem.New(problem.Unavailable, "The organization was replaced while it was being read.").WithFix("Try again.")
 }
 
+// rootOf returns the root that an organization was last seen in, "" if that is
+// not known. It may be out of date.
+func (s *Service) rootOf(id string) string {
+	if snap, ok := s.orgs.GetIfPresent(id); ok {
+		return snap.RootID
+	}
+	return ""
+}
+
 // keySnapshot is a key and its actor as they were read.
 type keySnapshot struct {
 	*key.Key

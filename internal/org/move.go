@@ -102,7 +102,7 @@ func (c *change) planMove(id, newParentID string) (move, error) {
 func (s *Service) PreviewMove(ctx context.Context, call *Call, id, newParentID string) (*MovePreview, error) {
 	var p *MovePreview
 	err := s.store.Read(ctx, func(tx Tx) error {
-		c := &change{Tx: readOnly{tx}, call: call, heads: map[string]*audit.Head{}}
+		c := &change{Tx: readOnly{tx}, call: call, heads: map[string]*audit.Head{}, rootOf: s.rootOf}
 		m, err := c.planMove(id, newParentID)
 		if err != nil {
 			return err

@@ -104,6 +104,8 @@ type change struct {
 	at    time.Time
 	newID ident.Source
 	heads map[string]*audit.Head
+	// rootOf returns the root that an organization was last seen in, or "".
+	rootOf func(id string) string
 }
 
 // change runs one mutation. It is the only way to write to the store: fn
@@ -115,7 +117,7 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 	var receipt audit.Receipt
 	err := s.store.Write(ctx, func(tx Tx) error {
 		receipt = audit.Receipt{}
-		c := &change{Tx: tx, call: call, at: s.Now(), newID: s.newID, heads: map[string]*audit.Head{}}
+		c := &change{Tx: tx, call: call, at: s.Now(), newID: s.newID, heads: map[string]*audit.Head{}, rootOf: s.rootOf}
 		result, entries, err := fn(c)
 		if err != nil {
 			return err
@@ -208,8 +210,15 @@ func (c *change) target(id string, permissions ...string) (*Organization, error)
 // locked locks the root of the organization and returns the organization,
 // live or deleted, as it is under that lock; nil if there is none.
 func (c *change) locked(id string) (*Organization, error) {
+	// An organization never leaves its root. Only where an id has been freed
+	// and used again is the remembered root the wrong one.
+	if rootID := c.rootOf(id); rootID != "" {
+		if err := c.lock(rootID); err != nil && !errors.Is(err, ErrAbsent) {
+			return nil, err
+		}
+	}
 	o, err := c.Org(id)
-	if err == nil {
+	if err == nil && c.heads[o.RootID] == nil {
 		if err = c.lock(o.RootID); err == nil {
 			o, err = c.Org(id)
 		}
