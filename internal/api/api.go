@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/hkdf"
 	"crypto/sha256"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -63,7 +64,7 @@ func New(c Config) (*API, error) {
 func (a *API) Routes() []web.Route {
 	const o = "org_id"
 	needs := func(permissions ...string) web.Rule { return web.Rule{Target: o, Permissions: permissions} }
-	return []web.Route{
+	return slices.Concat(a.forwardAuthRoutes(), []web.Route{
 		{Method: "GET", Pattern: "/org", Operation: "whoAmI", Action: "WHO_AM_I", Handle: a.whoAmI},
 		{Method: "GET", Pattern: "/orgs", Operation: "listOrgs", Action: "LIST_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsRead}}, Handle: a.listOrgs},
 		{Method: "POST", Pattern: "/orgs", Operation: "createOrg", Action: "CREATE_ORG", Rule: web.Rule{Permissions: []string{key.OrgsWrite}}, Handle: a.createOrg},
@@ -102,7 +103,7 @@ func (a *API) Routes() []web.Route {
 		{Method: "GET", Pattern: "/openapi.json", Operation: "openapiJSON", Rule: open, Handle: a.openapiJSON},
 		{Method: "GET", Pattern: "/openapi.yaml", Operation: "openapiYAML", Rule: open, Handle: a.openapiYAML},
 		{Method: "GET", Pattern: "/docs", Operation: "docs", Rule: open, Handle: a.docs},
-	}
+	})
 }
 
 var open = web.Rule{Open: true}

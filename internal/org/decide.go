@@ -19,9 +19,9 @@ type Demand struct {
 	Quantity    usage.Decimal // not negative
 }
 
-// Decision says that a request is allowed, and what has to be recorded of it.
+// Decision is what has to be recorded of a request.
 type Decision struct {
-	Org         *Snapshot
+	Org         *Snapshot // nil if the key cannot see the one that the demand names
 	Usage       []access.Usage
 	Reservation *Reservation
 }
@@ -31,23 +31,25 @@ type Decision struct {
 // organization that the demand names, and every hard limit that binds it has
 // room for it until the reservation is ended. The error is NotFound if the key
 // cannot see the organization, PermissionDenied, LimitExceeded, or
-// InvalidParameter for a meter that cannot be counted by requests.
-func (s *Service) Decide(ctx context.Context, actor *key.Actor, d *Demand, at time.Time) (*Decision, error) {
+// InvalidParameter for a meter that cannot be counted by requests; the
+// decision then counts nothing.
+func (s *Service) Decide(ctx context.Context, actor *key.Actor, d *Demand, at time.Time) (Decision, error) {
+	var out Decision
 	id := d.OrgID
 	if id == "" {
 		if id = actor.OrgID; id == "" {
-			return nil, problem.New(problem.PermissionDenied, "The operator key belongs to no organization; it is not for requests to a product.").
+			return out, problem.New(problem.PermissionDenied, "The operator key belongs to no organization; it is not for requests to a product.").
 				WithFix("Use a key of an organization.")
 		}
 	}
 	snap, err := s.Find(ctx, actor, id)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
+	out.Org = snap
 	if err := permit(actor, d.Permissions...); err != nil {
-		return nil, err
+		return out, err
 	}
-	out := &Decision{Org: snap}
 	if d.Meter == "" || actor.Spans() {
 		return out, nil
 	}
@@ -55,8 +57,10 @@ func (s *Service) Decide(ctx context.Context, actor *key.Actor, d *Demand, at ti
 	if err != nil || quantity == 0 {
 		return out, err
 	}
-	out.Usage = []access.Usage{{RootID: snap.RootID, Path: snap.Path, At: at, Meter: d.Meter, Quantity: quantity}}
 	out.Reservation, err = s.Admit(ctx, Charge{RootID: snap.RootID, Path: snap.Path, Month: usage.MonthOf(at), Meter: d.Meter, Quantity: quantity})
+	if err == nil {
+		out.Usage = []access.Usage{{RootID: snap.RootID, Path: snap.Path, At: at, Meter: d.Meter, Quantity: quantity}}
+	}
 	return out, err
 }
 

@@ -51,6 +51,7 @@ type Decision struct {
 	Actor     *key.Actor
 	OldSecret bool
 	Org       *org.Snapshot // what the request is about; nil for the actor's organization
+	Demand    org.Demand    // what the request has to satisfy
 
 	Action    string // empty for the route's
 	Status    string // of the access event; empty for what follows from the answer's status

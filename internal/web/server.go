@@ -39,9 +39,13 @@ type Route struct {
 	Rule      Rule
 	MaxBody   int64 // 0 means MaxBody
 	// Prepare runs before the request is authenticated. It makes the
-	// Request.Decision of a route that decides about another request.
+	// Request.Decision of a route that decides about the request that it
+	// stands for.
 	Prepare func(r *Request) error
-	Handle  Handler
+	// NoReplay says that the call changes nothing for which an answer could
+	// be kept: it takes no Idempotency-Key.
+	NoReplay bool
+	Handle   Handler
 }
 
 // Rule says who may make a call. The zero Rule lets any valid key through.
@@ -238,7 +242,11 @@ func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
 	if err := s.recorder.Ready(); err != nil {
 		return nil, err
 	}
-	if err := s.authenticate(r); err != nil {
+	err = s.authenticate(r)
+	if r.Decision != nil {
+		r.Decision.Actor, r.Decision.OldSecret = r.Actor, r.OldSecret
+	}
+	if err != nil {
 		return nil, err
 	}
 	rule := &rt.Rule
@@ -262,7 +270,11 @@ func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
 		}
 	}
 	// The Idempotency-Key of a request that is decided about is for its product.
-	if r.Method == http.MethodPost && r.Header["Idempotency-Key"] != nil && r.Decision == nil {
+	if r.Method == http.MethodPost && r.Header["Idempotency-Key"] != nil && rt.Prepare == nil {
+		if rt.NoReplay {
+			return nil, problem.New(problem.InvalidRequest, "This call takes no Idempotency-Key: its answer would not be true any more when it is repeated.").
+				WithFix("Leave out the header Idempotency-Key.")
+		}
 		return s.once(r, rt.Handle)
 	}
 	return rt.Handle(r)
@@ -282,19 +294,38 @@ func (s *Server) authenticate(r *Request) error {
 		}
 		return err
 	}
-	if rl := r.Actor.RateLimit; rl != nil {
-		ok, remaining, reset, retryAfter := s.limiter.Allow(r.Actor.ID, *rl, s.now())
+	quota, err := TakeToken(s.limiter, r.Actor, s.now())
+	if quota != nil {
 		r.extra = append(r.extra,
-			"RateLimit-Policy", fmt.Sprintf(`"key";q=%d;w=%d`, rl.Requests, rl.PeriodSeconds),
-			"RateLimit", fmt.Sprintf(`"key";r=%d;t=%d`, remaining, int((reset+time.Second-1)/time.Second)))
-		if !ok {
-			e := problem.New(problem.RateLimited, "This key may make %d requests in %d seconds.", rl.Requests, rl.PeriodSeconds).
-				WithFix("Wait as long as Retry-After says.")
-			e.RetryAfter = max(retryAfter, time.Second)
-			return e
-		}
+			"RateLimit-Policy", fmt.Sprintf(`"key";q=%d;w=%d`, quota.Requests, quota.PeriodSeconds),
+			"RateLimit", fmt.Sprintf(`"key";r=%d;t=%d`, quota.Remaining, quota.ResetSeconds))
 	}
-	return nil
+	return err
+}
+
+// Quota is the state of a key's rate limit.
+type Quota struct {
+	key.RateLimit
+	Remaining    int // requests that may be made at once
+	ResetSeconds int // until all may be made at once again
+}
+
+// TakeToken counts a request against the rate limit of the actor's key. The
+// quota is nil if there is no limit. The error is RateLimited.
+func TakeToken(l *key.Limiter, a *key.Actor, now time.Time) (*Quota, error) {
+	rl := a.RateLimit
+	if rl == nil {
+		return nil, nil
+	}
+	ok, remaining, reset, retryAfter := l.Allow(a.ID, *rl, now)
+	q := &Quota{RateLimit: *rl, Remaining: remaining, ResetSeconds: int((reset + time.Second - 1) / time.Second)}
+	if ok {
+		return q, nil
+	}
+	e := problem.New(problem.RateLimited, "This key may make %d requests in %d seconds.", rl.Requests, rl.PeriodSeconds).
+		WithFix("Wait as long as Retry-After says.")
+	e.RetryAfter = max(retryAfter, time.Second)
+	return q, e
 }
 
 // trusts reports whether the request comes straight from a proxy whose headers
@@ -313,7 +344,12 @@ func (s *Server) failed(rt *Route, r *Request, err error) *Response {
 	if e.Code.Status() >= 500 {
 		s.log.Error("request failed", "request_id", r.ID, "operation", rt.Operation, "code", e.Code, "error", err)
 	}
-	return Problem(e, "urn:orgd:request:"+r.ID)
+	resp := Problem(e, "urn:orgd:request:"+r.ID)
+	if rt.Prepare != nil {
+		// A proxy that drops the body can still tell its client why.
+		resp.With("X-Orgd-Code", string(e.Code))
+	}
+	return resp
 }
 
 // record writes the access event of the request, or of the one that it decides
