@@ -12,7 +12,8 @@ const (
 
 // Event is one access, or one attempt at it.
 type Event struct {
-	ID        string // "evt_…"
+	ID        string // "evt_…", or what the product calls it
+	Seq       int64  // in the order in which the root's events became visible; set by the store
 	Timestamp time.Time
 	RootID    string
 	OrgID     string

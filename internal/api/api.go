@@ -4,6 +4,8 @@ package api
 
 import (
 	"context"
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"slices"
@@ -23,7 +25,7 @@ type API struct {
 	status   Status
 	now      func() time.Time
 	basePath string
-	cursor   []byte // key of the cursors' authentication codes
+	sealer   cipher.AEAD // of cursors
 	document document
 	metrics  prometheus.Gatherer
 }
@@ -41,14 +43,22 @@ type Config struct {
 	Status   Status
 	Now      func() time.Time
 	BasePath string
-	// Secret keys the cursors. Servers with the same secret take each other's.
+	// Secret seals the cursors. Servers with the same secret take each other's.
 	Secret  []byte
 	Metrics prometheus.Gatherer
 }
 
 // New returns the API.
 func New(c Config) (*API, error) {
-	cursor, err := hkdf.Key(sha256.New, c.Secret, nil, "orgd cursor v1", 32)
+	k, err := hkdf.Key(sha256.New, c.Secret, nil, "orgd cursor v1", 32)
+	if err != nil {
+		return nil, err
+	}
+	block, err := aes.NewCipher(k)
+	if err != nil {
+		return nil, err
+	}
+	sealer, err := cipher.NewGCM(block)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +67,7 @@ func New(c Config) (*API, error) {
 		return nil, err
 	}
 	return &API{service: c.Service, flusher: c.Flusher, status: c.Status, now: c.Now, basePath: c.BasePath,
-		cursor: cursor, document: doc, metrics: c.Metrics}, nil
+		sealer: sealer, document: doc, metrics: c.Metrics}, nil
 }
 
 // Routes returns every call of the API. Nothing else is served.

@@ -3,14 +3,12 @@ package api
 import (
 	"context"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
 
-	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/org"
@@ -18,95 +16,6 @@ import (
 	"github.com/orgd/orgd/internal/usage"
 	"github.com/orgd/orgd/internal/web"
 )
-
-// appendEvent appends the representation of an access event.
-func appendEvent(b []byte, e *access.Event) []byte {
-	b = append(b, `{"id":`...)
-	b = appendString(b, e.ID)
-	b = append(b, `,"timestamp":`...)
-	b = appendTime(b, e.Timestamp)
-	b = append(b, `,"org_id":`...)
-	b = appendString(b, e.OrgID)
-	b = append(b, `,"user":`...)
-	b = appendString(b, e.User)
-	b = append(b, `,"action":`...)
-	b = appendString(b, e.Action)
-	b = append(b, `,"status":`...)
-	b = appendString(b, e.Status)
-	for _, m := range [...]struct{ name, value string }{
-		{"ip", e.IP}, {"user_agent", e.UserAgent}, {"method", e.Method}, {"path", e.Path},
-		{"request_id", e.RequestID}, {"api_key_id", e.APIKeyID},
-	} {
-		b = append(b, `,"`...)
-		b = append(b, m.name...)
-		b = append(b, `":`...)
-		b = appendNullable(b, m.value)
-	}
-	return append(b, '}')
-}
-
-var eventColumns = []string{"id", "timestamp", "org_id", "user", "action", "status", "ip", "user_agent", "method", "path", "request_id", "api_key_id"}
-
-func eventRow(e *access.Event) []string {
-	return []string{e.ID, e.Timestamp.UTC().Format(time.RFC3339Nano), e.OrgID, e.User, e.Action, e.Status, e.IP, e.UserAgent, e.Method, e.Path, e.RequestID, e.APIKeyID}
-}
-
-func (a *API) getAccessLog(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "from", "to", "user", "action", "status", "ip", "api_key_id", "scope", "format", "limit", "cursor")
-	aq := org.AccessQuery{RootID: r.Org.RootID, OrgID: r.Org.ID, Path: r.Org.Path,
-		Scope: org.Scope(q.oneOf("scope", "self", "self", "subtree")),
-		From:  q.time("from"), To: q.time("to"), User: q.text("user"), Action: q.text("action"),
-		Status: q.oneOf("status", "", access.Success, access.Failure, access.Denied), IP: q.text("ip"), APIKeyID: q.text("api_key_id")}
-	if aq.IP != "" {
-		ip, err := netip.ParseAddr(aq.IP)
-		if err != nil {
-			q.fail(problem.Param("ip", "must be an IPv4 or IPv6 address"))
-		}
-		aq.IP = ip.Unmap().String()
-	}
-	if aq.Scope == org.ScopeSubtree && !r.Actor.Spans() && r.Actor.Reach == "self" {
-		aq.Scope = org.ScopeSelf
-	}
-	format := q.format()
-	limit := q.limit()
-	if after := a.cursorOf(q, 2); after != nil {
-		us, err := strconv.ParseInt(after[0], 10, 64)
-		if err != nil {
-			q.fail(problem.New(problem.InvalidCursor, "The cursor was not made for this query."))
-		}
-		aq.Before = org.AccessPosition{At: time.UnixMicro(us).UTC(), ID: after[1]}
-	}
-	if q.err != nil {
-		return nil, q.err
-	}
-	if err := a.caughtUp(r.Context()); err != nil {
-		return nil, err
-	}
-	fetch := func(ctx context.Context, n int) ([]access.Event, []string, error) {
-		aq.Limit = n
-		page, err := a.service.AccessEvents(ctx, aq)
-		if err != nil || page.Next == nil {
-			return page.Events, nil, err
-		}
-		aq.Before = *page.Next
-		return page.Events, []string{strconv.FormatInt(page.Next.At.UnixMicro(), 10), page.Next.ID}, nil
-	}
-	if format != formatJSON {
-		return stream(q, format, eventColumns, fetch, func(e *access.Event) []string { return eventRow(e) }, appendEvent), nil
-	}
-	events, next, err := fetch(r.Context(), limit)
-	if err != nil {
-		return nil, err
-	}
-	b := append(make([]byte, 0, 400*len(events)+2), '[')
-	for i := range events {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = appendEvent(b, &events[i])
-	}
-	return a.next(q, web.Raw(http.StatusOK, append(b, ']')), next), nil
-}
 
 var entryColumns = []string{"id", "timestamp", "org_id", "path", "action", "actor_type", "actor_id", "actor_name", "target_type", "target_id", "changes", "request_id", "ip", "user_agent", "seq", "leaf_hash"}
 

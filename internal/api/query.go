@@ -1,8 +1,7 @@
 package api
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
+	"crypto/rand"
 	"encoding/base64"
 	"net/url"
 	"slices"
@@ -122,18 +121,16 @@ func (q *query) oneOf(name, otherwise string, allowed ...string) string {
 	return v
 }
 
-// cursor returns the position that the cursor parameter holds, of n parts;
+// cursorOf returns the position that the cursor parameter holds, of n parts;
 // nil without one.
 func (a *API) cursorOf(q *query, n int) []string {
 	v := q.values.Get("cursor")
 	if v == "" {
 		return nil
 	}
-	raw, err := base64.RawURLEncoding.Strict().DecodeString(v)
-	if err == nil && len(raw) > cursorMAC {
-		text, mac := raw[:len(raw)-cursorMAC], raw[len(raw)-cursorMAC:]
+	if text, ok := a.open(v, a.cursorScope(q)); ok {
 		var position []string
-		if hmac.Equal(mac, a.cursorCode(q, text)) && json.Unmarshal(text, &position) == nil && len(position) == n {
+		if json.Unmarshal(text, &position) == nil && len(position) == n {
 			return position
 		}
 	}
@@ -142,25 +139,34 @@ func (a *API) cursorOf(q *query, n int) []string {
 	return nil
 }
 
-const cursorMAC = 16
-
-// cursorCode authenticates a position together with all that it belongs to:
-// the path, which names the organization, and the other parameters. The page
-// size may change on the way.
-func (a *API) cursorCode(q *query, text []byte) []byte {
+// cursorScope is all that a position belongs to: the path, which names the
+// organization, and the other parameters. The page size may change on the way.
+func (a *API) cursorScope(q *query) string {
 	others := url.Values{}
 	for name, vs := range q.values {
 		if name != "cursor" && name != "limit" && name != "format" {
 			others[name] = vs
 		}
 	}
-	h := hmac.New(sha256.New, a.cursor)
-	h.Write([]byte(strings.TrimPrefix(q.r.URL.Path, a.basePath)))
-	h.Write([]byte{0})
-	h.Write([]byte(others.Encode()))
-	h.Write([]byte{0})
-	h.Write(text)
-	return h.Sum(nil)[:cursorMAC]
+	return strings.TrimPrefix(q.r.URL.Path, a.basePath) + "\x00" + others.Encode()
+}
+
+// seal makes an opaque text of a position: a position may say more than its
+// reader may know, such as how much others log. Only open with the same scope
+// gets it back.
+func (a *API) seal(text []byte, scope string) string {
+	nonce := make([]byte, a.sealer.NonceSize(), a.sealer.NonceSize()+len(text)+a.sealer.Overhead())
+	rand.Read(nonce)
+	return base64.RawURLEncoding.EncodeToString(a.sealer.Seal(nonce, nonce, text, []byte(scope)))
+}
+
+func (a *API) open(sealed, scope string) ([]byte, bool) {
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(sealed)
+	if err != nil || len(raw) < a.sealer.NonceSize() {
+		return nil, false
+	}
+	text, err := a.sealer.Open(nil, raw[:a.sealer.NonceSize()], raw[a.sealer.NonceSize():], []byte(scope))
+	return text, err == nil
 }
 
 // next adds the link to the page that starts after a position; nothing at the
@@ -177,6 +183,6 @@ func (a *API) next(q *query, resp *web.Response, position []string) *web.Respons
 	for name, vs := range q.values {
 		others[name] = vs
 	}
-	others.Set("cursor", base64.RawURLEncoding.EncodeToString(append(text, a.cursorCode(q, text)...)))
+	others.Set("cursor", a.seal(text, a.cursorScope(q)))
 	return resp.With("Link", "<"+q.r.URL.EscapedPath()+"?"+others.Encode()+`>; rel="next"`)
 }

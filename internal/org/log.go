@@ -38,6 +38,27 @@ func (s *Service) AccessEvents(ctx context.Context, q AccessQuery) (AccessPage, 
 	return page, err
 }
 
+// AccessFeed returns the access events that became visible after a position.
+func (s *Service) AccessFeed(ctx context.Context, q AccessQuery, after int64) (AccessFeed, error) {
+	var feed AccessFeed
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		feed, err = tx.AccessFeed(q, after)
+		return err
+	})
+	return feed, err
+}
+
+// AccessHead returns the position after the access events of a root that are
+// visible now.
+func (s *Service) AccessHead(ctx context.Context, rootID string) (int64, error) {
+	var last int64
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		last, err = tx.AccessHead(rootID)
+		return err
+	})
+	return last, err
+}
+
 // Consumption is what an organization consumed in a month.
 type Consumption struct {
 	OrgID  string

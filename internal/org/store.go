@@ -156,6 +156,13 @@ type Tx interface {
 
 	// AccessEvents returns one page of access events, newest first.
 	AccessEvents(q AccessQuery) (AccessPage, error)
+	// AccessFeed returns the events that became visible after the one with
+	// the number after, in that order. It does not look at the times and the
+	// position of the query. An event that becomes visible later has a number
+	// greater than the returned position, whatever its time.
+	AccessFeed(q AccessQuery, after int64) (AccessFeed, error)
+	// AccessHead returns the greatest number of a root's events, 0 for none.
+	AccessHead(rootID string) (int64, error)
 
 	// Totals returns what an organization consumed in a month: one Total per
 	// meter and parent it had.
@@ -298,11 +305,11 @@ type AccessQuery struct {
 	Limit    int
 }
 
-// AccessPosition is a place in the order of events: newest first, then by id
-// descending.
+// AccessPosition is a place in the order of events: newest first, and of those
+// of one time the one that became visible last.
 type AccessPosition struct {
-	At time.Time
-	ID string
+	At  time.Time
+	Seq int64
 }
 
 // AccessPage is one page. Next is nil at the end; a page may be short and
@@ -310,4 +317,12 @@ type AccessPosition struct {
 type AccessPage struct {
 	Events []access.Event
 	Next   *AccessPosition
+}
+
+// AccessFeed is some events in the order in which they became visible. Position
+// is where to go on; More says that there is more already.
+type AccessFeed struct {
+	Events   []access.Event
+	Position int64
+	More     bool
 }

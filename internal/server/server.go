@@ -54,7 +54,7 @@ type Server struct {
 	NewOperatorKey string
 
 	config  Config
-	handler http.Handler
+	handler *web.Server
 	started time.Time
 	stop    context.CancelFunc
 	done    chan struct{}
@@ -190,6 +190,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	hs := &http.Server{Handler: s.handler, ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout,
 		WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(s.config.Log.Handler(), slog.LevelWarn)}
+	hs.RegisterOnShutdown(s.handler.Stop)
 	failed := make(chan error, 1)
 	go func() { failed <- hs.Serve(l) }()
 	select {

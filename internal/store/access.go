@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -11,18 +12,18 @@ import (
 	"github.com/orgd/orgd/internal/org"
 )
 
-const eventColumns = `root_id, at, id, org_id, user_name, action, status, ip, user_agent, method, path, request_id, api_key_id`
+const eventColumns = `root_id, at, seq, id, org_id, user_name, action, status, ip, user_agent, method, path, request_id, api_key_id`
 
 func scanEvent(r row) (e access.Event, err error) {
 	var at int64
-	err = r.Scan(&e.RootID, &at, &e.ID, &e.OrgID, &e.User, &e.Action, &e.Status, &e.IP, &e.UserAgent, &e.Method, &e.Path,
+	err = r.Scan(&e.RootID, &at, &e.Seq, &e.ID, &e.OrgID, &e.User, &e.Action, &e.Status, &e.IP, &e.UserAgent, &e.Method, &e.Path,
 		&e.RequestID, &e.APIKeyID)
 	e.Timestamp = fromMicros(at)
 	return e, err
 }
 
 func (t *tx) AccessEvents(q org.AccessQuery) (org.AccessPage, error) {
-	w := &window{columns: eventColumns, result: eventColumns, from: `access_events AS a`, order: `at DESC, id DESC`, key: `at, id`}
+	w := &window{columns: eventColumns, result: eventColumns, from: `access_events AS a`, order: `at DESC, seq DESC`, key: `at, seq`}
 	w.bound(`root_id = ` + w.arg(q.RootID))
 	if q.Scope == org.ScopeSelf {
 		w.bound(`org_id = ` + w.arg(q.OrgID))
@@ -33,9 +34,27 @@ func (t *tx) AccessEvents(q org.AccessQuery) (org.AccessPage, error) {
 	if !q.To.IsZero() {
 		w.bound(`at < ` + w.arg(micros(q.To)))
 	}
-	if !q.Before.At.IsZero() || q.Before.ID != "" {
-		w.bound(`(at, id) < (` + w.arg(micros(q.Before.At)) + `, ` + w.arg(q.Before.ID) + `)`)
+	if q.Before != (org.AccessPosition{}) {
+		w.bound(`(at, seq) < (` + w.arg(micros(q.Before.At)) + `, ` + w.arg(q.Before.Seq) + `)`)
 	}
+	w.wantEvents(&q)
+	var page org.AccessPage
+	var at, seq int64
+	more, err := t.page(w, q.Limit, func(r row) error {
+		e, err := scanEvent(r)
+		page.Events = append(page.Events, e)
+		at, seq = micros(e.Timestamp), e.Seq
+		return err
+	}, into(&at, &seq))
+	if more && err == nil {
+		page.Next = &org.AccessPosition{At: fromMicros(at), Seq: seq}
+	}
+	return page, err
+}
+
+// wantEvents lets through the events that q wants, whatever order and bounds
+// the list of them has.
+func (w *window) wantEvents(q *org.AccessQuery) {
 	if q.Scope != org.ScopeSelf && q.Path != q.RootID+"/" {
 		w.want(`EXISTS (SELECT 1 FROM orgs AS o WHERE o.root_id = e.root_id AND o.id = e.org_id
 			AND o.path >= ` + w.arg(q.Path) + ` AND o.path < ` + w.arg(subtreeEnd(q.Path)) + `)`)
@@ -47,25 +66,58 @@ func (t *tx) AccessEvents(q org.AccessQuery) (org.AccessPage, error) {
 			w.want(f.column + ` = ` + w.arg(f.value))
 		}
 	}
-	var page org.AccessPage
-	var at int64
-	var id string
-	more, err := t.page(w, q.Limit, func(r row) error {
-		e, err := scanEvent(r)
-		page.Events = append(page.Events, e)
-		at, id = micros(e.Timestamp), e.ID
-		return err
-	}, into(&at, &id))
-	if more && err == nil {
-		page.Next = &org.AccessPosition{At: fromMicros(at), ID: id}
+}
+
+func (t *tx) AccessFeed(q org.AccessQuery, after int64) (org.AccessFeed, error) {
+	feed := org.AccessFeed{Position: after}
+	last, err := t.AccessHead(q.RootID)
+	if err != nil || last <= after {
+		return feed, err
 	}
-	return page, err
+	w := &window{columns: eventColumns, result: eventColumns, from: `access_events AS a`, order: `seq`, key: `seq`}
+	w.bound(`root_id = ` + w.arg(q.RootID))
+	w.bound(`seq > ` + w.arg(after))
+	if q.Scope == org.ScopeSelf {
+		w.want(`org_id = ` + w.arg(q.OrgID))
+	}
+	w.wantEvents(&q)
+	feed.More, err = t.page(w, q.Limit, func(r row) error {
+		e, err := scanEvent(r)
+		feed.Events = append(feed.Events, e)
+		feed.Position = e.Seq
+		return err
+	}, into(&feed.Position))
+	if !feed.More {
+		feed.Position = last
+	}
+	return feed, err
+}
+
+func (t *tx) AccessHead(rootID string) (last int64, err error) {
+	err = t.queryRow(into(&last), `SELECT last FROM access_heads WHERE root_id = $1`, rootID)
+	if errors.Is(err, org.ErrAbsent) {
+		err = nil
+	}
+	return last, err
+}
+
+// nextEvents reserves n numbers for a root's events and returns the last
+// number before them. Until the transaction ends no other one gets past here
+// for the same root: a transaction that gets greater numbers commits later,
+// and nobody sees its events without having been able to see these. That is
+// why a reader who goes by the numbers misses nothing.
+func (t *tx) nextEvents(rootID string, n int) (before int64, err error) {
+	if _, err := t.exec(`INSERT INTO access_heads (root_id, last) VALUES ($1, $2)
+		ON CONFLICT (root_id) DO UPDATE SET last = access_heads.last + excluded.last`, rootID, n); err != nil {
+		return 0, err
+	}
+	last, err := t.AccessHead(rootID)
+	return last - int64(n), err
 }
 
 // Flush implements access.Sink: it stores a batch's events, its usage in the
 // totals of the organizations and all their ancestors, the use of the keys,
-// and its position. An event that is stored already stays as it is, and so do
-// a key's version and the generations. Text that the engines could not store,
+// and its position. A key's version and the generations stay as they are. Text that the engines could not store,
 // invalid UTF-8 and NUL, is replaced by U+FFFD, so that no client can make a
 // batch impossible to store. Errors are those of Write.
 func (s *Store) Flush(ctx context.Context, b access.Batch) error {
@@ -126,12 +178,27 @@ func (t *tx) spoolPosition(spoolID string) (p access.Position, err error) {
 	return p, err
 }
 
+// insertEvents stores events. Their roots are taken in the order of their
+// ids, so that two transactions cannot deadlock.
 func (t *tx) insertEvents(events []access.Event) error {
+	count := map[string]int{}
+	for i := range events {
+		count[events[i].RootID]++
+	}
+	next := make(map[string]int64, len(count))
+	for _, rootID := range slices.Sorted(maps.Keys(count)) {
+		before, err := t.nextEvents(rootID, count[rootID])
+		if err != nil {
+			return err
+		}
+		next[rootID] = before
+	}
 	return t.execEach(`INSERT INTO access_events (`+eventColumns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT DO NOTHING`,
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
 		len(events), func(i int) []any {
 			e := &events[i]
-			return []any{e.RootID, micros(e.Timestamp), e.ID, e.OrgID, storable(e.User), storable(e.Action), storable(e.Status),
+			next[e.RootID]++
+			return []any{e.RootID, micros(e.Timestamp), next[e.RootID], e.ID, e.OrgID, storable(e.User), storable(e.Action), storable(e.Status),
 				storable(e.IP), storable(e.UserAgent), storable(e.Method), storable(e.Path), storable(e.RequestID), storable(e.APIKeyID)}
 		}, nil)
 }

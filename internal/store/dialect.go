@@ -19,7 +19,7 @@ const (
 //   - FOR UPDATE [SKIP LOCKED]: SQLite has one writer and needs none;
 //   - json_each($1): the strings of a JSON array in a column named value;
 //   - in the schema, the names of the types, the collation (bytes on both
-//     engines) and WITHOUT ROWID.
+//     engines), WITHOUT ROWID, and PARTITION BY RANGE, which SQLite lacks.
 type dialect struct {
 	kind  string
 	goose goose.Dialect
@@ -38,8 +38,11 @@ type dialect struct {
 
 var (
 	placeholder = regexp.MustCompile(`\$(\d+)`)
-	rowLock     = regexp.MustCompile(` FOR UPDATE( SKIP LOCKED)?`)
-	types       = strings.NewReplacer(
+	partitioned = regexp.MustCompile(` PARTITION BY RANGE \(\w+\)`)
+	// partitionedTable is a statement that makes such a table.
+	partitionedTable = regexp.MustCompile(`CREATE TABLE (\w+) \([^;]*\) PARTITION BY RANGE \(\w+\);`)
+	rowLock          = regexp.MustCompile(` FOR UPDATE( SKIP LOCKED)?`)
+	types            = strings.NewReplacer(
 		"TEXT ", `TEXT COLLATE "C" `, "INTEGER ", "BIGINT ", "BLOB ", "BYTEA ", " WITHOUT ROWID", "")
 )
 
@@ -50,14 +53,16 @@ var sqliteDialect = &dialect{
 		// In SQLite $1 is a name like any other, numbered by its first use.
 		return placeholder.ReplaceAllString(rowLock.ReplaceAllString(text, ""), "?$1")
 	},
-	schema:     func(text string) string { return text },
+	schema:     func(text string) string { return partitioned.ReplaceAllString(text, "") },
 	statistics: sqliteStatistics,
 }
 
 var postgresDialect = &dialect{
-	kind:           Postgres,
-	goose:          goose.DialectPostgres,
-	query:          func(text string) string { return strings.ReplaceAll(text, "json_each(", "json_array_elements_text(") },
-	schema:         types.Replace,
+	kind:  Postgres,
+	goose: goose.DialectPostgres,
+	query: func(text string) string { return strings.ReplaceAll(text, "json_each(", "json_array_elements_text(") },
+	schema: func(text string) string {
+		return partitionedTable.ReplaceAllString(types.Replace(text), "$0\nCREATE TABLE ${1}"+otherTimes+" PARTITION OF $1 DEFAULT;")
+	},
 	ordersSubquery: true,
 }

@@ -289,6 +289,13 @@ func (t *tx) Purge(rootID, deletionID string) (int64, error) {
 	if err := t.PutSchema(rootID, nil); err != nil {
 		return 0, err
 	}
+	// The number of the root's last access event stays: nobody who follows
+	// them later must find it smaller.
+	for _, text := range []string{`DELETE FROM access_claims WHERE root_id = $1`, `DELETE FROM access_retentions WHERE root_id = $1`} {
+		if _, err := t.exec(text, rootID); err != nil {
+			return 0, err
+		}
+	}
 	_, err = t.exec(`UPDATE audit_heads SET closed_at = $2 WHERE root_id = $1 AND closed_at = 0`, rootID, deletedAt)
 	return n, err
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 )
 
-// Response is an answer that has not been sent. Exactly one of Body and
-// Stream is used.
+// Response is an answer that has not been sent. Exactly one of Body, Stream and
+// Feed is used.
 type Response struct {
 	Status      int
 	ContentType string
@@ -25,8 +25,11 @@ type Response struct {
 	Body        []byte
 	// Stream writes a body of any length. It is called after the access has
 	// been recorded. An error aborts the connection, so that the client
-	// cannot take what it got for the whole.
+	// cannot take what it got for the whole. It may take as long as the
+	// client goes on reading.
 	Stream func(w io.Writer) error
+	// Feed is what a stream of server-sent events sends.
+	Feed *Feed
 	// Public allows caches to keep the answer.
 	Public bool
 }
@@ -93,6 +96,11 @@ func Problem(e *problem.Error, instance string) *Response {
 	return r
 }
 
+// Follow returns an answer that sends a feed.
+func Follow(f *Feed) *Response {
+	return &Response{Status: http.StatusOK, ContentType: "text/event-stream", Feed: f}
+}
+
 func (r *Response) send(w http.ResponseWriter, head bool) error {
 	h := w.Header()
 	for i := 0; i+1 < len(r.Header); i += 2 {
@@ -105,7 +113,7 @@ func (r *Response) send(w http.ResponseWriter, head bool) error {
 	if !r.Public {
 		h["Cache-Control"] = noStore
 	}
-	if r.Stream == nil {
+	if r.Stream == nil && r.Feed == nil {
 		h["Content-Length"] = []string{strconv.Itoa(len(r.Body))}
 		w.WriteHeader(r.Status)
 		if head {
@@ -118,7 +126,9 @@ func (r *Response) send(w http.ResponseWriter, head bool) error {
 	if head {
 		return nil
 	}
-	return r.Stream(w)
+	// The deadline for reading the request would cancel it.
+	http.NewResponseController(w).SetReadDeadline(time.Time{})
+	return r.Stream(&patientWriter{w: w})
 }
 
 var (

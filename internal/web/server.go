@@ -80,6 +80,9 @@ type Server struct {
 	prefixes []prefix
 	basePath string
 	inFlight sync.Map
+	feeds    feeds
+	stopped  chan struct{}
+	stopping func() // closes stopped
 
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
@@ -109,7 +112,14 @@ func NewServer(c Config, routes []Route) (*Server, error) {
 		unknown: prometheus.NewCounter(prometheus.CounterOpts{Name: "orgd_unknown_keys_total",
 			Help: "Requests with a key that names no organization, or with none."}),
 	}
-	for _, m := range []prometheus.Collector{s.requests, s.duration, s.unknown} {
+	s.stopped = make(chan struct{})
+	s.stopping = sync.OnceFunc(func() { close(s.stopped) })
+	following := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_open_feeds", Help: "Clients that follow a log."}, func() float64 {
+		s.feeds.mu.Lock()
+		defer s.feeds.mu.Unlock()
+		return float64(s.feeds.open)
+	})
+	for _, m := range []prometheus.Collector{s.requests, s.duration, s.unknown, following} {
 		if err := c.Metrics.Register(m); err != nil {
 			return nil, err
 		}
@@ -184,6 +194,11 @@ func (s *Server) handler(rt *Route) http.Handler {
 		r := &Request{Request: hr, ID: requestID(hr), IP: s.clientIP(hr), Trusted: s.trusts(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody}
 		w.Header()["X-Request-Id"] = []string{r.ID}
 		resp, err := s.answer(rt, r)
+		if err == nil && resp.Feed != nil {
+			if err = s.feeds.enter(r.Actor.ID); err == nil {
+				defer s.feeds.leave(r.Actor.ID)
+			}
+		}
 		if err != nil {
 			resp = s.failed(rt, r, err)
 		}
@@ -193,7 +208,10 @@ func (s *Server) handler(rt *Route) http.Handler {
 			}
 		}
 		resp.Header = append(resp.Header, r.extra...)
-		sent := resp.send(w, hr.Method == http.MethodHead)
+		var sent error
+		if resp.Feed == nil {
+			sent = resp.send(w, hr.Method == http.MethodHead)
+		}
 		took := s.now().Sub(start)
 		duration.Observe(took.Seconds())
 		counter, ok := counters.Load(resp.Status)
@@ -202,6 +220,12 @@ func (s *Server) handler(rt *Route) http.Handler {
 		}
 		counter.(prometheus.Counter).Inc()
 		s.logRequest(rt, r, resp.Status, took)
+		if resp.Feed != nil {
+			resp.send(w, true)
+			if hr.Method != http.MethodHead {
+				s.follow(w, rt, r, resp.Feed)
+			}
+		}
 		if sent != nil && resp.Stream != nil {
 			s.log.Warn("an answer was cut short", "request_id", r.ID, "error", sent)
 			panic(http.ErrAbortHandler)
@@ -249,25 +273,8 @@ func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
 	if err != nil {
 		return nil, err
 	}
-	rule := &rt.Rule
-	switch {
-	case rule.Check != nil:
-		if err := rule.Check(r); err != nil {
-			return nil, err
-		}
-	case rule.Target != "":
-		if r.Org, err = s.service.Find(r.Context(), r.Actor, r.PathValue(rule.Target)); err != nil {
-			return nil, err
-		}
-	}
-	if rule.Operator && !r.Actor.Spans() {
-		return nil, problem.New(problem.PermissionDenied, "Only the operator may do this.")
-	}
-	for _, p := range rule.Permissions {
-		if !r.Actor.May(p) {
-			return nil, problem.New(problem.PermissionDenied, "This needs the permission %s.", p).
-				WithFix("Use a key that has %s.", p).With("permission", p)
-		}
+	if err := s.permit(rt, r); err != nil {
+		return nil, err
 	}
 	// The Idempotency-Key of a request that is decided about is for its product.
 	if r.Method == http.MethodPost && r.Header["Idempotency-Key"] != nil && rt.Prepare == nil {
@@ -278,6 +285,32 @@ func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
 		return s.once(r, rt.Handle)
 	}
 	return rt.Handle(r)
+}
+
+// permit finds what the request is about and checks that its actor may make
+// it.
+func (s *Server) permit(rt *Route, r *Request) (err error) {
+	rule := &rt.Rule
+	switch {
+	case rule.Check != nil:
+		if err := rule.Check(r); err != nil {
+			return err
+		}
+	case rule.Target != "":
+		if r.Org, err = s.service.Find(r.Context(), r.Actor, r.PathValue(rule.Target)); err != nil {
+			return err
+		}
+	}
+	if rule.Operator && !r.Actor.Spans() {
+		return problem.New(problem.PermissionDenied, "Only the operator may do this.")
+	}
+	for _, p := range rule.Permissions {
+		if !r.Actor.May(p) {
+			return problem.New(problem.PermissionDenied, "This needs the permission %s.", p).
+				WithFix("Use a key that has %s.", p).With("permission", p)
+		}
+	}
+	return nil
 }
 
 func (s *Server) authenticate(r *Request) error {

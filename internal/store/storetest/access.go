@@ -83,8 +83,10 @@ func testAccessEvents(t *testing.T, s Store) {
 	denied.Status, denied.User, denied.Action, denied.IP, denied.APIKeyID = access.Denied, "al", "PUT_TAG", "::1", ""
 	events := []access.Event{event("r", "r", 1), event("r", "a", 2), event("r", "b", 3), denied, event("r", "ab", 5), event("q", "q", 6)}
 	flush(t, s, 1, events...)
+	third := event("r", "b", 3)
+	third.Seq, denied.Seq = 3, 4
 	wantEqual(t, allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "b", Path: "r/a/b/", Scope: org.ScopeSelf, Limit: 5}),
-		[]access.Event{denied, event("r", "b", 3)})
+		[]access.Event{denied, third})
 	for _, test := range []struct {
 		name  string
 		query org.AccessQuery
@@ -129,16 +131,17 @@ func testAccessPages(t *testing.T, s Store) {
 	rapid.Check(t, func(rt *rapid.T) {
 		var batch []access.Event
 		for range rapid.IntRange(0, 5).Draw(rt, "events") {
-			// Many events of one time: their ids decide the order.
+			// Many events of one time: the order in which they came decides.
 			e := event("r", rapid.SampledFrom(split("r a")).Draw(rt, "org"), len(all)+len(batch))
 			e.Timestamp = at(rapid.IntRange(0, 3).Draw(rt, "time"))
+			e.Seq = int64(len(all) + len(batch) + 1)
 			batch = append(batch, e)
 		}
 		segment++
 		flush(t, s, segment, batch...)
 		all = append(all, batch...)
 		slices.SortFunc(all, func(a, b access.Event) int {
-			return cmp.Or(b.Timestamp.Compare(a.Timestamp), cmp.Compare(b.ID, a.ID))
+			return cmp.Or(b.Timestamp.Compare(a.Timestamp), cmp.Compare(b.Seq, a.Seq))
 		})
 		q := org.AccessQuery{RootID: "r", OrgID: "a", Path: "r/a/", Limit: rapid.IntRange(1, 7).Draw(rt, "limit"),
 			Scope: rapid.SampledFrom([]org.Scope{org.ScopeSelf, org.ScopeSubtree}).Draw(rt, "scope")}
@@ -259,7 +262,7 @@ func testFlush(t *testing.T, s Store) {
 	}
 	wantEqual(t, position(), access.Position{})
 	batch := access.Batch{SpoolID: "spool", Position: access.Position{Segment: 1, Offset: 10},
-		Events: []access.Event{event("r", "b", 1), event("r", "b", 1)},
+		Events: []access.Event{event("r", "b", 1)},
 		Usage:  []access.Usage{use("r/a/b/", 1_000_000), use("r/a/b/", 500_000), use("r/a/", 1)}}
 	want := map[string][]usage.Total{
 		"r": {{RootID: "r", OrgID: "r", Month: month, Meter: usage.APICalls, Total: 1_500_001}},
@@ -291,7 +294,7 @@ func testFlush(t *testing.T, s Store) {
 		t.Error("stored a batch that follows nothing")
 	}
 
-	batch.Position.Offset = 20
+	batch.Position.Offset, batch.Events = 20, nil
 	batch.Usage = []access.Usage{use("r/b/", 2)} // after a move
 	flushBatch(t, s, batch)
 	want["r"][0].Total += 2
@@ -321,7 +324,7 @@ func testFlushText(t *testing.T, s Store) {
 	e.User, e.UserAgent, e.Path = "nul\x00", "latin \xe9", "/ünï"
 	flush(t, s, 1, e)
 	got := allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSelf, Limit: 10})
-	e.User, e.UserAgent = "nul\uFFFD", "latin \uFFFD"
+	e.User, e.UserAgent, e.Seq = "nul\uFFFD", "latin \uFFFD", 1
 	wantEqual(t, got, []access.Event{e})
 }
 
@@ -415,4 +418,92 @@ func testUsageModel(t *testing.T, s Store) {
 			}
 		}
 	})
+}
+
+// testAccessFeed: whoever goes by the order in which events became visible
+// gets every event once, also while several spools are stored at the same
+// time, and whatever times the events have.
+func testAccessFeed(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "q/")
+	const spools, batches, each = 4, 12, 7
+	var wg sync.WaitGroup
+	for n := range spools {
+		wg.Go(func() {
+			for i := range batches {
+				b := access.Batch{SpoolID: fmt.Sprint("spool", n), From: access.Position{Offset: int64(i)}, Position: access.Position{Offset: int64(i + 1)}}
+				for k := range each {
+					number := (n*batches+i)*each + k
+					e := event("r", split("r a")[k%2], number)
+					e.Timestamp = at(number * 7919 % 1000)
+					b.Events = append(b.Events, e, event("q", "q", number))
+				}
+				if err := s.Flush(context.Background(), b); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	stored := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(stored)
+	}()
+	for _, query := range []org.AccessQuery{
+		{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 5},
+		{RootID: "r", OrgID: "a", Path: "r/a/", Scope: org.ScopeSubtree, Limit: 3},
+		{RootID: "r", OrgID: "a", Path: "r/a/", Scope: org.ScopeSelf, Limit: 1000},
+		{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, IP: "192.0.2.9", Limit: 5},
+	} {
+		seen := map[string]bool{}
+		var position int64
+		for last := false; ; {
+			feed := get(t, s, func(tx org.Tx) (org.AccessFeed, error) { return tx.AccessFeed(query, position) })
+			for _, e := range feed.Events {
+				if e.Seq <= position || e.Seq > feed.Position || seen[e.ID] {
+					t.Fatalf("%+v: event %s with number %d after %d, position %d", query, e.ID, e.Seq, position, feed.Position)
+				}
+				position = e.Seq
+				seen[e.ID] = true
+			}
+			position = feed.Position
+			if last && !feed.More {
+				break
+			}
+			select {
+			case <-stored:
+				last = true
+			default:
+			}
+		}
+		want := allEvents(t, s, query)
+		if len(seen) != len(want) {
+			t.Errorf("%+v: followed %d events of %d", query, len(seen), len(want))
+		}
+		if query.Path == "r/" && query.IP == "" && len(want) != spools*batches*each {
+			t.Errorf("%d events are stored", len(want))
+		}
+		wantEqual(t, position, get(t, s, func(tx org.Tx) (int64, error) { return tx.AccessHead("r") }))
+	}
+	wantEqual(t, get(t, s, func(tx org.Tx) (int64, error) { return tx.AccessHead("absent") }), int64(0))
+}
+
+// testAccessFeedBounded: a step of a feed that finds nothing looks at a
+// bounded number of events and gets on.
+func testAccessFeedBounded(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/b/")
+	var events []access.Event
+	for i := range 6000 {
+		events = append(events, event("r", "a", i))
+	}
+	flush(t, s, 1, append(events, event("r", "b", 7000))...)
+	q := org.AccessQuery{RootID: "r", OrgID: "b", Path: "r/b/", Scope: org.ScopeSubtree, Limit: 5}
+	feed := get(t, s, func(tx org.Tx) (org.AccessFeed, error) { return tx.AccessFeed(q, 0) })
+	if len(feed.Events) != 0 || !feed.More || feed.Position <= 0 || feed.Position >= 6001 {
+		t.Fatalf("the first step: %+v", feed)
+	}
+	feed = get(t, s, func(tx org.Tx) (org.AccessFeed, error) { return tx.AccessFeed(q, feed.Position) })
+	wantEqual(t, eventIDs(feed.Events), []string{event("r", "b", 7000).ID})
+	if feed.More || feed.Position != 6001 {
+		t.Errorf("the second step: position %d, more %v", feed.Position, feed.More)
+	}
 }

@@ -55,6 +55,8 @@ func Run(t *testing.T, open func(testing.TB) Store) {
 		"AccessEvents":       testAccessEvents,
 		"AccessPages":        testAccessPages,
 		"AccessBounded":      testAccessBounded,
+		"AccessFeed":         testAccessFeed,
+		"AccessFeedBounded":  testAccessFeedBounded,
 		"Idempotency":        testIdempotency,
 		"IdempotencyRace":    testIdempotencyRace,
 		"Flush":              testFlush,

@@ -1,0 +1,178 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/web"
+)
+
+// appendEvent appends the representation of an access event.
+func appendEvent(b []byte, e *access.Event) []byte {
+	b = append(b, `{"id":`...)
+	b = appendString(b, e.ID)
+	b = append(b, `,"timestamp":`...)
+	b = appendTime(b, e.Timestamp)
+	b = append(b, `,"org_id":`...)
+	b = appendString(b, e.OrgID)
+	b = append(b, `,"user":`...)
+	b = appendString(b, e.User)
+	b = append(b, `,"action":`...)
+	b = appendString(b, e.Action)
+	b = append(b, `,"status":`...)
+	b = appendString(b, e.Status)
+	for _, m := range [...]struct{ name, value string }{
+		{"ip", e.IP}, {"user_agent", e.UserAgent}, {"method", e.Method}, {"path", e.Path},
+		{"request_id", e.RequestID}, {"api_key_id", e.APIKeyID},
+	} {
+		b = append(b, `,"`...)
+		b = append(b, m.name...)
+		b = append(b, `":`...)
+		b = appendNullable(b, m.value)
+	}
+	return append(b, '}')
+}
+
+var eventColumns = []string{"id", "timestamp", "org_id", "user", "action", "status", "ip", "user_agent", "method", "path", "request_id", "api_key_id"}
+
+func eventRow(e *access.Event) []string {
+	return []string{e.ID, e.Timestamp.UTC().Format(time.RFC3339Nano), e.OrgID, e.User, e.Action, e.Status, e.IP, e.UserAgent, e.Method, e.Path, e.RequestID, e.APIKeyID}
+}
+
+// accessQuery reads what selects events, whatever their order.
+func (q *query) accessQuery() org.AccessQuery {
+	aq := org.AccessQuery{Scope: org.Scope(q.oneOf("scope", "self", "self", "subtree")), User: q.text("user"), Action: q.text("action"),
+		Status: q.oneOf("status", "", access.Success, access.Failure, access.Denied), IP: q.text("ip"), APIKeyID: q.text("api_key_id")}
+	if aq.IP != "" {
+		ip, err := netip.ParseAddr(aq.IP)
+		if err != nil {
+			q.fail(problem.Param("ip", "must be an IPv4 or IPv6 address"))
+		}
+		aq.IP = ip.Unmap().String()
+	}
+	return aq
+}
+
+// within bounds a query to the organization that the request is about, and to
+// what its key reaches.
+func within(aq org.AccessQuery, r *web.Request) org.AccessQuery {
+	aq.RootID, aq.OrgID, aq.Path = r.Org.RootID, r.Org.ID, r.Org.Path
+	if !r.Actor.Spans() && r.Actor.Reach == key.ReachSelf {
+		aq.Scope = org.ScopeSelf
+	}
+	return aq
+}
+
+func (a *API) getAccessLog(r *web.Request) (*web.Response, error) {
+	if r.URL.Query().Has("follow") {
+		return a.followAccessLog(r)
+	}
+	q := parameters(r, "from", "to", "user", "action", "status", "ip", "api_key_id", "scope", "format", "limit", "cursor", "follow")
+	aq := within(q.accessQuery(), r)
+	aq.From, aq.To = q.time("from"), q.time("to")
+	format := q.format()
+	limit := q.limit()
+	if after := a.cursorOf(q, 2); after != nil {
+		us, err := strconv.ParseInt(after[0], 10, 64)
+		seq, err2 := strconv.ParseInt(after[1], 10, 64)
+		if err != nil || err2 != nil {
+			q.fail(problem.New(problem.InvalidCursor, "The cursor was not made for this query."))
+		}
+		aq.Before = org.AccessPosition{At: time.UnixMicro(us).UTC(), Seq: seq}
+	}
+	if q.err != nil {
+		return nil, q.err
+	}
+	if err := a.caughtUp(r.Context()); err != nil {
+		return nil, err
+	}
+	fetch := func(ctx context.Context, n int) ([]access.Event, []string, error) {
+		aq.Limit = n
+		page, err := a.service.AccessEvents(ctx, aq)
+		if err != nil || page.Next == nil {
+			return page.Events, nil, err
+		}
+		aq.Before = *page.Next
+		return page.Events, []string{strconv.FormatInt(page.Next.At.UnixMicro(), 10), strconv.FormatInt(page.Next.Seq, 10)}, nil
+	}
+	if format != formatJSON {
+		return stream(q, format, eventColumns, fetch, func(e *access.Event) []string { return eventRow(e) }, appendEvent), nil
+	}
+	events, next, err := fetch(r.Context(), limit)
+	if err != nil {
+		return nil, err
+	}
+	b := append(make([]byte, 0, 400*len(events)+2), '[')
+	for i := range events {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendEvent(b, &events[i])
+	}
+	return a.next(q, web.Raw(http.StatusOK, append(b, ']')), next), nil
+}
+
+// followAccessLog answers with the events as they become visible, from the
+// position in Last-Event-ID on, or from now on without one.
+func (a *API) followAccessLog(r *web.Request) (*web.Response, error) {
+	q := parameters(r, "follow", "user", "action", "status", "ip", "api_key_id", "scope")
+	if !q.bool("follow") {
+		q.fail(problem.Param("follow", "must be true, or be left out"))
+	}
+	selected := q.accessQuery()
+	if q.err != nil {
+		return nil, q.err
+	}
+	scope := "access log of " + r.Org.RootID
+	var position int64
+	var err error
+	if id := r.Header.Get("Last-Event-ID"); id != "" {
+		position, err = a.openPosition(id, scope)
+	} else if err = a.caughtUp(r.Context()); err == nil {
+		position, err = a.service.AccessHead(r.Context(), r.Org.RootID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return web.Follow(&web.Feed{Next: func(ctx context.Context) (web.Messages, error) {
+		aq := within(selected, r)
+		aq.Limit = feedPage
+		feed, err := a.service.AccessFeed(ctx, aq, position)
+		if err != nil {
+			return web.Messages{}, err
+		}
+		m := web.Messages{List: make([]web.Message, len(feed.Events)), More: feed.More, Position: a.sealPosition(feed.Position, scope)}
+		for i := range feed.Events {
+			e := &feed.Events[i]
+			m.List[i] = web.Message{ID: a.sealPosition(e.Seq, scope), Data: appendEvent(nil, e)}
+		}
+		position = feed.Position
+		return m, nil
+	}}), nil
+}
+
+// feedPage is how many events a feed sends at most before it checks again that
+// its key is still good.
+const feedPage = 500
+
+func (a *API) sealPosition(n int64, scope string) string {
+	return a.seal(strconv.AppendInt(nil, n, 36), scope)
+}
+
+// openPosition returns the position in a Last-Event-ID.
+func (a *API) openPosition(id, scope string) (int64, error) {
+	if text, ok := a.open(id, scope); ok {
+		if n, err := strconv.ParseInt(string(text), 36, 64); err == nil {
+			return n, nil
+		}
+	}
+	return 0, problem.New(problem.InvalidCursor, "The Last-Event-ID was not made by this stream.").
+		WithFix("Send the id of the last message that you got, or leave the header out to start now.")
+}
