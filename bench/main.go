@@ -409,6 +409,9 @@ func (r *rig) late(path string, n int) (string, error) {
 		}
 		io.Copy(io.Discard, resp.Body)
 		resp.Body.Close()
+		if resp.StatusCode != 200 {
+			return "", fmt.Errorf("%s: %s", path, resp.Status)
+		}
 		link := resp.Header.Get("Link")
 		end := strings.IndexByte(link, '>')
 		if end < 0 {

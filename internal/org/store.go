@@ -244,6 +244,15 @@ func (q *OrgQuery) Matches(o *Organization) bool {
 		(q.ExternalID == "" || q.ExternalID == o.ExternalID)
 }
 
+// PositionLength returns how many values make a position in the order that
+// the query asks for: two in the order of names, one otherwise.
+func (q *OrgQuery) PositionLength() int {
+	if q.NamePrefix != "" && q.Tag == "" && q.ExternalID == "" {
+		return 2
+	}
+	return 1
+}
+
 // OrgPage is one page. Next is the position for OrgQuery.After, nil at the
 // end; a page may be short, even empty, and still have a Next.
 type OrgPage struct {
