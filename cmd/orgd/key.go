@@ -44,7 +44,14 @@ func printSecret(cmd *cobra.Command, s *session, k *client.Key, what string) err
 }
 
 func rateText(r *client.RateLimit) string {
-	return fmt.Sprintf("%d/%s", r.Requests, time.Duration(r.PeriodSeconds)*time.Second)
+	period := (time.Duration(r.PeriodSeconds) * time.Second).String()
+	if strings.HasSuffix(period, "m0s") {
+		period = strings.TrimSuffix(period, "0s")
+	}
+	if strings.HasSuffix(period, "h0m") {
+		period = strings.TrimSuffix(period, "0m")
+	}
+	return fmt.Sprintf("%d/%s", r.Requests, period)
 }
 
 // parseRate parses a rate limit such as 100/1m.

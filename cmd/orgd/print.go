@@ -8,11 +8,11 @@ import (
 	"iter"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/text/width"
 )
 
 // tableBlock is how many rows of a table are aligned together: a long list
@@ -83,19 +83,66 @@ func limitFlag(cmd *cobra.Command, limit *int, otherwise int) {
 	cmd.Flags().IntVar(limit, "limit", otherwise, "how many to print at most; 0 for all")
 }
 
-func newTable(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 0, 0, 2, ' ', 0) }
+// table aligns rows in columns. What is written appears with Flush.
+type table struct {
+	w    io.Writer
+	rows [][]string
+}
 
-func writeRow(w io.Writer, cells []string) {
+func newTable(w io.Writer) *table { return &table{w: w} }
+
+func writeRow(t *table, cells []string) {
+	row := make([]string, len(cells))
 	for i, c := range cells {
-		if i > 0 {
-			io.WriteString(w, "\t")
-		}
 		if c == "" {
 			c = "-"
 		}
-		io.WriteString(w, clean(c))
+		row[i] = clean(c)
 	}
-	io.WriteString(w, "\n")
+	t.rows = append(t.rows, row)
+}
+
+// Flush writes the rows since the last Flush, aligned with each other.
+func (t *table) Flush() error {
+	var widths []int
+	for _, row := range t.rows {
+		for i, c := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], displayWidth(c))
+		}
+	}
+	var b strings.Builder
+	for _, row := range t.rows {
+		for i, c := range row {
+			b.WriteString(c)
+			if i < len(row)-1 {
+				b.WriteString(strings.Repeat(" ", widths[i]-displayWidth(c)+2))
+			}
+		}
+		b.WriteByte('\n')
+	}
+	t.rows = t.rows[:0]
+	_, err := io.WriteString(t.w, b.String())
+	return err
+}
+
+// displayWidth returns how many columns a terminal gives to s (Unicode
+// Standard Annex 11).
+func displayWidth(s string) int {
+	n := 0
+	for _, r := range s {
+		switch width.LookupRune(r).Kind() {
+		case width.EastAsianWide, width.EastAsianFullwidth:
+			n += 2
+		default:
+			if !unicode.In(r, unicode.Mn, unicode.Me, unicode.Cf) {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // printFields prints names and values in turn, one pair a line; a pair

@@ -2,11 +2,13 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -23,7 +25,19 @@ func TestMain(m *testing.M) {
 //	serve NAME
 //
 // starts 'orgd serve' with the data directory NAME on a free port, and sets
-// ORGD_URL and ORGD_KEY to it and its operator key.
+// ORGD_URL and ORGD_KEY to it and its operator key, and
+//
+//	code N PROGRAM ARGUMENTS...
+//
+// which is exec of a program that must end with the exit code N,
+//
+//	id ORG
+//
+// which sets ID to the id of the last API key of an organization, and
+//
+//	listens
+//
+// which sets ADDRESS to the address of the server.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -32,8 +46,45 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			return os.WriteFile(filepath.Join(env.WorkDir, "kubernetes-org.csv"), kubernetesOrg, 0o644)
 		},
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"serve": serveScript},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"serve": serveScript, "code": codeScript, "id": idScript, "listens": listensScript},
 	})
+}
+
+func codeScript(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: code N PROGRAM ARGUMENTS...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	var ended *exec.ExitError
+	if err := ts.Exec(args[1], args[2:]...); errors.As(err, &ended) {
+		got = ended.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("the exit code is %d", got)
+	}
+}
+
+func idScript(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: id ORG")
+	}
+	ts.Check(ts.Exec("orgd", "key", "list", args[0], "-o", "json"))
+	ids := regexp.MustCompile(`"id":"(key_[0-9a-z]+)"`).FindAllStringSubmatch(ts.ReadFile("stdout"), -1)
+	if ids == nil {
+		ts.Fatalf("%s has no API key", args[0])
+	}
+	ts.Setenv("ID", ids[len(ids)-1][1])
+}
+
+func listensScript(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: listens")
+	}
+	ts.Setenv("ADDRESS", strings.TrimPrefix(ts.Getenv("ORGD_URL"), "http://"))
 }
 
 var listening = regexp.MustCompile(`msg="orgd is listening" url=(\S+)`)

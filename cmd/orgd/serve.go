@@ -43,12 +43,13 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 }
 
 // fromEnvironment sets every flag that was not given from the environment:
-// --data-dir from ORGD_DATA_DIR, and so on.
+// --data-dir from ORGD_DATA_DIR, and so on. An empty variable counts as not
+// set, since many tools can only empty one.
 func fromEnvironment(fs *pflag.FlagSet) error {
 	var errs []error
 	fs.VisitAll(func(f *pflag.Flag) {
 		name := "ORGD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if v, ok := os.LookupEnv(name); ok && !f.Changed && f.Name != "help" {
+		if v := os.Getenv(name); v != "" && !f.Changed && f.Name != "help" {
 			if err := fs.Set(f.Name, v); err != nil {
 				errs = append(errs, usageError("%s=%q is not valid: %w", name, v, err))
 			}

@@ -203,7 +203,7 @@ func (e *importErrors) add(line int, err error) {
 	p := problem.From(err)
 	f := problem.Field{Line: line, Detail: p.Detail}
 	if len(p.Fields) > 0 {
-		f.Pointer = p.Fields[0].Pointer
+		f.Pointer, f.Detail = p.Fields[0].Pointer, p.Fields[0].Detail
 	}
 	e.fields = append(e.fields, f)
 }

@@ -103,7 +103,7 @@ func TestParseImportErrors(t *testing.T) {
 			text := err.Detail
 			for _, f := range err.Fields {
 				lines = append(lines, f.Line)
-				text += "\n" + f.Detail
+				text += "\n" + f.Pointer + " " + f.Detail
 			}
 			if err.Code != problem.ImportInvalid || !slices.Equal(lines, tt.lines) || !strings.Contains(text, tt.says) {
 				t.Errorf("error %v %+v; want one that says %q at the lines %v", err, err.Fields, tt.says, tt.lines)
