@@ -138,6 +138,10 @@ func expected(operation string, sm sample, keyName, target string) int {
 		return http.StatusForbidden
 	}
 	switch operation {
+	case "deleteOrg":
+		if keyName == "self reach" {
+			return http.StatusForbidden // the key does not reach what would be deleted below
+		}
 	case "moveOrg":
 		if target == "own" {
 			return http.StatusForbidden // the key does not reach the old parent

@@ -131,7 +131,7 @@ func (a *API) createOrg(r *web.Request) (*web.Response, error) {
 	if err := r.Decode(&body); err != nil {
 		return nil, err
 	}
-	if body.ParentID != "" {
+	if r.Sought = body.ParentID; r.Sought != "" {
 		parent, err := a.service.Find(r.Context(), r.Actor, body.ParentID)
 		if err != nil {
 			return nil, err
@@ -349,6 +349,7 @@ func (a *API) moveOrg(r *web.Request) (*web.Response, error) {
 	if body.ParentID == "" {
 		return nil, problem.Body("/parent_id", "is missing").WithFix("Name the organization to move below.")
 	}
+	r.Sought = body.ParentID
 	if dryRun {
 		p, err := a.service.PreviewMove(r.Context(), r.Call(nil), r.Org.ID, body.ParentID)
 		if err != nil {
@@ -448,7 +449,7 @@ func (a *API) importOrgs(r *web.Request) (*web.Response, error) {
 	if opt.ParentID == "" && !r.Actor.Spans() {
 		opt.ParentID = r.Actor.OrgID
 	}
-	if opt.ParentID != "" {
+	if r.Sought = opt.ParentID; opt.ParentID != "" {
 		var err error
 		if r.Org, err = a.service.Find(r.Context(), r.Actor, opt.ParentID); err != nil {
 			return nil, err

@@ -137,6 +137,44 @@ func exceeds(creator *Actor, t *Terms, cidrs []netip.Prefix) *problem.Error {
 	return e
 }
 
+// Within checks that a key has no more power than the actor has: who could
+// change or rotate it would have that power too. The error is
+// PermissionDenied and says what the key has more.
+func Within(a *Actor, k *Key) *problem.Error {
+	if a.Spans() {
+		return nil
+	}
+	var more []string
+	missing := k.Permissions.SubsetOf(a.Permissions)
+	if len(missing) > 0 {
+		more = append(more, "permissions ("+strings.Join(missing, ", ")+")")
+	}
+	if k.Reach == ReachSubtree && a.Reach == ReachSelf {
+		more = append(more, "reach")
+	}
+	var cidrs []netip.Prefix
+	for _, s := range k.AllowedCIDRs {
+		if p, ok := ParseCIDR(s); ok {
+			cidrs = append(cidrs, p)
+		}
+	}
+	if len(Exceeding(cidrs, a.CIDRs)) > 0 {
+		more = append(more, "addresses")
+	}
+	if a.ExpiresAt != nil && (k.ExpiresAt == nil || k.ExpiresAt.After(*a.ExpiresAt)) {
+		more = append(more, "time before it expires")
+	}
+	if len(more) == 0 {
+		return nil
+	}
+	e := problem.New(problem.PermissionDenied, "The key %s has more than this key: %s.", k.ID, strings.Join(more, ", ")).
+		WithFix("Use a key that has as much, or revoke the key.")
+	if len(missing) > 0 {
+		e = e.With("missing", missing)
+	}
+	return e
+}
+
 // checkName returns a name without the white space around it.
 func checkName(pointer, name string) (string, *problem.Error) {
 	name = strings.TrimSpace(name)

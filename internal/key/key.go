@@ -117,6 +117,12 @@ func (a *Actor) Sees(path string) bool {
 	}
 }
 
+// SeesBelow reports whether the descendants of the organization with this
+// path lie within the actor's reach.
+func (a *Actor) SeesBelow(path string) bool {
+	return a.Kind != KindKey || a.Reach != ReachSelf && strings.HasPrefix(path, a.Path)
+}
+
 // May reports whether the actor holds the permission.
 func (a *Actor) May(permission string) bool {
 	return a.Kind != KindKey || a.Permissions.Has(permission)

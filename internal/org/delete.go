@@ -38,6 +38,10 @@ func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteO
 		if d.Counts, err = c.CountSubtree(o.RootID, o.Path); err != nil {
 			return nil, nil, err
 		}
+		if d.Organizations > 1 && !call.Actor.SeesBelow(o.Path) {
+			return nil, nil, problem.New(problem.PermissionDenied, "The organization has live descendants, which this key does not reach.").
+				WithFix("Use a key with the reach subtree.")
+		}
 		if opt.DryRun {
 			return nil, nil, nil
 		}

@@ -143,7 +143,7 @@ type KeyUpdate struct {
 // more powerful than the actor.
 func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string, u KeyUpdate) (*key.Key, audit.Receipt, error) {
 	return s.changeKey(ctx, call, orgID, keyID, func(c *change, k *key.Key) (any, string, error) {
-		if p := within(call.Actor, k, c.at); p != nil {
+		if p := key.Within(call.Actor, k); p != nil {
 			return nil, "", p
 		}
 		req := key.Request{Name: k.Name, Permissions: k.Permissions, Reach: k.Reach,
@@ -182,7 +182,7 @@ func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string
 func (s *Service) RotateKey(ctx context.Context, call *Call, orgID, keyID string, overlap time.Duration) (*NewKey, audit.Receipt, error) {
 	var out *NewKey
 	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *change, k *key.Key) (any, string, error) {
-		if p := within(call.Actor, k, c.at); p != nil {
+		if p := key.Within(call.Actor, k); p != nil {
 			return nil, "", p
 		}
 		k.Old = nil
@@ -244,19 +244,4 @@ func (s *Service) changeKey(ctx context.Context, call *Call, orgID, keyID string
 		return result, []audit.Draft{c.keyEntry(o, after, action, changes)}, nil
 	})
 	return after, receipt, err
-}
-
-// within checks that a key is no more powerful than the actor.
-func within(a *key.Actor, k *key.Key, at time.Time) *problem.Error {
-	if a.Spans() {
-		return nil
-	}
-	if missing := k.Permissions.SubsetOf(a.Permissions); len(missing) > 0 {
-		return problem.New(problem.PermissionDenied, "The key %s has permissions that this key lacks: %v.", k.ID, missing).
-			WithFix("Use a key that has all of them, or revoke the key.").With("missing", missing)
-	}
-	if k.Reach == key.ReachSubtree && a.Reach == key.ReachSelf {
-		return problem.New(problem.PermissionDenied, "The key %s reaches further than this key.", k.ID)
-	}
-	return nil
 }

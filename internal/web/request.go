@@ -31,6 +31,7 @@ type Request struct {
 	Actor     *key.Actor
 	OldSecret bool          // the key's secret is one that a rotation replaced
 	Org       *org.Snapshot // the organization that the request is about; nil if none, or not visible
+	Sought    string        // the id of an organization that the body or the query names; it may not exist
 	Receipt   audit.Receipt // of the change that the request made
 	// Decision is set by a route that decides about another request: it says
 	// what is recorded, instead of this request and its count.

@@ -461,7 +461,8 @@ func (s *Server) eventStatus(rt *Route, r *Request, status int) string {
 		return access.Success
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
 		return access.Denied
-	case status == http.StatusNotFound && r.Org == nil && rt.Rule.Target != "" && s.service.Exists(r.Context(), r.PathValue(rt.Rule.Target)):
+	case status == http.StatusNotFound && r.Org == nil && rt.Rule.Target != "" && s.service.Exists(r.Context(), r.PathValue(rt.Rule.Target)),
+		status == http.StatusNotFound && r.Sought != "" && s.service.Exists(r.Context(), r.Sought):
 		return access.Denied
 	default:
 		return access.Failure
