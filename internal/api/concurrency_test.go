@@ -1,0 +1,235 @@
+package api_test
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/orgd/orgd/internal/testkit"
+)
+
+// together makes n requests at the same time and returns their answers.
+func together(t *testing.T, n int, request func(i int) (*testkit.Answer, error)) []*testkit.Answer {
+	t.Helper()
+	answers := make([]*testkit.Answer, n)
+	start := make(chan struct{})
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			<-start
+			a, err := request(i)
+			if err != nil {
+				t.Error(err)
+				a = &testkit.Answer{Header: http.Header{}}
+			}
+			answers[i] = a
+		})
+	}
+	close(start)
+	wg.Wait()
+	return answers
+}
+
+func statuses(answers []*testkit.Answer) map[int]int {
+	n := map[int]int{}
+	for _, a := range answers {
+		n[a.Status]++
+	}
+	return n
+}
+
+// Every resource has a strong entity tag that changes with it, and a change
+// that names another is refused.
+func TestPreconditions(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		s.Must(201, "POST", "/orgs", op, `{"id":"r","name":"Root"}`)
+		s.Must(201, "POST", "/orgs/r/children", op, `{"id":"c","name":"Child","tags":["x"]}`)
+		s.Must(201, "POST", "/orgs/r/children", op, `{"id":"d","name":"Other"}`)
+		s.Must(200, "PUT", "/orgs/r/customization_schema", op, `{"type":"object"}`)
+		tag := func(path string) string {
+			t.Helper()
+			tag := s.Must(200, "GET", path, op, "").Header.Get("ETag")
+			if len(tag) < 10 || tag[0] != '"' {
+				t.Errorf("the tag of %s is %s", path, tag)
+			}
+			return tag
+		}
+		for _, tt := range []struct{ resource, method, path, body string }{
+			{"/orgs/c", "PATCH", "/orgs/c", `{"name":"New %d"}`},
+			{"/orgs/c/customizations", "PUT", "/orgs/c/customizations", `{"customizations":{"a":%d}}`},
+			{"/orgs/c", "POST", "/orgs/c/move", `{"parent_id":"d"}`},
+			{"/orgs/c", "PUT", "/orgs/c/tags/t%d", ``},
+			{"/orgs/c/tags", "PUT", "/orgs/c/tags/u%d", ``},
+			{"/orgs/c", "DELETE", "/orgs/c/tags/x", ``},
+			{"/orgs/r/customization_schema", "PUT", "/orgs/r/customization_schema", `{"type":"object","title":"%d"}`},
+			{"/orgs/r/customization_schema", "DELETE", "/orgs/r/customization_schema", ``},
+			{"/orgs/c", "DELETE", "/orgs/c", ``},
+		} {
+			fill := func(text string, n int) string { return strings.ReplaceAll(text, "%d", fmt.Sprint(n)) }
+			current := tag(tt.resource)
+			for _, bad := range []string{`"stale"`, `"a", "b"`, `W/` + current, strings.Trim(current, `"`), strings.ToUpper(current) + "x"} {
+				a := s.Must(412, tt.method, fill(tt.path, 1), op, fill(tt.body, 1), "If-Match", bad)
+				if a.String("code") != "precondition_failed" || a.String("etag") != current {
+					t.Errorf("%s %s with If-Match %s: %s", tt.method, tt.path, bad, a.Body)
+				}
+			}
+			if after := tag(tt.resource); after != current {
+				t.Errorf("%s %s was refused and changed the tag", tt.method, tt.path)
+			}
+			a := s.Must(200, tt.method, fill(tt.path, 2), op, fill(tt.body, 2), "If-Match", `"other" , `+current)
+			if tt.method == "DELETE" && tt.path != "/orgs/c/tags/x" {
+				continue
+			}
+			after := tag(tt.resource)
+			if after == current {
+				t.Errorf("%s %s did not change the tag", tt.method, tt.path)
+			}
+			if got := a.Header.Get("ETag"); got != after && tt.resource == strings.Split(tt.path, "/tags/")[0] && tt.path != "/orgs/c/move" {
+				t.Errorf("%s %s answers with the tag %s, then it is %s", tt.method, tt.path, got, after)
+			}
+			s.Must(412, tt.method, fill(tt.path, 3), op, fill(tt.body, 3), "If-Match", current)
+		}
+		s.Must(200, "PATCH", "/orgs/r", op, `{"name":"Any"}`, "If-Match", "*")
+		s.Must(404, "PATCH", "/orgs/c", op, `{"name":"Any"}`, "If-Match", "*")
+
+		// What is inherited is part of the settings' representation, and of its tag.
+		before := tag("/orgs/d/customizations")
+		s.Must(200, "PUT", "/orgs/r/customizations", op, `{"customizations":{"b":1}}`)
+		if tag("/orgs/d/customizations") == before {
+			t.Error("an inherited setting changed, its tag did not")
+		}
+
+		// Of many changes of the same state one wins.
+		current := tag("/orgs/d")
+		answers := together(t, 12, func(i int) (*testkit.Answer, error) {
+			return s.TryDo("PATCH", "/orgs/d", op, fmt.Sprintf(`{"description":"by %d"}`, i), "If-Match", current)
+		})
+		if n := statuses(answers); n[200] != 1 || n[412] != 11 {
+			t.Errorf("twelve changes of the same state: %v", n)
+		}
+	})
+}
+
+// A POST with an Idempotency-Key happens once, from however many connections
+// it comes.
+func TestIdempotencyKeys(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		s.Must(201, "POST", "/orgs", op, `{"id":"r","name":"Root"}`)
+		key, _ := s.NewKey("r", `"permissions":["admin"]`)
+		const body = `{"name":"Child"}`
+		send := func(int) (*testkit.Answer, error) {
+			return s.TryDo("POST", "/orgs/r/children", key, body, "Idempotency-Key", "one")
+		}
+		var first *testkit.Answer
+		for deadline := time.Now().Add(10 * time.Second); ; {
+			answers := together(t, 10, send)
+			unfinished := false
+			for _, a := range answers {
+				switch {
+				case a.Status == 409:
+					if a.String("code") != "request_in_flight" || a.Header.Get("Retry-After") == "" {
+						t.Fatalf("409: %v %s", a.Header, a.Body)
+					}
+					unfinished = true
+				case a.Status != 201:
+					t.Fatalf("%d %s", a.Status, a.Body)
+				case first == nil:
+					first = a
+				}
+				if a.Status != 201 {
+					continue
+				}
+				if !bytes.Equal(a.Body, first.Body) {
+					t.Fatalf("two answers:\n%s\n%s", a.Body, first.Body)
+				}
+				for _, name := range []string{"Location", "Etag", "Orgd-Audit-Receipt", "Content-Type"} {
+					if a.Header.Get(name) != first.Header.Get(name) || a.Header.Get(name) == "" {
+						t.Errorf("%s is %q, at first %q", name, a.Header.Get(name), first.Header.Get(name))
+					}
+				}
+			}
+			if !unfinished {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("requests are in flight for ever")
+			}
+		}
+		if children := s.Must(200, "GET", "/orgs/r/children", key, "").JSON().([]any); len(children) != 1 {
+			t.Errorf("%d children were created", len(children))
+		}
+		entries := s.Must(200, "GET", "/orgs/r/children_audit?action=organization.created&scope=children", key, "").JSON().([]any)
+		if len(entries) != 1 {
+			t.Errorf("%d entries were written", len(entries))
+		}
+
+		// Another request with the same key: another body, call or query.
+		for _, call := range [][2]string{{"/orgs/r/children", `{"name":"Other"}`}, {"/orgs/r/children", `{"name":"Child" }`}, {"/orgs", body}, {"/orgs/r/api_keys", body}} {
+			if a := s.Must(409, "POST", call[0], key, call[1], "Idempotency-Key", "one"); a.String("code") != "idempotency_key_reused" {
+				t.Errorf("POST %s: %s", call[0], a.Body)
+			}
+		}
+		// Another caller's key is another key.
+		other, _ := s.NewKey("r", `"permissions":["admin"]`)
+		if a := s.Must(201, "POST", "/orgs/r/children", other, body, "Idempotency-Key", "one"); a.String("id") == first.String("id") {
+			t.Error("another caller got the answer")
+		}
+		// The caller is checked before the answer is given again.
+		s.Must(401, "POST", "/orgs/r/children", "", body, "Idempotency-Key", "one")
+
+		// A refused request did nothing and may be tried again.
+		s.Must(400, "POST", "/orgs/r/children", key, `{"name":""}`, "Idempotency-Key", "two")
+		s.Must(409, "POST", "/orgs/r/children", key, `{"id":"r","name":"x"}`, "Idempotency-Key", "two")
+		s.Must(201, "POST", "/orgs/r/children", key, `{"id":"two","name":"Two"}`, "Idempotency-Key", "two")
+		for _, bad := range []string{"a b", "é", strings.Repeat("a", 256), ""} {
+			s.Must(400, "POST", "/orgs/r/children", key, body, "Idempotency-Key", bad)
+		}
+		s.Must(201, "POST", "/orgs/r/children", key, body, "Idempotency-Key", strings.Repeat("a", 255))
+
+		// Every POST: a restore, a move and a rotation too.
+		s.Must(201, "POST", "/orgs/r/children", key, `{"id":"c","name":"C"}`)
+		for i, call := range [][2]string{{"/orgs/c/move", `{"parent_id":"two"}`}, {"/orgs/c/restore", ``}, {"/orgs/import?parent_id=two", "id,name\ni1,I\n"}} {
+			ct := "application/json"
+			if i == 1 {
+				s.Must(200, "DELETE", "/orgs/c", key, "")
+			}
+			if i == 2 {
+				ct = "text/csv"
+			}
+			k := fmt.Sprint("post-", i)
+			a := s.Must(200, "POST", call[0], key, call[1], "Idempotency-Key", k, "Content-Type", ct)
+			again := s.Must(200, "POST", call[0], key, call[1], "Idempotency-Key", k, "Content-Type", ct)
+			if !bytes.Equal(a.Body, again.Body) || a.Header.Get("Orgd-Audit-Receipt") != again.Header.Get("Orgd-Audit-Receipt") {
+				t.Errorf("POST %s: %s\nagain: %s", call[0], a.Body, again.Body)
+			}
+		}
+	})
+}
+
+// An answer is kept for a day; after that the key is as if it was never used.
+func TestIdempotencyKeysEnd(t *testing.T) {
+	onBothWith(t, func(t *testing.T, s *testkit.Server, c *clock) {
+		s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"r","name":"Root"}`)
+		create := func(name string) *testkit.Answer {
+			return s.Do("POST", "/orgs/r/children", s.OperatorKey, `{"name":"`+name+`"}`, "Idempotency-Key", "k")
+		}
+		first := create("A").String("id")
+		c.forward(23 * time.Hour)
+		if got := create("A").String("id"); got != first {
+			t.Errorf("after 23 hours: %s, at first %s", got, first)
+		}
+		c.forward(2 * time.Hour)
+		if a := create("B"); a.Status != 201 || a.String("id") == first {
+			t.Errorf("after 25 hours: %d %s", a.Status, a.Body)
+		}
+		if a := create("A"); a.Status != 409 {
+			t.Errorf("the new answer is kept: %d %s", a.Status, a.Body)
+		}
+	})
+}
