@@ -94,7 +94,8 @@ type Tx interface {
 	Expired(before time.Time, limit int) ([]*Organization, error)
 	// Purge removes for good what one delete removed, with its keys, tags,
 	// access events and idempotency records, whether or not parts of it were
-	// moved. Audit entries and consumption stay. If it removed a root, the
+	// moved. Audit entries stay, and consumption, which its ancestors' totals
+	// hold; that of a root goes with it. If it removed a root, the
 	// root's audit log is closed: its entries are kept, but an organization
 	// that later takes the same id gets a new log. Organizations that were
 	// deleted earlier below it are removed too. It returns how many

@@ -290,8 +290,13 @@ func (t *tx) Purge(rootID, deletionID string) (int64, error) {
 		return 0, err
 	}
 	// The number of the root's last access event stays: nobody who follows
-	// them later must find it smaller.
-	for _, text := range []string{`DELETE FROM access_claims WHERE root_id = $1`, `DELETE FROM access_retentions WHERE root_id = $1`} {
+	// them later must find it smaller. Nothing is above a root that would count
+	// what it consumed, and a new root with its id has consumed nothing.
+	for _, text := range []string{
+		`DELETE FROM access_claims WHERE root_id = $1`,
+		`DELETE FROM access_retentions WHERE root_id = $1`,
+		`DELETE FROM usage_totals WHERE root_id = $1`,
+	} {
 		if _, err := t.exec(text, rootID); err != nil {
 			return 0, err
 		}
