@@ -38,15 +38,22 @@ func TestMain(m *testing.M) {
 //	listens
 //
 // which sets ADDRESS to the address of the server.
+//
+//	demo ARGUMENTS...
+//
+// starts 'orgd demo' on a free port, after it has stopped the one before, and
+// puts what it prints into the file demo.out and the lines to paste into
+// paste.sh, where an answer that is an error ends curl with an error.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
+			env.Values["demo"] = &running{stop: func() {}}
 			return os.WriteFile(filepath.Join(env.WorkDir, "kubernetes-org.csv"), kubernetesOrg, 0o644)
 		},
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"serve": serveScript, "code": codeScript, "id": idScript, "listens": listensScript},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"serve": serveScript, "code": codeScript, "id": idScript, "listens": listensScript, "demo": demoScript},
 	})
 }
 
@@ -87,16 +94,74 @@ func listensScript(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("ADDRESS", strings.TrimPrefix(ts.Getenv("ORGD_URL"), "http://"))
 }
 
+// program returns a command that runs this orgd in the script's directory and
+// environment.
+func program(ts *testscript.TestScript, args ...string) *exec.Cmd {
+	bin, _, _ := strings.Cut(ts.Getenv("PATH"), string(os.PathListSeparator))
+	cmd := exec.Command(filepath.Join(bin, "orgd"), args...)
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Env = append(os.Environ(), "TMPDIR="+ts.MkAbs("tmp"))
+	return cmd
+}
+
+// running is the demo of a script.
+type running struct{ stop func() }
+
+func demoScript(ts *testscript.TestScript, neg bool, args []string) {
+	if neg {
+		ts.Fatalf("usage: demo ARGUMENTS...")
+	}
+	r := ts.Value("demo").(*running)
+	r.stop()
+	ts.Check(os.MkdirAll(ts.MkAbs("tmp"), 0o700))
+	cmd := program(ts, append([]string{"demo", "--listen", "127.0.0.1:0"}, args...)...)
+	var log strings.Builder
+	cmd.Stderr = &log
+	out, err := cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	r.stop = func() {
+		r.stop = func() {}
+		ts.Check(cmd.Process.Signal(os.Interrupt))
+		if err := cmd.Wait(); err != nil {
+			ts.Fatalf("orgd demo: %v\n%s", err, log.String())
+		}
+	}
+	ts.Defer(func() { r.stop() })
+	var printed, paste strings.Builder
+	pasting := false
+	for in := bufio.NewScanner(out); in.Scan(); {
+		line := in.Text()
+		fmt.Fprintln(&printed, line)
+		if name, value, ok := strings.Cut(strings.TrimPrefix(line, "export "), "="); ok && strings.HasPrefix(line, "export ORGD_") {
+			ts.Setenv(name, value)
+		}
+		pasting = (pasting || strings.HasPrefix(line, "export ")) && !strings.HasPrefix(line, "The operator key")
+		if pasting {
+			fmt.Fprintln(&paste, strings.Replace(line, "curl -s ", "curl -s -f -w '\\n' ", 1))
+		}
+		if strings.HasPrefix(line, "The operator key") {
+			break
+		}
+	}
+	if paste.Len() == 0 {
+		cmd.Process.Kill()
+		cmd.Wait()
+		r.stop = func() {}
+		ts.Fatalf("orgd demo prints nothing to paste:\n%s%s", printed.String(), log.String())
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("demo.out"), []byte(printed.String()), 0o644))
+	ts.Check(os.WriteFile(ts.MkAbs("paste.sh"), []byte("set -e\n"+paste.String()), 0o644))
+}
+
 var listening = regexp.MustCompile(`msg="orgd is listening" url=(\S+)`)
 
 func serveScript(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: serve NAME")
 	}
-	bin, _, _ := strings.Cut(ts.Getenv("PATH"), string(os.PathListSeparator))
 	dir := ts.MkAbs(args[0])
-	cmd := exec.Command(filepath.Join(bin, "orgd"), "serve", "--data-dir", dir, "--listen", "127.0.0.1:0")
-	cmd.Dir = ts.MkAbs(".")
+	cmd := program(ts, "serve", "--data-dir", dir, "--listen", "127.0.0.1:0")
 	log, err := cmd.StderrPipe()
 	ts.Check(err)
 	ts.Check(cmd.Start())

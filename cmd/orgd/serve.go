@@ -58,19 +58,22 @@ func fromEnvironment(fs *pflag.FlagSet) error {
 	return errors.Join(errs...)
 }
 
-func (f *serveFlags) logger() (*slog.Logger, error) {
+// logger returns the logger that the flags ask for, and what it writes to.
+func (f *serveFlags) logger() (*slog.Logger, *logWriter, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
-		return nil, usageError("--log-level must be debug, info, warn or error, not %q", f.logLevel)
+		return nil, nil, usageError("--log-level must be debug, info, warn or error, not %q", f.logLevel)
 	}
 	opt := &slog.HandlerOptions{Level: level}
-	switch f.logFormat {
-	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, opt)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, opt)), nil
+	if f.logFormat != "text" && f.logFormat != "json" {
+		return nil, nil, usageError("--log-format must be text or json, not %q", f.logFormat)
 	}
-	return nil, usageError("--log-format must be text or json, not %q", f.logFormat)
+	w := newLogWriter(os.Stderr)
+	var h slog.Handler = slog.NewTextHandler(w, opt)
+	if f.logFormat == "json" {
+		h = slog.NewJSONHandler(w, opt)
+	}
+	return slog.New(promptHandler{h, w}), w, nil
 }
 
 func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
@@ -133,10 +136,11 @@ SIGTERM lets the requests under way finish.`,
 
 // run serves until ctx ends. started is called once the server listens.
 func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url string) error) (err error) {
-	log, err := f.logger()
+	log, logs, err := f.logger()
 	if err != nil {
 		return err
 	}
+	defer logs.Close()
 	config, err := f.config(log)
 	if err != nil {
 		return err
@@ -160,6 +164,7 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 	}
 	log.Info("orgd is listening", "url", url, "docs", url+"/docs", "database", s.Store.Kind(),
 		"data_dir", f.dataDir, "version", version(), "took", time.Since(begin).Round(time.Millisecond))
+	logs.Flush()
 	if started == nil {
 		return s.Serve(ctx, l)
 	}

@@ -102,7 +102,7 @@ func (s *Server) Stop() { s.stopping() }
 func (s *Server) follow(w http.ResponseWriter, rt *Route, r *Request, f *Feed) {
 	// A read deadline that passes would cancel the request.
 	http.NewResponseController(w).SetReadDeadline(time.Time{})
-	out := &patientWriter{w: w}
+	out := &patientWriter{w, stallTimeout}
 	ctx := r.Context()
 	b := []byte("retry: 1000\n")
 	sent, position := time.Now(), ""
@@ -176,8 +176,11 @@ func (s *Server) next(ctx context.Context, rt *Route, r *Request, f *Feed) (Mess
 
 // patientWriter moves the deadline of the connection with every write: an
 // answer may take as long as it likes while its client reads, and no longer
-// than stallTimeout when it does not.
-type patientWriter struct{ w http.ResponseWriter }
+// than stall when it does not.
+type patientWriter struct {
+	w     http.ResponseWriter
+	stall time.Duration
+}
 
 func (p *patientWriter) Write(b []byte) (int, error) {
 	if err := p.extend(); err != nil {
@@ -194,7 +197,7 @@ func (p *patientWriter) flush() error {
 }
 
 func (p *patientWriter) extend() error {
-	err := http.NewResponseController(p.w).SetWriteDeadline(time.Now().Add(stallTimeout))
+	err := http.NewResponseController(p.w).SetWriteDeadline(time.Now().Add(p.stall))
 	if errors.Is(err, http.ErrNotSupported) {
 		return nil
 	}

@@ -128,7 +128,7 @@ func (r *Response) send(w http.ResponseWriter, head bool) error {
 	}
 	// The deadline for reading the request would cancel it.
 	http.NewResponseController(w).SetReadDeadline(time.Time{})
-	return r.Stream(&patientWriter{w: w})
+	return r.Stream(&patientWriter{w, stallTimeout})
 }
 
 var (

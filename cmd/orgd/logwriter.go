@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+const (
+	// logDelay is how long a line of the log may wait to be written with
+	// others.
+	logDelay = 100 * time.Millisecond
+	// logBuffer is how much may wait; who logs more waits for the writing.
+	logBuffer = 256 << 10
+)
+
+// logWriter gathers lines and writes many of them at once, so that requests
+// do not queue for one system call each. Lines stay whole and in order. What
+// was written and not yet passed on is lost if the process is killed, at most
+// logDelay of it; a warning or an error, with all before it, is passed on
+// before the call that logs it returns.
+type logWriter struct {
+	out io.Writer
+
+	mu      sync.Mutex
+	buf     []byte
+	spare   []byte
+	writing sync.Mutex // held while out is written to; taken before mu
+
+	stop, stopped chan struct{}
+	once          sync.Once
+}
+
+func newLogWriter(out io.Writer) *logWriter {
+	w := &logWriter{out: out, stop: make(chan struct{}), stopped: make(chan struct{})}
+	go func() {
+		defer close(w.stopped)
+		tick := time.NewTicker(logDelay)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				w.Flush()
+			case <-w.stop:
+				return
+			}
+		}
+	}()
+	return w
+}
+
+// Write takes a line. It returns before the line is written out.
+func (w *logWriter) Write(line []byte) (int, error) {
+	w.mu.Lock()
+	w.buf = append(w.buf, line...)
+	full := len(w.buf) >= logBuffer
+	w.mu.Unlock()
+	if full {
+		w.Flush()
+	}
+	return len(line), nil
+}
+
+// Flush writes out all lines taken before the call. What out refuses is
+// dropped: there is nowhere to say so.
+func (w *logWriter) Flush() {
+	w.writing.Lock()
+	defer w.writing.Unlock()
+	w.mu.Lock()
+	b := w.buf
+	w.buf, w.spare = w.spare[:0], nil
+	w.mu.Unlock()
+	if len(b) > 0 {
+		w.out.Write(b)
+	}
+	w.mu.Lock()
+	w.spare = b
+	w.mu.Unlock()
+}
+
+// Close writes out what waits. From then on lines are written out with Flush
+// only.
+func (w *logWriter) Close() error {
+	w.once.Do(func() {
+		close(w.stop)
+		<-w.stopped
+	})
+	w.Flush()
+	return nil
+}
+
+// promptHandler passes warnings and errors on at once.
+type promptHandler struct {
+	slog.Handler
+	w *logWriter
+}
+
+func (h promptHandler) Handle(ctx context.Context, r slog.Record) error {
+	err := h.Handler.Handle(ctx, r)
+	if r.Level >= slog.LevelWarn {
+		h.w.Flush()
+	}
+	return err
+}
+
+func (h promptHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return promptHandler{h.Handler.WithAttrs(attrs), h.w}
+}
+
+func (h promptHandler) WithGroup(name string) slog.Handler {
+	return promptHandler{h.Handler.WithGroup(name), h.w}
+}
