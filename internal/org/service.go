@@ -36,6 +36,9 @@ type Service struct {
 	bounds *otter.Cache[string, *bounds] // by path
 	spool  Spool
 	gauges *gauges
+
+	keyring *audit.Keyring
+	changed changedRoots
 }
 
 // Config is what a Service works with.
@@ -47,6 +50,7 @@ type Config struct {
 	RestoreWindow time.Duration // how long a deleted organization can be restored
 	OperatorHash  [32]byte      // SHA-256 of the operator key
 	Spool         Spool
+	Keyring       *audit.Keyring // the keys that sign the audit logs
 }
 
 // NewService returns a service.
@@ -65,7 +69,8 @@ func NewService(c Config) (*Service, error) {
 	}
 	return &Service{store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
 		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
-		bounds: limits, spool: c.Spool, gauges: newGauges()}, nil
+		bounds: limits, spool: c.Spool, gauges: newGauges(),
+		keyring: c.Keyring, changed: changedRoots{roots: map[string]bool{}, wake: make(chan struct{}, 1)}}, nil
 }
 
 // Call is one request to the service: who makes it, from where, and under
@@ -115,6 +120,7 @@ type change struct {
 // changed.
 func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (result any, entries []audit.Draft, err error)) (audit.Receipt, error) {
 	var receipt audit.Receipt
+	var roots []string
 	err := s.store.Write(ctx, func(tx Tx) error {
 		receipt = audit.Receipt{}
 		c := &change{Tx: tx, call: call, at: s.Now(), newID: s.newID, heads: map[string]*audit.Head{}, rootOf: s.rootOf}
@@ -125,7 +131,7 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 		if len(entries) == 0 {
 			return errUnchanged
 		}
-		if receipt, err = c.append(entries, s.rand); err != nil {
+		if receipt, roots, err = c.append(entries, s.rand); err != nil {
 			return err
 		}
 		idem := call.Idempotent
@@ -147,23 +153,24 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 	if errors.Is(err, errUnchanged) {
 		return audit.Receipt{}, nil
 	}
+	// If the outcome is unknown the log may have grown: who signs looks.
+	s.changed.add(roots...)
 	return receipt, err
 }
 
-// append gives the entries their places in the logs of their roots.
-func (c *change) append(entries []audit.Draft, rand io.Reader) (audit.Receipt, error) {
-	var receipt audit.Receipt
-	var roots []string
+// append gives the entries their places in the logs of their roots, which it
+// returns.
+func (c *change) append(entries []audit.Draft, rand io.Reader) (receipt audit.Receipt, roots []string, err error) {
 	records := map[string][]audit.Record{}
 	for i := range entries {
 		rootID, _, _ := strings.Cut(entries[i].Path, "/")
 		head, ok := c.heads[rootID]
 		if !ok {
-			return receipt, errors.New("audit entry for a root that was not locked: " + rootID)
+			return receipt, nil, errors.New("audit entry for a root that was not locked: " + rootID)
 		}
 		rec, err := head.Append(&entries[i], rand)
 		if err != nil {
-			return receipt, err
+			return receipt, nil, err
 		}
 		if records[rootID] == nil {
 			roots = append(roots, rootID)
@@ -173,10 +180,10 @@ func (c *change) append(entries []audit.Draft, rand io.Reader) (audit.Receipt, e
 	}
 	for _, rootID := range roots {
 		if err := c.AppendAudit(c.heads[rootID], records[rootID]); err != nil {
-			return receipt, err
+			return receipt, nil, err
 		}
 	}
-	return receipt, nil
+	return receipt, roots, nil
 }
 
 // lock serializes this change with all others of the same root. Whatever the

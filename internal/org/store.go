@@ -283,12 +283,19 @@ type AuditQuery struct {
 	Action string
 	Actor  string // an actor's id
 	Org    string // only entries of this organization
-	Before int64  // only entries with a smaller seq; 0 for all
-	After  int64  // with Ascending: only entries with a seq of at least After
+	Before int64  // only entries at a smaller AuditPosition; 0 for all
+	After  int64  // with Ascending: only entries at After or a greater AuditPosition
 	// Ascending returns the oldest first, for exports and following.
 	Ascending bool
 	Limit     int
 }
+
+// AuditPosition returns the position of an entry in the order of its log. That
+// of an entry of a log with one epoch is its seq.
+func AuditPosition(epoch, seq int64) int64 { return epoch<<EpochBits | seq }
+
+// EpochBits is where a position holds the epoch.
+const EpochBits = 40
 
 // AuditPage is one page. Next is the position for AuditQuery.Before (or After
 // when ascending), -1 at the end. A page may be short and still have a Next.

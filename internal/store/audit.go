@@ -285,11 +285,6 @@ func (t *tx) AuditEntry(rootID, id string) (*audit.Record, error) {
 		WHERE root_id = $1 AND id = $2 AND epoch >= $3`, rootID, id, head.Ordinal)
 }
 
-// epochBits is where an audit position holds the epoch, counted from the
-// first one of the log. The position of an entry of a log with one epoch is
-// thus its seq.
-const epochBits = 40
-
 func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 	page := org.AuditPage{Next: -1}
 	var first, last int64
@@ -299,9 +294,9 @@ func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 		return page, err
 	}
 	split := func(position int64) (epoch, seq int64) {
-		return first + position>>epochBits, position & (1<<epochBits - 1)
+		return first + position>>org.EpochBits, position & (1<<org.EpochBits - 1)
 	}
-	join := func(epoch, seq int64) int64 { return (epoch-first)<<epochBits | seq }
+	join := func(epoch, seq int64) int64 { return org.AuditPosition(epoch-first, seq) }
 
 	w := &window{
 		columns: recordColumns,

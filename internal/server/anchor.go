@@ -1,0 +1,201 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/org"
+)
+
+// anchor is the append-only file that keeps, outside of the database, every
+// checkpoint that this server has signed, one a line:
+//
+//	{"at":"2026-11-25T09:30:00Z","root_id":"acme","checkpoint":"orgd.audit/…"}
+//
+// A log that was given up is marked as such:
+//
+//	{"at":"2026-11-25T09:30:00Z","root_id":"acme","log_id":"…","abandoned":"a backup was restored"}
+//
+// It implements org.Anchors and is safe for concurrent use.
+type anchor struct {
+	now func() time.Time
+
+	mu   sync.Mutex
+	file *os.File
+	torn bool // the last line may lack its end
+	logs map[string]*anchored
+}
+
+type anchorLine struct {
+	At         time.Time `json:"at"`
+	RootID     string    `json:"root_id"`
+	Checkpoint string    `json:"checkpoint,omitzero"`
+	LogID      string    `json:"log_id,omitzero"`
+	Abandoned  string    `json:"abandoned,omitzero"`
+}
+
+// anchored is the last checkpoint of a log in the file.
+type anchored struct {
+	rootID string
+	epoch  int64
+	audit.Checkpoint
+	signed []byte
+}
+
+// openAnchor opens the file, which it creates with mode 0600 if need be, and
+// reads it. A line that is not whole, as a crash can leave it, is passed over.
+func openAnchor(path string, now func() time.Time, log *slog.Logger) (*anchor, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("the anchor of the audit logs cannot be opened: %w", err)
+	}
+	a := &anchor{now: now, file: f, logs: map[string]*anchored{}}
+	in := bufio.NewReaderSize(f, 1<<16)
+	for n := 1; ; n++ {
+		line, err := in.ReadBytes('\n')
+		if len(line) > 0 && !a.read(line) {
+			log.Warn("a line of the audit anchor cannot be read", "file", path, "line", n)
+		}
+		if err == io.EOF {
+			a.torn = len(line) > 0
+			return a, nil
+		}
+		if err != nil {
+			f.Close()
+			return nil, fmt.Errorf("the anchor of the audit logs cannot be read: %w", err)
+		}
+	}
+}
+
+// read takes in a line; false if it is not one.
+func (a *anchor) read(line []byte) bool {
+	var l anchorLine
+	if json.Unmarshal(line, &l, json.RejectUnknownMembers(true)) != nil {
+		return false
+	}
+	if l.Abandoned != "" {
+		delete(a.logs, l.LogID)
+		return true
+	}
+	return a.take(l.RootID, []byte(l.Checkpoint)) == nil
+}
+
+// take makes a checkpoint the last one of its log, unless there is a later one.
+func (a *anchor) take(rootID string, signed []byte) error {
+	c, err := audit.ParseCheckpoint(signed)
+	if err != nil {
+		return err
+	}
+	logID, epoch, err := audit.ParseOrigin(c.Origin)
+	if err != nil {
+		return err
+	}
+	if old := a.logs[logID]; old == nil || cmp.Or(cmp.Compare(old.epoch, epoch), cmp.Compare(old.Size, c.Size)) < 0 {
+		a.logs[logID] = &anchored{rootID: rootID, epoch: epoch, Checkpoint: c, signed: signed}
+	}
+	return nil
+}
+
+// Anchored implements org.Anchors.
+func (a *anchor) Anchored(logID string) (audit.Checkpoint, bool) {
+	if l := a.last(logID); l != nil {
+		return l.Checkpoint, true
+	}
+	return audit.Checkpoint{}, false
+}
+
+// last returns what is anchored of a log; nil if nothing is.
+func (a *anchor) last(logID string) *anchored {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.logs[logID]
+}
+
+// Keep implements org.Anchors.
+func (a *anchor) Keep(signed []*org.LogState) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	lines := make([]anchorLine, len(signed))
+	for i, l := range signed {
+		lines[i] = anchorLine{At: l.Signature.SignedAt, RootID: l.Head.RootID, Checkpoint: string(l.Signature.Checkpoint)}
+	}
+	if err := a.append(lines...); err != nil {
+		return err
+	}
+	for _, l := range signed {
+		if err := a.take(l.Head.RootID, l.Signature.Checkpoint); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// abandon forgets a log that the database no longer has.
+func (a *anchor) abandon(logID, reason string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.logs[logID]
+	if l == nil {
+		return nil
+	}
+	if err := a.append(anchorLine{At: a.now().UTC(), RootID: l.rootID, LogID: logID, Abandoned: reason}); err != nil {
+		return err
+	}
+	delete(a.logs, logID)
+	return nil
+}
+
+// append writes lines and returns once they are on disk.
+func (a *anchor) append(lines ...anchorLine) error {
+	var b bytes.Buffer
+	if a.torn {
+		b.WriteByte('\n')
+	}
+	for i := range lines {
+		line, err := json.Marshal(&lines[i])
+		if err != nil {
+			return err
+		}
+		b.Write(line)
+		b.WriteByte('\n')
+	}
+	n, err := a.file.Write(b.Bytes())
+	if n > 0 {
+		a.torn = n < b.Len()
+	}
+	if err == nil {
+		err = a.file.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("the anchor of the audit logs cannot be written: %w", err)
+	}
+	return nil
+}
+
+// all returns the ids of the anchored logs with their roots.
+func (a *anchor) all() map[string]string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	logs := make(map[string]string, len(a.logs))
+	for id, l := range a.logs {
+		logs[id] = l.rootID
+	}
+	return logs
+}
+
+func (a *anchor) close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return errors.Join(a.file.Sync(), a.file.Close())
+}

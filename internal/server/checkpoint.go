@@ -1,0 +1,233 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+const (
+	// signInterval is how long after a signing the next one comes at the
+	// earliest. A change is signed at most twice this time later.
+	signInterval = 250 * time.Millisecond
+	// scanInterval is how often the checkpointer looks for logs that other
+	// processes have left unsigned.
+	scanInterval = 10 * time.Second
+	// signBatch is how many logs are signed in one go.
+	signBatch = 64
+)
+
+// checkpointer signs the audit logs soon after they have changed, anchors what
+// it has signed, and has it cosigned. It never signs a log that lacks what was
+// signed before.
+type checkpointer struct {
+	service   *org.Service
+	anchor    *anchor
+	witnesses []*witness
+	log       *slog.Logger
+	stop      context.CancelFunc
+	running   sync.WaitGroup
+
+	signing sync.Mutex // held during a pass
+
+	mu           sync.Mutex
+	failure      error                  // of the last pass
+	refused      map[string]org.Refusal // by log id
+	contradicted map[string]bool        // logs of which a witness knows more
+
+	signed prometheus.Counter
+}
+
+func newCheckpointer(service *org.Service, a *anchor, witnesses []*witness, log *slog.Logger, metrics prometheus.Registerer) *checkpointer {
+	c := &checkpointer{service: service, anchor: a, witnesses: witnesses, log: log,
+		refused: map[string]org.Refusal{}, contradicted: map[string]bool{},
+		signed: prometheus.NewCounter(prometheus.CounterOpts{Name: "orgd_audit_checkpoints_total", Help: "Checkpoints of audit logs that were signed."})}
+	metrics.MustRegister(c.signed, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_audit_refused_logs",
+		Help: "Audit logs that are not signed, because the database lacks what was signed before."},
+		func() float64 { return float64(len(c.Refused())) }))
+	client := &http.Client{Timeout: witnessTimeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	for _, w := range witnesses {
+		w.service, w.log, w.client, w.contradicted = service, log, client, c.contradict
+	}
+	return c
+}
+
+// start begins to sign in the background.
+func (c *checkpointer) start(ctx context.Context) {
+	ctx, c.stop = context.WithCancel(ctx)
+	c.running.Go(func() { c.run(ctx) })
+	for _, w := range c.witnesses {
+		c.running.Go(func() { w.run(ctx) })
+	}
+}
+
+func (c *checkpointer) run(ctx context.Context) {
+	c.checkAnchors(ctx)
+	scan := time.NewTicker(scanInterval)
+	defer scan.Stop()
+	c.report(ctx, c.signAll(ctx))
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.service.Changed():
+			c.report(ctx, c.signChanged(ctx))
+		case <-scan.C:
+			c.report(ctx, c.signAll(ctx))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(signInterval):
+		}
+	}
+}
+
+// close signs what is left and ends the background work.
+func (c *checkpointer) close(ctx context.Context) error {
+	c.stop()
+	c.running.Wait()
+	return errors.Join(c.signAll(ctx), c.anchor.close())
+}
+
+// report notes how a pass went.
+func (c *checkpointer) report(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	c.mu.Lock()
+	before := c.failure
+	c.failure = err
+	c.mu.Unlock()
+	if err != nil && (before == nil || before.Error() != err.Error()) {
+		c.log.Error("the audit logs could not be signed; it is tried again", "error", err)
+	}
+}
+
+// signChanged signs the logs that have changed since the last pass.
+func (c *checkpointer) signChanged(ctx context.Context) error {
+	roots := c.service.TakeChanged()
+	var heads []*audit.Head
+	for _, id := range roots {
+		more, err := c.service.UnsignedHeads(ctx, id, nil, signBatch)
+		if err != nil {
+			c.service.PutChanged(roots)
+			return err
+		}
+		heads = append(heads, more...)
+	}
+	for batch := range slices.Chunk(heads, signBatch) {
+		if err := c.sign(ctx, batch); err != nil {
+			c.service.PutChanged(roots)
+			return err
+		}
+	}
+	return nil
+}
+
+// signAll signs every log that has unsigned entries.
+func (c *checkpointer) signAll(ctx context.Context) error {
+	var after *audit.Head
+	for {
+		heads, err := c.service.UnsignedHeads(ctx, "", after, signBatch)
+		if err != nil || len(heads) == 0 {
+			return err
+		}
+		if err := c.sign(ctx, heads); err != nil {
+			return err
+		}
+		after = heads[len(heads)-1]
+	}
+}
+
+func (c *checkpointer) sign(ctx context.Context, heads []*audit.Head) error {
+	c.signing.Lock()
+	defer c.signing.Unlock()
+	c.mu.Lock()
+	heads = slices.DeleteFunc(slices.Clone(heads), func(h *audit.Head) bool { return c.contradicted[h.LogID] })
+	c.mu.Unlock()
+	signed, refused, err := c.service.SignLogs(ctx, heads, c.anchor)
+	for _, r := range refused {
+		c.refuse(r)
+	}
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	for _, l := range signed {
+		delete(c.refused, l.Head.LogID)
+	}
+	c.mu.Unlock()
+	c.signed.Add(float64(len(signed)))
+	for _, w := range c.witnesses {
+		w.submit(signed)
+	}
+	return nil
+}
+
+func (c *checkpointer) refuse(r org.Refusal) {
+	c.mu.Lock()
+	_, known := c.refused[r.LogID]
+	c.refused[r.LogID] = r
+	c.mu.Unlock()
+	if !known {
+		c.log.Error("an audit log is not signed", "root_id", r.RootID, "log_id", r.LogID, "reason", r.Err)
+	}
+}
+
+// contradict stops the signing of a log of which a witness knows more.
+func (c *checkpointer) contradict(l *org.LogState, reason string) {
+	c.mu.Lock()
+	c.contradicted[l.Head.LogID] = true
+	c.mu.Unlock()
+	c.refuse(org.Refusal{RootID: l.Head.RootID, LogID: l.Head.LogID,
+		Err: problem.New(problem.Conflict, "The audit log %s lacks what was signed before: %s.", l.Origin(), reason).
+			WithFix("If an old backup was restored on purpose, open a new epoch: orgd audit new-epoch --reason …")})
+}
+
+// checkAnchors checks that the database has all that is anchored.
+func (c *checkpointer) checkAnchors(ctx context.Context) {
+	for logID, rootID := range c.anchor.all() {
+		err := c.service.CheckAnchor(ctx, rootID, logID, c.anchor)
+		if p := (*problem.Error)(nil); errors.As(err, &p) {
+			c.refuse(org.Refusal{RootID: rootID, LogID: logID, Err: err})
+		}
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// Refused returns the logs that are not signed, by root.
+func (c *checkpointer) Refused() []org.Refusal {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := make([]org.Refusal, 0, len(c.refused))
+	for _, r := range c.refused {
+		list = append(list, r)
+	}
+	slices.SortFunc(list, func(a, b org.Refusal) int { return strings.Compare(a.RootID+"/"+a.LogID, b.RootID+"/"+b.LogID) })
+	return list
+}
+
+// state says what is wrong; nil if nothing is. It names no organization.
+func (c *checkpointer) state() error {
+	c.mu.Lock()
+	failure := c.failure
+	c.mu.Unlock()
+	if n := len(c.Refused()); n > 0 {
+		return problem.New(problem.Conflict, "%d audit logs are not signed: the database lacks what was signed before, or this server lacks the key. The server's log says which.", n)
+	}
+	return failure
+}
