@@ -19,6 +19,7 @@ type sample struct {
 	// elsewhere is set where the call is not about the organization in its
 	// path: then every valid key with the permission may make it.
 	elsewhere bool
+	operator  bool // only the operator may make it
 }
 
 var samples = map[string]sample{
@@ -52,6 +53,16 @@ var samples = map[string]sample{
 	"getAccessLog":              {path: "/orgs/ORG/access_log"},
 	"getChildrenAudit":          {path: "/orgs/ORG/children_audit"},
 	"getConsumption":            {path: "/orgs/ORG/consumption"},
+	"getAuditProof":             {path: "/orgs/ORG/children_audit/ENTRY/proof"},
+	"getAuditCheckpoint":        {path: "/orgs/ORG/audit_log/checkpoint"},
+	"getAuditKey":               {path: "/orgs/ORG/audit_log/key"},
+	"getAuditConsistency":       {path: "/orgs/ORG/audit_log/consistency?from=1"},
+	"getAuditTile":              {path: "/orgs/ORG/audit_log/tile/0/000.p/1"},
+	"exportAuditLog":            {path: "/orgs/ORG/audit_log/export"},
+	"openAuditEpoch":            {path: "/orgs/ORG/audit_log/epochs", body: `{"reason":"test"}`, operator: true},
+	"rotateAuditKey":            {path: "/orgs/ORG/audit_log/rotate_key", operator: true},
+	"listRefusedAuditLogs":      {path: "/refused_audit_logs", elsewhere: true, operator: true},
+	"abandonAuditLog":           {path: "/refused_audit_logs/none?reason=test", elsewhere: true, operator: true},
 	"forwardAuth":               {path: "/forward_auth?org=ORG&permission=orgs:read&meter=api_calls"},
 }
 
@@ -114,6 +125,9 @@ func expected(operation string, sm sample, keyName, target string) int {
 	if operation == "whoAmI" {
 		return 0
 	}
+	if sm.operator && sm.elsewhere {
+		return http.StatusForbidden
+	}
 	if sm.elsewhere {
 		if keyName == "too little permission" {
 			return http.StatusForbidden
@@ -134,7 +148,7 @@ func expected(operation string, sm sample, keyName, target string) int {
 		return http.StatusForbidden // the permission is checked before the body is read
 	case !visible:
 		return http.StatusNotFound
-	case keyName == "too little permission":
+	case keyName == "too little permission", sm.operator:
 		return http.StatusForbidden
 	}
 	switch operation {
@@ -150,7 +164,7 @@ func expected(operation string, sm sample, keyName, target string) int {
 		if keyName == "self reach" {
 			return http.StatusForbidden // the key to change reaches further
 		}
-	case "getCustomizationSchema", "putCustomizationSchema", "deleteCustomizationSchema":
+	case "getCustomizationSchema", "putCustomizationSchema", "deleteCustomizationSchema", "getAuditTile", "exportAuditLog":
 		return http.StatusConflict // visible and permitted, but not a root
 	}
 	return 0
@@ -205,7 +219,12 @@ func (f *fixture) check(t *testing.T, rt *web.Route, sm sample, keyName, secret 
 		if rt.Operation == "restoreOrg" && target == "own" {
 			continue // a key cannot outlive its organization
 		}
-		fill := strings.NewReplacer("ORG", f.prefix+target, "KEY", keyID, "NEW", f.prefix+"new-"+target, "OTHER", f.prefix+"other")
+		entryID := "aud_none"
+		if strings.Contains(sm.path, "ENTRY") && target != "absent" && (keyName != "deleted organization" || target != "own" && target != "child") {
+			entries := f.s.Must(http.StatusOK, "GET", "/orgs/"+f.prefix+target+"/children_audit?scope=self&limit=1", f.s.OperatorKey, "").JSON().([]any)
+			entryID = entries[0].(map[string]any)["id"].(string)
+		}
+		fill := strings.NewReplacer("ORG", f.prefix+target, "KEY", keyID, "NEW", f.prefix+"new-"+target, "OTHER", f.prefix+"other", "ENTRY", entryID)
 		headers := []string{"X-Request-Id", "req_same"}
 		if sm.contentType != "" {
 			headers = append(headers, "Content-Type", sm.contentType)

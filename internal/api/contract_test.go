@@ -81,7 +81,7 @@ type route struct {
 func routes() []route {
 	var all []route
 	for _, r := range new(api.API).Routes() {
-		all = append(all, route{r.Method, r.Pattern, r.Operation, r.Rule.Open})
+		all = append(all, route{r.Method, strings.Replace(r.Pattern, "...}", "}", 1), r.Operation, r.Rule.Open})
 	}
 	return all
 }

@@ -103,6 +103,7 @@ type Anchors interface {
 type Refusal struct {
 	RootID, LogID string
 	Err           error
+	Missing       bool // the store does not have the log at all
 }
 
 // UnsignedHeads returns heads with entries that are not signed; see
@@ -133,7 +134,7 @@ func (s *Service) SignLogs(ctx context.Context, heads []*audit.Head, anchors Anc
 			var p *problem.Error
 			switch {
 			case errors.As(err, &p):
-				refused = append(refused, Refusal{h.RootID, h.LogID, err})
+				refused = append(refused, Refusal{RootID: h.RootID, LogID: h.LogID, Err: err})
 			case err != nil:
 				return err
 			case done:
@@ -280,19 +281,38 @@ func (s *Service) signingKey(l *LogState) (*audit.Key, error) {
 }
 
 // CheckAnchor checks that the store still has what is anchored of a log, with
-// nothing to sign. The error is a problem.Error if not.
-func (s *Service) CheckAnchor(ctx context.Context, rootID, logID string, anchors Anchors) error {
-	return s.store.Read(ctx, func(tx Tx) error {
+// nothing to sign; it returns nil if so.
+func (s *Service) CheckAnchor(ctx context.Context, rootID, logID string, anchors Anchors) (*Refusal, error) {
+	r := &Refusal{RootID: rootID, LogID: logID}
+	err := s.store.Read(ctx, func(tx Tx) error {
 		l, err := readLog(tx, rootID, logID, -1)
 		if errors.Is(err, ErrAbsent) {
+			r.Missing = true
 			return problem.New(problem.Conflict, "The audit log %s of the root %s was signed, but the database does not have it.", logID, rootID).
-				WithFix("If an old backup was restored on purpose, open a new epoch: orgd audit new-epoch --reason …")
+				WithFix("If an old backup was restored on purpose, give the log up: orgd audit new-epoch --reason …")
 		}
 		if err != nil {
 			return err
 		}
 		return s.checkLog(tx, l, anchors)
 	})
+	if p := (*problem.Error)(nil); !errors.As(err, &p) || p.Code == problem.Unavailable && p.RetryAfter > 0 {
+		return nil, err
+	}
+	r.Err = err
+	return r, nil
+}
+
+// LogHead returns the head of the open log of a root.
+func (s *Service) LogHead(ctx context.Context, rootID string) (h *audit.Head, err error) {
+	err = s.store.Read(ctx, func(tx Tx) (err error) {
+		h, err = tx.Head(rootID, "", -1)
+		return err
+	})
+	if errors.Is(err, ErrAbsent) {
+		err = NotFound()
+	}
+	return h, err
 }
 
 // AddCosignatures adds the answer of a witness to a checkpoint that was signed
@@ -317,8 +337,17 @@ func (s *Service) AddCosignatures(ctx context.Context, head *audit.Head, size in
 }
 
 // Log returns an epoch of the open log of a root, as it was last signed. A
-// negative epoch stands for the last one.
+// negative epoch stands for the last one. It waits a little for the first
+// signature.
 func (s *Service) Log(ctx context.Context, rootID string, epoch int64) (l *LogState, err error) {
+	err = s.await(ctx, func() (err error) {
+		l, err = s.logNow(ctx, rootID, epoch)
+		return err
+	})
+	return l, err
+}
+
+func (s *Service) logNow(ctx context.Context, rootID string, epoch int64) (l *LogState, err error) {
 	err = s.store.Read(ctx, func(tx Tx) (err error) {
 		l, err = signedLog(tx, rootID, epoch)
 		return err
@@ -353,14 +382,23 @@ func (s *Service) VerifierKey(l *LogState) (string, error) {
 	return k.Verifier(), nil
 }
 
+// readSigned runs fn with an epoch of a log as it was last signed.
+func (s *Service) readSigned(ctx context.Context, rootID string, epoch int64, fn func(tx Tx, l *LogState) error) error {
+	return s.await(ctx, func() error {
+		return s.store.Read(ctx, func(tx Tx) error {
+			l, err := signedLog(tx, rootID, epoch)
+			if err != nil {
+				return err
+			}
+			return fn(tx, l)
+		})
+	})
+}
+
 // Tile returns a tile of hashes or a bundle of entries of the part of a log
 // that is signed.
 func (s *Service) Tile(ctx context.Context, rootID string, epoch int64, t audit.Tile) (b []byte, err error) {
-	err = s.store.Read(ctx, func(tx Tx) error {
-		l, err := signedLog(tx, rootID, epoch)
-		if err != nil {
-			return err
-		}
+	err = s.readSigned(ctx, rootID, epoch, func(tx Tx, l *LogState) error {
 		if !t.In(l.Signature.Size) {
 			return problem.New(problem.NotFound, "The log has %d signed entries; it does not have this tile.", l.Signature.Size)
 		}
@@ -384,11 +422,7 @@ func (s *Service) Tile(ctx context.Context, rootID string, epoch int64, t audit.
 // Consistency returns the proof that the signed log of size to goes on from
 // that of size from. A negative to stands for all that is signed.
 func (s *Service) Consistency(ctx context.Context, rootID string, epoch, from, to int64) (proof []audit.Hash, err error) {
-	err = s.store.Read(ctx, func(tx Tx) error {
-		l, err := signedLog(tx, rootID, epoch)
-		if err != nil {
-			return err
-		}
+	err = s.readSigned(ctx, rootID, epoch, func(tx Tx, l *LogState) error {
 		if to < 0 {
 			to = l.Signature.Size
 		}
@@ -496,7 +530,7 @@ type LogExport struct {
 func (s *Service) ExportLog(ctx context.Context, rootID string, epoch, seq int64) (*LogExport, error) {
 	x := &LogExport{service: s, rootID: rootID, epoch: epoch, seq: seq}
 	err := s.await(ctx, func() (err error) {
-		if x.until, err = s.Log(ctx, rootID, -1); err != nil {
+		if x.until, err = s.logNow(ctx, rootID, -1); err != nil {
 			return err
 		}
 		if AuditPosition(epoch, seq) <= AuditPosition(x.until.Head.Epoch, x.until.Signature.Size) {
@@ -537,7 +571,7 @@ func (x *LogExport) Write(ctx context.Context, w io.Writer) error {
 			break
 		}
 		if err := x.service.await(ctx, func() (err error) {
-			if x.until, err = x.service.Log(ctx, x.rootID, -1); err == nil && AuditPosition(x.until.Head.Epoch, x.until.Signature.Size) <= erased {
+			if x.until, err = x.service.logNow(ctx, x.rootID, -1); err == nil && AuditPosition(x.until.Head.Epoch, x.until.Signature.Size) <= erased {
 				err = unsigned()
 			}
 			return err
@@ -616,9 +650,15 @@ func (c *change) logEntry(rootID, action string, changes []audit.Change) (audit.
 	return c.entry(o, action, audit.Target{Type: "audit_log", ID: c.heads[rootID].LogID}, changes), nil
 }
 
+// RotatedLogKey is what a rotation of a log's key led to.
+type RotatedLogKey struct {
+	Key          string    `json:"key"` // the verifier key of the new key
+	OldKeyEndsAt time.Time `json:"old_key_ends_at"`
+}
+
 // RotateLogKey lets another key sign a root's log from now on: one of the newest
 // seed. The old key signs too until overlap has passed.
-func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, overlap time.Duration) (keys LogKeys, verifier string, receipt audit.Receipt, err error) {
+func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, overlap time.Duration) (rotated *RotatedLogKey, receipt audit.Receipt, err error) {
 	receipt, err = s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, err := c.target(rootID, key.AuditRead)
 		if err != nil {
@@ -635,7 +675,7 @@ func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, o
 		if err != nil {
 			return nil, nil, err
 		}
-		keys = LogKeys{Now: KeyName{Seed: s.keyring.Newest(), Version: sig.Keys.Now.Version + 1}, Old: sig.Keys.Now, OldUntil: c.at.Add(overlap)}
+		keys := LogKeys{Now: KeyName{Seed: s.keyring.Newest(), Version: sig.Keys.Now.Version + 1}, Old: sig.Keys.Now, OldUntil: c.at.Add(overlap)}
 		from, err := s.keyring.Key(keys.Old.Seed, head.LogID, head.Epoch, keys.Old.Version)
 		if err != nil {
 			return nil, nil, err
@@ -644,7 +684,7 @@ func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, o
 		if err != nil {
 			return nil, nil, err
 		}
-		verifier = to.Verifier()
+		rotated = &RotatedLogKey{Key: to.Verifier(), OldKeyEndsAt: keys.OldUntil}
 		changes, err := audit.RotateKey(from, to, keys.OldUntil)
 		if err != nil {
 			return nil, nil, err
@@ -653,9 +693,9 @@ func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, o
 			return nil, nil, err
 		}
 		entry, err := c.logEntry(o.RootID, audit.ActionKeyRotated, changes)
-		return verifier, []audit.Draft{entry}, err
+		return rotated, []audit.Draft{entry}, err
 	})
-	return keys, verifier, receipt, err
+	return rotated, receipt, err
 }
 
 // OpenEpoch opens a new epoch of a log that can no longer be signed, since the

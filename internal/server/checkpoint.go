@@ -1,8 +1,10 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -19,7 +21,7 @@ import (
 
 const (
 	// signInterval is how long after a signing the next one comes at the
-	// earliest. A change is signed at most twice this time later.
+	// earliest, unless the configuration says otherwise.
 	signInterval = 250 * time.Millisecond
 	// scanInterval is how often the checkpointer looks for logs that other
 	// processes have left unsigned.
@@ -36,6 +38,7 @@ type checkpointer struct {
 	anchor    *anchor
 	witnesses []*witness
 	log       *slog.Logger
+	interval  time.Duration
 	stop      context.CancelFunc
 	running   sync.WaitGroup
 
@@ -49,8 +52,8 @@ type checkpointer struct {
 	signed prometheus.Counter
 }
 
-func newCheckpointer(service *org.Service, a *anchor, witnesses []*witness, log *slog.Logger, metrics prometheus.Registerer) *checkpointer {
-	c := &checkpointer{service: service, anchor: a, witnesses: witnesses, log: log,
+func newCheckpointer(service *org.Service, a *anchor, witnesses []*witness, interval time.Duration, log *slog.Logger, metrics prometheus.Registerer) *checkpointer {
+	c := &checkpointer{service: service, anchor: a, witnesses: witnesses, interval: cmp.Or(interval, signInterval), log: log,
 		refused: map[string]org.Refusal{}, contradicted: map[string]bool{},
 		signed: prometheus.NewCounter(prometheus.CounterOpts{Name: "orgd_audit_checkpoints_total", Help: "Checkpoints of audit logs that were signed."})}
 	metrics.MustRegister(c.signed, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_audit_refused_logs",
@@ -89,13 +92,16 @@ func (c *checkpointer) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(signInterval):
+		case <-time.After(c.interval):
 		}
 	}
 }
 
 // close signs what is left and ends the background work.
 func (c *checkpointer) close(ctx context.Context) error {
+	if c.stop == nil {
+		return c.anchor.close()
+	}
 	c.stop()
 	c.running.Wait()
 	return errors.Join(c.signAll(ctx), c.anchor.close())
@@ -199,9 +205,8 @@ func (c *checkpointer) contradict(l *org.LogState, reason string) {
 // checkAnchors checks that the database has all that is anchored.
 func (c *checkpointer) checkAnchors(ctx context.Context) {
 	for logID, rootID := range c.anchor.all() {
-		err := c.service.CheckAnchor(ctx, rootID, logID, c.anchor)
-		if p := (*problem.Error)(nil); errors.As(err, &p) {
-			c.refuse(org.Refusal{RootID: rootID, LogID: logID, Err: err})
+		if r, err := c.service.CheckAnchor(ctx, rootID, logID, c.anchor); err == nil && r != nil {
+			c.refuse(*r)
 		}
 		if ctx.Err() != nil {
 			return
@@ -209,7 +214,7 @@ func (c *checkpointer) checkAnchors(ctx context.Context) {
 	}
 }
 
-// Refused returns the logs that are not signed, by root.
+// Refused implements api.Log.
 func (c *checkpointer) Refused() []org.Refusal {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -221,13 +226,87 @@ func (c *checkpointer) Refused() []org.Refusal {
 	return list
 }
 
-// state says what is wrong; nil if nothing is. It names no organization.
+// state says what is wrong; nil if nothing is.
 func (c *checkpointer) state() error {
-	c.mu.Lock()
-	failure := c.failure
-	c.mu.Unlock()
-	if n := len(c.Refused()); n > 0 {
-		return problem.New(problem.Conflict, "%d audit logs are not signed: the database lacks what was signed before, or this server lacks the key. The server's log says which.", n)
+	if refused := c.Refused(); len(refused) > 0 {
+		return refused[0].Err
 	}
-	return failure
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failure != nil {
+		return c.failure
+	}
+	for _, w := range c.witnesses {
+		if err := w.state(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// advice says to anybody what it means that state is not nil.
+func (c *checkpointer) advice() string {
+	if n := len(c.Refused()); n > 0 {
+		return fmt.Sprintf("Audit logs that are not signed: %d. The database lacks what was signed before, or the server the key. "+
+			"The server's log says more, and so does 'orgd audit new-epoch --dry-run'.", n)
+	}
+	return "Audit logs could not be signed, anchored or cosigned. The server's log says why; it is tried again."
+}
+
+// OpenEpoch implements api.Log.
+func (c *checkpointer) OpenEpoch(ctx context.Context, call *org.Call, rootID, reason string) (origin string, receipt audit.Receipt, err error) {
+	c.signing.Lock()
+	defer c.signing.Unlock()
+	head, err := c.service.LogHead(ctx, rootID)
+	if err != nil {
+		return "", receipt, err
+	}
+	c.mu.Lock()
+	_, refused := c.refused[head.LogID]
+	c.mu.Unlock()
+	if !refused {
+		return "", receipt, problem.New(problem.Conflict, "The audit log of %s has all that was signed of it; it needs no new epoch.", rootID)
+	}
+	last, err := c.service.LastSignature(ctx, head)
+	if err != nil && !errors.Is(err, org.ErrAbsent) {
+		return "", receipt, err
+	}
+	var checkpoint []byte
+	var size int64
+	if err == nil {
+		checkpoint, size = last.Checkpoint, last.Size
+	}
+	if a := c.anchor.last(head.LogID); a != nil && (a.epoch > head.Epoch || a.epoch == head.Epoch && a.Size > size) {
+		checkpoint = a.signed
+	}
+	origin, receipt, err = c.service.OpenEpoch(ctx, call, rootID, checkpoint, reason)
+	if err == nil {
+		c.mu.Lock()
+		delete(c.refused, head.LogID)
+		delete(c.contradicted, head.LogID)
+		c.mu.Unlock()
+	}
+	return origin, receipt, err
+}
+
+// Abandon implements api.Log.
+func (c *checkpointer) Abandon(logID, reason string) error {
+	c.mu.Lock()
+	r, refused := c.refused[logID]
+	c.mu.Unlock()
+	if !refused {
+		return problem.New(problem.NotFound, "No audit log %s is refused.", logID)
+	}
+	if !r.Missing {
+		return problem.New(problem.Conflict, "The database has the audit log %s; it can go on.", logID).
+			WithFix("Open a new epoch of the log of %s.", r.RootID)
+	}
+	if err := c.anchor.abandon(logID, reason); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	delete(c.refused, logID)
+	c.mu.Unlock()
+	c.log.Warn("an audit log that the database does not have was abandoned", "root_id", r.RootID, "log_id", logID, "reason", reason)
+	return nil
 }

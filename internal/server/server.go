@@ -22,6 +22,7 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/api"
+	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
@@ -38,9 +39,15 @@ type Config struct {
 	RestoreWindow  time.Duration
 	OperatorKey    string // instead of the one in DataDir
 	SpoolMaxBytes  int64  // how much may wait for the database; 0 for the default
-	Version        string
-	Log            *slog.Logger
-	Now            func() time.Time // nil for the real clock
+	AuditKey       string // the seeds of the keys that sign audit logs, instead of those in DataDir
+	AuditAnchor    string // the file that keeps what was signed; empty for one in DataDir
+	Witnesses      []string
+	// SignInterval is the shortest time between two signings of audit logs; 0
+	// for the default. Negative: they are not signed.
+	SignInterval time.Duration
+	Version      string
+	Log          *slog.Logger
+	Now          func() time.Time // nil for the real clock
 }
 
 // Server is a running orgd. Close must be called in the end.
@@ -54,6 +61,7 @@ type Server struct {
 	NewOperatorKey string
 
 	config  Config
+	log     *checkpointer
 	handler *web.Server
 	started time.Time
 	stop    context.CancelFunc
@@ -98,18 +106,30 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 	if !ok {
 		return nil, errors.New("the operator key is malformed; `orgd keygen` makes one")
 	}
+	keyring, err := s.keyring()
+	if err != nil {
+		return nil, err
+	}
 	s.Service, err = org.NewService(org.Config{Store: s.Store, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
-		RestoreWindow: c.RestoreWindow, OperatorHash: hash, Spool: s.Recorder})
+		RestoreWindow: c.RestoreWindow, OperatorHash: hash, Spool: s.Recorder, Keyring: keyring})
 	if err != nil {
 		return nil, err
 	}
 	metrics := prometheus.NewRegistry()
+	if err := s.openLog(metrics); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.log.anchor.close()
+		}
+	}()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_spool_records", Help: "Recorded requests that wait for the database."},
 			func() float64 { n, _ := s.Recorder.Lag(); return float64(n) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_spool_bytes", Help: "Bytes of recorded requests that wait for the database."},
 			func() float64 { _, n := s.Recorder.Lag(); return float64(n) }))
-	a, err := api.New(api.Config{Service: s.Service, Flusher: s.Recorder, Status: s, Now: c.Now,
+	a, err := api.New(api.Config{Service: s.Service, Flusher: s.Recorder, Status: s, Log: s.log, Now: c.Now,
 		BasePath: c.BasePath, Secret: []byte(s.OperatorKey), Metrics: metrics})
 	if err != nil {
 		return nil, err
@@ -122,7 +142,54 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	go s.purge(background)
+	if c.SignInterval >= 0 {
+		s.log.start(background)
+	}
 	return s, nil
+}
+
+// keyring takes the seeds of the signing keys from the configuration, or from
+// the data directory, where the first start writes one.
+func (s *Server) keyring() (*audit.Keyring, error) {
+	if s.config.AuditKey != "" {
+		return audit.ParseKeyring(s.config.AuditKey)
+	}
+	path := filepath.Join(s.config.DataDir, "audit.key")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		b = []byte(audit.NewSeed(rand.Reader) + "\n")
+		err = writeSecret(path, string(b))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the key of the audit logs cannot be had: %w", err)
+	}
+	k, err := audit.ParseKeyring(string(b))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return k, nil
+}
+
+// openLog makes what signs the audit logs.
+func (s *Server) openLog(metrics prometheus.Registerer) error {
+	var witnesses []*witness
+	for _, text := range s.config.Witnesses {
+		w, err := parseWitness(text)
+		if err != nil {
+			return err
+		}
+		witnesses = append(witnesses, w)
+	}
+	path := s.config.AuditAnchor
+	if path == "" {
+		path = filepath.Join(s.config.DataDir, "audit.anchor")
+	}
+	a, err := openAnchor(path, s.config.Now, s.config.Log)
+	if err != nil {
+		return err
+	}
+	s.log = newCheckpointer(s.Service, a, witnesses, s.config.SignInterval, s.config.Log, metrics)
+	return nil
 }
 
 // operatorKey takes the operator key from the configuration, or from the data
@@ -213,7 +280,7 @@ func (s *Server) Close() error {
 	<-s.done
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
-	return errors.Join(s.Recorder.Close(ctx), s.Store.Close())
+	return errors.Join(s.log.close(ctx), s.Recorder.Close(ctx), s.Store.Close())
 }
 
 // purgeInterval is how often organizations past the restore window are
@@ -265,5 +332,6 @@ func (s *Server) Report(ctx context.Context) api.Report {
 	}
 	check("database", "The database does not answer.", s.Store.Ping(ctx))
 	check("recorder", "The access log cannot be written.", s.Recorder.Ready())
+	check("audit_log", s.log.advice(), s.log.state())
 	return r
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -34,7 +35,7 @@ var Engines = []string{"sqlite", "postgres"}
 // closed, after CheckSystem.
 func Start(t testing.TB, engine string, change ...func(*server.Config)) *Server {
 	t.Helper()
-	c := server.Config{DataDir: t.TempDir(), RestoreWindow: 30 * 24 * time.Hour, Version: "test",
+	c := server.Config{DataDir: t.TempDir(), RestoreWindow: 30 * 24 * time.Hour, Version: "test", SignInterval: 20 * time.Millisecond,
 		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	if engine == "postgres" {
 		c.Database = Postgres(t)
@@ -197,8 +198,14 @@ func CheckContract(t testing.TB, req *http.Request, resp *http.Response, body []
 		t.Errorf("the API description cannot be read: %v", err)
 		return
 	}
-	if resp.StatusCode == http.StatusNotModified || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/") || resp.Header.Get("Content-Type") == "application/x-ndjson" {
+	if resp.StatusCode == http.StatusNotModified || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/") || slices.Contains([]string{"application/x-ndjson", "application/octet-stream"}, resp.Header.Get("Content-Type")) {
 		return
+	}
+	// The path of a tile has any number of segments, which OpenAPI cannot say.
+	if i := strings.Index(req.URL.Path, "/audit_log/tile/"); i >= 0 {
+		described := *req.URL
+		described.Path = req.URL.Path[:i] + "/audit_log/tile/0/000"
+		req = &http.Request{Method: req.Method, URL: &described, Header: req.Header, Host: req.Host}
 	}
 	contractLock.Lock()
 	defer contractLock.Unlock()
