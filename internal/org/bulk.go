@@ -1,9 +1,12 @@
 package org
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
@@ -74,10 +77,12 @@ func (s *Service) Import(ctx context.Context, call *Call, r io.Reader, opt Impor
 			}
 			byID[o.ID] = o
 		}
-		for id, lines := range external {
+		for _, id := range inOrder(external) {
 			o, err := c.target(id, key.OrgsWrite)
 			if problem.Is(err, problem.NotFound) {
-				bad.add(lines[0], problem.New(problem.ImportInvalid, "the parent %s is not in the import and does not exist", id))
+				for _, line := range external[id] {
+					bad.add(line, problem.New(problem.ImportInvalid, "the parent %s is not in the import and does not exist", id))
+				}
 				continue
 			} else if err != nil {
 				return nil, nil, err
@@ -163,6 +168,12 @@ func (s *Service) Import(ctx context.Context, call *Call, r io.Reader, opt Impor
 	return out, receipt, err
 }
 
+// inOrder returns the ids of parents in the order of the first lines that
+// name them.
+func inOrder(external map[string][]int) []string {
+	return slices.SortedFunc(maps.Keys(external), func(a, b string) int { return cmp.Compare(external[a][0], external[b][0]) })
+}
+
 // layersAbove returns the settings of all organizations above o, from those
 // at hand and, for what is above them, from the store.
 func (c *change) layersAbove(o *Organization, byID map[string]*Organization) ([]Layer, error) {
@@ -213,6 +224,7 @@ func (e *importErrors) err() error {
 		return nil
 	}
 	detail := fmt.Sprintf("%d rows are invalid; nothing was imported.", len(e.fields)+e.more)
+	slices.SortStableFunc(e.fields, func(a, b problem.Field) int { return cmp.Compare(a.Line, b.Line) })
 	if len(e.fields)+e.more == 1 {
 		detail = "1 row is invalid; nothing was imported."
 	}
