@@ -26,7 +26,7 @@ func TestImportOfMany(t *testing.T) {
 	a := s.Must(200, "POST", "/orgs/import", s.OperatorKey, rows.String(), "Content-Type", "text/csv")
 	took := time.Since(start)
 	t.Logf("imported in %v", took.Round(time.Millisecond))
-	if a.JSON("created") != float64(n) || a.JSON("roots") != 1.0 || took > 60*time.Second {
+	if a.JSON("created") != float64(n) || a.JSON("roots") != 1.0 || took > 2*time.Minute {
 		t.Errorf("in %v: %s", took, a.Body)
 	}
 	if a := s.Must(200, "DELETE", "/orgs/o0?dry_run=true", s.OperatorKey, ""); a.JSON("organizations") != float64(n) {
@@ -35,7 +35,7 @@ func TestImportOfMany(t *testing.T) {
 	for _, path := range []string{"/orgs/o0/descendants?limit=1000", "/orgs?tag=t1", "/orgs/o0/children_audit", "/orgs?name=organization"} {
 		start := time.Now()
 		s.Must(200, "GET", path, s.OperatorKey, "")
-		if took := time.Since(start); took > 2*time.Second {
+		if took := time.Since(start); took > 5*time.Second {
 			t.Errorf("GET %s took %v", path, took)
 		}
 	}
