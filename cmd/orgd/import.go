@@ -85,7 +85,7 @@ Bad rows are printed as FILE:LINE: what is wrong.`,
 					}
 					fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", at, clean(f.Detail))
 				}
-				return &exitError{exitFailure, fmt.Errorf("%s\nThe request's id is %s.", clean(answer.Detail), clean(answer.RequestID))}
+				return &exitError{exitFailure, messagef("%s\nThe request's id is %s.", clean(answer.Detail), clean(answer.RequestID))}
 			}
 			if err != nil {
 				return err

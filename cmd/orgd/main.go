@@ -42,6 +42,14 @@ type exitError struct {
 func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
+// message is an error in whole sentences, for people: what is wrong and what
+// to do about it.
+type message string
+
+func (m message) Error() string { return string(m) }
+
+func messagef(format string, args ...any) error { return message(fmt.Sprintf(format, args...)) }
+
 func exitCode(err error) int {
 	var e *exitError
 	if errors.As(err, &e) {

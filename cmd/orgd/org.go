@@ -294,7 +294,7 @@ On a terminal it shows how much would be deleted and asks; --yes answers.`,
 					return err
 				}
 				if d.Organizations > 1 && !opt.Cascade {
-					return &exitError{exitConflict, fmt.Errorf("%s has %s below it.\nAdd --cascade to delete them too.", id, plural(d.Organizations-1, "organization"))}
+					return &exitError{exitConflict, messagef("%s has %s below it.\nAdd --cascade to delete them too.", id, plural(d.Organizations-1, "organization"))}
 				}
 				ok, err := confirm(ctx, cmd.InOrStdin(), cmd.ErrOrStderr(), fmt.Sprintf("Delete %s: %s and %s?",
 					id, plural(d.Organizations, "organization"), plural(d.APIKeys, "API key")))

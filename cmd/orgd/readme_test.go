@@ -6,6 +6,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
 
 	"github.com/orgd/orgd/internal/testkit"
 )
@@ -66,5 +69,52 @@ func TestReadmeFirstSession(t *testing.T) {
 	}
 	if checked < 10 {
 		t.Errorf("only %d commands were checked", checked)
+	}
+}
+
+// The README's table has every flag of the server, with its variable and its
+// default, and no other.
+func TestReadmeFlags(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string][]string{}
+	for line := range strings.Lines(string(readme)) {
+		if !strings.HasPrefix(line, "| `--") || strings.Contains(line, "(commands)") {
+			continue
+		}
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		rows[strings.Trim(cells[0], "`")] = cells
+	}
+	cmd := serveCommand()
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		cells := rows["--"+f.Name]
+		delete(rows, "--"+f.Name)
+		if len(cells) != 4 {
+			t.Errorf("the README does not list --%s", f.Name)
+			return
+		}
+		if want := "`ORGD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_")) + "`"; cells[1] != want {
+			t.Errorf("--%s has the variable %s in the README, and is %s", f.Name, cells[1], want)
+		}
+		written := strings.Trim(cells[2], "`")
+		switch f.DefValue {
+		case written, "", "[]": // no default, or one in words
+		default:
+			d, err := time.ParseDuration(written)
+			if err != nil || d.String() != f.DefValue {
+				t.Errorf("--%s has the default %s in the README, and is %s", f.Name, written, f.DefValue)
+			}
+		}
+		if f.Usage == "" || cells[3] == "" {
+			t.Errorf("--%s is not explained", f.Name)
+		}
+	})
+	for name := range rows {
+		t.Errorf("the README lists %s, which the server does not take", name)
 	}
 }

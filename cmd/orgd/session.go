@@ -148,7 +148,7 @@ func (s *session) readKey() (string, error) {
 		key = string(b)
 	}
 	if key = strings.TrimSpace(key); key == "" {
-		return "", &exitError{exitDenied, errors.New(`no API key is set.
+		return "", &exitError{exitDenied, message(`no API key is set.
 Set the environment variable ORGD_KEY to a key, or name a file that holds one
 with --key-file. The operator key of a new server is in the file operator.key in
 its data directory.`)}
@@ -179,9 +179,9 @@ func (s *session) explain(err error) error {
 	var dns *net.DNSError
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
-		err = fmt.Errorf("no server answers at %s: the connection was refused.\nStart one with 'orgd serve', or name another with --url or ORGD_URL.", s.url)
+		err = messagef("no server answers at %s: the connection was refused.\nStart one with 'orgd serve', or name another with --url or ORGD_URL.", s.url)
 	case errors.As(err, &dns):
-		err = fmt.Errorf("no server answers at %s: the host %s is not known.\nName another with --url or ORGD_URL.", s.url, dns.Name)
+		err = messagef("no server answers at %s: the host %s is not known.\nName another with --url or ORGD_URL.", s.url, dns.Name)
 	case failed.Timeout():
 		err = fmt.Errorf("the server at %s does not answer in time: %w", s.url, failed.Err)
 	default:

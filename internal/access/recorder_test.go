@@ -778,12 +778,11 @@ func TestCloseSaysWhatIsLeft(t *testing.T) {
 
 // disk is a file system with a fault.
 type disk struct {
-	mu      sync.Mutex
-	free    int // bytes that can still be written; -1 for no bound
-	fault   error
-	stuck   bool // Truncate fails
-	synced  chan string
-	written int
+	mu     sync.Mutex
+	free   int // bytes that can still be written; -1 for no bound
+	fault  error
+	stuck  bool // Truncate fails
+	synced chan string
 }
 
 type diskFile struct {

@@ -41,6 +41,13 @@ func migrate(ctx context.Context, db *sql.DB, d *dialect) error {
 	if err != nil {
 		return err
 	}
+	current, target, err := provider.GetVersions(ctx)
+	if err != nil {
+		return err
+	}
+	if current > target {
+		return fmt.Errorf("a newer orgd has used it: its schema is %d, and this one knows %d; use the newer one", current, target)
+	}
 	applied, err := provider.Up(ctx)
 	if err != nil || len(applied) == 0 || d.statistics == "" {
 		return err

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/ncruces/go-sqlite3/driver"
 	"github.com/ncruces/go-sqlite3/util/vfsutil"
 	"github.com/ncruces/go-sqlite3/vfs"
 
@@ -418,5 +419,31 @@ func TestSQLiteKill(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A database that a newer orgd has migrated is not opened, and not touched.
+func TestSQLiteNewer(t *testing.T) {
+	dir := t.TempDir()
+	s, err := store.OpenSQLite(t.Context(), dir, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := driver.Open("file:" + filepath.Join(dir, "orgd.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec("INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, TRUE)"); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := store.OpenSQLite(t.Context(), dir, store.Options{}); err == nil {
+		s.Close()
+		t.Error("it was opened")
+	} else if !strings.Contains(err.Error(), "a newer orgd has used it") {
+		t.Errorf("it was refused with %q", err)
 	}
 }

@@ -36,7 +36,7 @@ type Response struct {
 
 // JSON returns an answer with v as its body.
 func JSON(status int, v any) *Response {
-	body, err := json.Marshal(v, json.FormatNilSliceAsNull(false))
+	body, err := json.Marshal(v, json.FormatNilSliceAsNull(false), json.Deterministic(true))
 	if err != nil {
 		panic("web: answer that is not JSON: " + err.Error())
 	}
