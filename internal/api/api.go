@@ -76,7 +76,7 @@ func New(c Config) (*API, error) {
 func (a *API) Routes() []web.Route {
 	const o = "org_id"
 	needs := func(permissions ...string) web.Rule { return web.Rule{Target: o, Permissions: permissions} }
-	return slices.Concat(a.forwardAuthRoutes(), a.auditLogRoutes(), []web.Route{
+	return slices.Concat(a.forwardAuthRoutes(), a.limitRoutes(), a.auditLogRoutes(), []web.Route{
 		{Method: "GET", Pattern: "/org", Operation: "whoAmI", Action: "WHO_AM_I", Handle: a.whoAmI},
 		{Method: "GET", Pattern: "/orgs", Operation: "listOrgs", Action: "LIST_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsRead}}, Handle: a.listOrgs},
 		{Method: "POST", Pattern: "/orgs", Operation: "createOrg", Action: "CREATE_ORG", Rule: web.Rule{Permissions: []string{key.OrgsWrite}}, Handle: a.createOrg},

@@ -63,6 +63,10 @@ var samples = map[string]sample{
 	"rotateAuditKey":            {path: "/orgs/ORG/audit_log/rotate_key", operator: true},
 	"listRefusedAuditLogs":      {path: "/refused_audit_logs", elsewhere: true, operator: true},
 	"abandonAuditLog":           {path: "/refused_audit_logs/none?reason=test", elsewhere: true, operator: true},
+	"listLimits":                {path: "/orgs/ORG/limits"},
+	"getLimit":                  {path: "/orgs/ORG/limits/api_calls"},
+	"putLimit":                  {path: "/orgs/ORG/limits/api_calls", body: `{"limit":5,"enforcement":"hard"}`},
+	"deleteLimit":               {path: "/orgs/ORG/limits/api_calls"},
 	"forwardAuth":               {path: "/forward_auth?org=ORG&permission=orgs:read&meter=api_calls"},
 }
 
@@ -160,6 +164,10 @@ func expected(operation string, sm sample, keyName, target string) int {
 		if target == "own" {
 			return http.StatusForbidden // the key does not reach the old parent
 		}
+	case "putLimit", "deleteLimit":
+		if target == "own" {
+			return http.StatusForbidden // limits are set from above
+		}
 	case "updateKey", "rotateKey":
 		if keyName == "self reach" {
 			return http.StatusForbidden // the key to change reaches further
@@ -218,6 +226,9 @@ func (f *fixture) check(t *testing.T, rt *web.Route, sm sample, keyName, secret 
 		}
 		if rt.Operation == "restoreOrg" && target == "own" {
 			continue // a key cannot outlive its organization
+		}
+		if (rt.Operation == "getLimit" || rt.Operation == "deleteLimit") && (target == "child" || target == "own") && keyName != "deleted organization" {
+			f.s.Must(200, "PUT", "/orgs/"+f.prefix+target+"/limits/api_calls", f.s.OperatorKey, `{"limit":7,"enforcement":"soft"}`)
 		}
 		entryID := "aud_none"
 		if strings.Contains(sm.path, "ENTRY") && target != "absent" && (keyName != "deleted organization" || target != "own" && target != "child") {

@@ -12,6 +12,7 @@ import (
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/usage"
 	"github.com/orgd/orgd/internal/web"
 )
 
@@ -372,6 +373,12 @@ func movePreview(p *org.MovePreview) any {
 		OrgID string `json:"org_id"`
 		Name  string `json:"name"`
 	}
+	type limitRef struct {
+		OrgID       string          `json:"org_id"`
+		Meter       string          `json:"meter"`
+		Limit       usage.Decimal   `json:"limit"`
+		Enforcement org.Enforcement `json:"enforcement"`
+	}
 	var v struct {
 		DryRun bool `json:"dry_run"`
 		Path   struct {
@@ -384,7 +391,10 @@ func movePreview(p *org.MovePreview) any {
 			Gain []keyRef `json:"gain"`
 			Lose []keyRef `json:"lose"`
 		} `json:"keys"`
-		Limits []struct{} `json:"limits"`
+		Limits struct {
+			Gain []limitRef `json:"gain"`
+			Lose []limitRef `json:"lose"`
+		} `json:"limits"`
 	}
 	v.DryRun, v.Path.Old, v.Path.New, v.Organizations, v.Settings = true, p.OldPath, p.NewPath, p.Organizations, p.Settings
 	for _, k := range p.Gain {
@@ -392,6 +402,12 @@ func movePreview(p *org.MovePreview) any {
 	}
 	for _, k := range p.Lose {
 		v.Keys.Lose = append(v.Keys.Lose, keyRef{k.ID, k.OrgID, k.Name})
+	}
+	for _, l := range p.GainLimits {
+		v.Limits.Gain = append(v.Limits.Gain, limitRef{l.OrgID, l.Meter, l.Amount, l.Enforcement})
+	}
+	for _, l := range p.LoseLimits {
+		v.Limits.Lose = append(v.Limits.Lose, limitRef{l.OrgID, l.Meter, l.Amount, l.Enforcement})
 	}
 	return v
 }

@@ -20,11 +20,13 @@ type Fold struct {
 	Orgs    map[string]*Organization
 	Keys    map[string]*key.Key // without secrets and use
 	Schemas map[string]jsontext.Value
+	Limits  map[string]map[string]*Limit // by organization and meter
 }
 
 // NewFold returns the state before the first entry.
 func NewFold() *Fold {
-	return &Fold{Orgs: map[string]*Organization{}, Keys: map[string]*key.Key{}, Schemas: map[string]jsontext.Value{}}
+	return &Fold{Orgs: map[string]*Organization{}, Keys: map[string]*key.Key{}, Schemas: map[string]jsontext.Value{},
+		Limits: map[string]map[string]*Limit{}}
 }
 
 // Add applies one entry. It fails on an entry that cannot follow on the state.
@@ -56,6 +58,8 @@ func (f *Fold) add(e *audit.Entry) error {
 		return f.foldOrg(o, verb, e)
 	case "api_key":
 		return f.foldKey(o, verb, e)
+	case "limit":
+		return f.foldLimit(o, verb, e)
 	case "customization_schema":
 		if verb == "deleted" {
 			delete(f.Schemas, o.ID)
@@ -126,6 +130,7 @@ func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
 		for id := range gone {
 			delete(f.Orgs, id)
 			delete(f.Schemas, id)
+			delete(f.Limits, id)
 		}
 		for id, k := range f.Keys {
 			if gone[k.OrgID] {
@@ -234,6 +239,38 @@ func (f *Fold) foldKey(o *Organization, verb string, e *audit.Entry) error {
 			return fmt.Errorf("unknown pointer %s", c.Pointer)
 		}
 		if err := json.Unmarshal(v, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *Fold) foldLimit(o *Organization, verb string, e *audit.Entry) error {
+	if verb == "deleted" {
+		delete(f.Limits[o.ID], e.Target.ID)
+		return nil
+	}
+	if f.Limits[o.ID] == nil {
+		f.Limits[o.ID] = map[string]*Limit{}
+	}
+	l := f.Limits[o.ID][e.Target.ID]
+	if l == nil {
+		l = &Limit{RootID: o.RootID, OrgID: o.ID, Meter: e.Target.ID}
+		f.Limits[o.ID][l.Meter] = l
+	}
+	l.UpdatedAt = e.Timestamp
+	l.Version++
+	for _, c := range e.Changes {
+		var p any
+		switch c.Pointer {
+		case "/limit":
+			p = &l.Amount
+		case "/enforcement":
+			p = &l.Enforcement
+		default:
+			return fmt.Errorf("unknown pointer %s", c.Pointer)
+		}
+		if err := json.Unmarshal(c.New, p); err != nil {
 			return err
 		}
 	}

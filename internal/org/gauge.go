@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -37,6 +38,9 @@ const (
 	// gaugeTrust is the age up to which a gauge is believed. What other
 	// processes have admitted meanwhile is not in it.
 	gaugeTrust = time.Second
+	// maxGaugeReads is how often one charge waits for a gauge to be read: after
+	// the first time it may be too old again, or its limits may have changed.
+	maxGaugeReads = 5
 	// gaugeIdle is how long a gauge is kept after its last use.
 	gaugeIdle = 10 * time.Minute
 )
@@ -166,6 +170,14 @@ func (r *Reservation) Release() {
 	}
 	r.gauges.mu.Lock()
 	defer r.gauges.mu.Unlock()
+	r.giveUp()
+}
+
+// giveUp is Release for a caller that holds the lock of the gauges.
+func (r *Reservation) giveUp() {
+	if r == nil {
+		return
+	}
 	for _, h := range r.holds {
 		h.gauge.pending -= h.quantity
 	}
@@ -178,10 +190,15 @@ func (r *Reservation) Release() {
 // It reads the store if it must, so it cannot be used within a transaction:
 // see watchLimits and admit.
 func (s *Service) Admit(ctx context.Context, charges ...Charge) (*Reservation, error) {
-	for {
+	for attempt := 0; ; attempt++ {
 		r, err := s.reserve(charges, true)
 		if err != errNoGauge {
 			return r, err
+		}
+		if attempt == maxGaugeReads {
+			e := problem.New(problem.Unavailable, "What was consumed under a limit cannot be read fast enough.").WithFix("Try again in a moment.")
+			e.RetryAfter = time.Second
+			return nil, e
 		}
 		if err := s.watchLimits(ctx, charges...); err != nil {
 			return nil, err
@@ -234,19 +251,19 @@ func (s *Service) Count(ctx context.Context, charges ...Charge) *Reservation {
 	return r
 }
 
-// reserve adds charges to the gauges of the hard limits that bind them. With
-// check it adds nothing unless all fit: errNoGauge if what has to be known is
-// not, problem.LimitExceeded if they do not.
+// reserve adds charges to the gauges of the hard limits that bind them, in one
+// step. With check it adds nothing unless all fit: errNoGauge if what has to
+// be known is not, problem.LimitExceeded if they do not.
 func (s *Service) reserve(charges []Charge, check bool) (*Reservation, error) {
 	var r *Reservation
-	now := s.now()
+	var now time.Time
 	kick := false
 	for i := range charges {
 		c := &charges[i]
 		b, ok := s.bounds.GetIfPresent(c.Path)
 		if !ok || check && b.generation != s.store.Generation(c.RootID) {
 			if check {
-				r.Release()
+				r.giveUp()
 				return nil, errNoGauge
 			}
 			continue
@@ -258,28 +275,24 @@ func (s *Service) reserve(charges []Charge, check bool) (*Reservation, error) {
 			}
 			if r == nil {
 				r = &Reservation{gauges: s.gauges}
+				now = s.now()
+				s.gauges.mu.Lock()
+				defer s.gauges.mu.Unlock()
 			}
-			k := gaugeKey{c.RootID, l.OrgID, c.Month, c.Meter}
-			s.gauges.mu.Lock()
-			g := s.gauges.all[k]
-			known := g != nil && g.loaded && now.Sub(g.readAt) < gaugeTrust
-			var err error
+			g := s.gauges.all[gaugeKey{c.RootID, l.OrgID, c.Month, c.Meter}]
 			switch {
-			case check && !known:
-				err = errNoGauge
+			case check && (g == nil || !g.loaded || now.Sub(g.readAt) >= gaugeTrust):
+				r.giveUp()
+				return nil, errNoGauge
 			case g == nil:
 			case check && c.Quantity > 0 && !g.fits(c.Quantity, l.Amount):
-				err = exceeded(l, c.Month, now)
+				r.giveUp()
+				return nil, exceeded(l, c.Month, now)
 			default:
 				g.pending += c.Quantity
 				g.usedAt = now
 				kick = kick || now.Sub(g.readAt) > gaugeRefresh
 				r.holds = append(r.holds, hold{g, c.Quantity})
-			}
-			s.gauges.mu.Unlock()
-			if err != nil {
-				r.Release()
-				return nil, err
 			}
 		}
 	}
@@ -289,11 +302,10 @@ func (s *Service) reserve(charges []Charge, check bool) (*Reservation, error) {
 	return r, nil
 }
 
-// refreshGauges reads the gauges in use again, in the background.
+// refreshGauges reads the gauges in use again, in the background. The caller
+// holds the lock of the gauges.
 func (s *Service) refreshGauges() {
 	g := s.gauges
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	if g.refresh {
 		return
 	}

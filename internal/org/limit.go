@@ -127,7 +127,7 @@ func noLimit(id, meter string) *problem.Error {
 	return problem.New(problem.NotFound, "There is no limit on %s of %s.", meter, id)
 }
 
-// match checks the precondition of a change of the limit.
+// matchLimit checks the precondition of a change of the limit.
 func (c *change) matchLimit(l *Limit, id, meter string) error {
 	if c.call.IfMatch == "" {
 		return nil
@@ -141,8 +141,8 @@ func (c *change) matchLimit(l *Limit, id, meter string) error {
 // PutLimit sets the limit on an organization for a meter. The amount must not
 // be negative. A hard limit that is exceeded already refuses all that would
 // add to it.
-func (s *Service) PutLimit(ctx context.Context, call *Call, id, meter string, amount usage.Decimal, enforcement Enforcement) (*Limit, audit.Receipt, error) {
-	var l *Limit
+func (s *Service) PutLimit(ctx context.Context, call *Call, id, meter string, amount usage.Decimal, enforcement Enforcement) (*LimitUse, audit.Receipt, error) {
+	var use *LimitUse
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, err := c.limitTarget(id)
 		if err != nil {
@@ -155,26 +155,46 @@ func (s *Service) PutLimit(ctx context.Context, call *Call, id, meter string, am
 		if err := c.matchLimit(old, id, meter); err != nil {
 			return nil, nil, err
 		}
-		l = &Limit{RootID: o.RootID, OrgID: o.ID, Meter: meter, Amount: amount, Enforcement: enforcement, UpdatedAt: c.at, Version: 1}
+		if err := knownMeter(c, o.RootID, meter); err != nil {
+			return nil, nil, err
+		}
+		used, err := c.Consumed(o.RootID, o.ID, usage.MonthOf(c.at), meter)
+		if err != nil {
+			return nil, nil, err
+		}
+		l := &Limit{RootID: o.RootID, OrgID: o.ID, Meter: meter, Amount: amount, Enforcement: enforcement, UpdatedAt: c.at, Version: 1}
+		use = &LimitUse{Limit: *l, Used: &used}
 		var changes []audit.Change
 		if old == nil {
 			changes = []audit.Change{{Pointer: "/limit", New: value(amount)}, {Pointer: "/enforcement", New: value(enforcement)}}
 		} else {
-			if l.Version = old.Version + 1; old.Amount != amount {
+			l.Version = old.Version + 1
+			if old.Amount != amount {
 				changes = append(changes, audit.Change{Pointer: "/limit", Old: value(old.Amount), New: value(amount)})
 			}
 			changes = replaced(changes, "/enforcement", string(old.Enforcement), string(enforcement))
 		}
 		if len(changes) == 0 {
-			l = old
+			use.Limit = *old
 			return nil, nil, nil
 		}
 		if err := c.Tx.PutLimit(l); err != nil {
 			return nil, nil, err
 		}
-		return l, []audit.Draft{c.entry(o, "limit.put", audit.Target{Type: "limit", ID: meter}, changes)}, nil
+		use.Limit = *l
+		return use, []audit.Draft{c.entry(o, "limit.put", audit.Target{Type: "limit", ID: meter}, changes)}, nil
 	})
-	return l, receipt, err
+	return use, receipt, err
+}
+
+// knownMeter fails with NotFound unless the root has the meter.
+func knownMeter(tx Tx, rootID, slug string) error {
+	for _, m := range usage.BuiltIn() {
+		if m.Slug == slug {
+			return nil
+		}
+	}
+	return problem.New(problem.NotFound, "This root has no meter %s.", slug)
 }
 
 // DeleteLimit removes the limit on an organization for a meter.

@@ -3,6 +3,7 @@ package org
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/orgd/orgd/internal/audit"
@@ -16,6 +17,9 @@ type MovePreview struct {
 	Organizations    int64          // live organizations that move
 	Settings         []audit.Change // effective settings of the moved organization
 	Gain, Lose       []*key.Key     // keys whose reach would grow or shrink by the subtree
+	// GainLimits and LoseLimits are limits that would begin or cease to bind
+	// the subtree.
+	GainLimits, LoseLimits []Limit
 }
 
 // maxPreviewKeys bounds the keys that a preview lists on each side.
@@ -126,10 +130,26 @@ func (s *Service) PreviewMove(ctx context.Context, call *Call, id, newParentID s
 		if p.Lose, err = c.reaching(before, after); err != nil {
 			return err
 		}
-		p.Gain, err = c.reaching(after, before)
+		if p.Gain, err = c.reaching(after, before); err != nil {
+			return err
+		}
+		if p.LoseLimits, err = c.binding(before, after); err != nil {
+			return err
+		}
+		p.GainLimits, err = c.binding(after, before)
 		return err
 	})
 	return p, err
+}
+
+// binding returns the limits on the organizations of one chain that are not in
+// the other, from the root down and then by meter.
+func (c *change) binding(chain, other []*Organization) ([]Limit, error) {
+	above := chain[len(chain)-1]
+	limits, err := chainLimits(c.Tx, above.RootID, above.Path)
+	return slices.DeleteFunc(limits, func(l Limit) bool {
+		return slices.ContainsFunc(other, func(o *Organization) bool { return o.ID == l.OrgID })
+	}), err
 }
 
 // reaching returns the keys that reach down from the organizations of one

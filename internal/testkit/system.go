@@ -167,6 +167,18 @@ func checkFold(t testing.TB, s org.Store, fold *org.Fold) {
 			if diff := fold.Same(stored); diff != "" {
 				t.Errorf("organization %s: %s", id, diff)
 			}
+			limits, err := tx.Limits(stored.RootID, []string{id})
+			if err != nil {
+				return err
+			}
+			if len(limits) != len(fold.Limits[id]) {
+				t.Errorf("organization %s has %d limits, by the audit trail %d", id, len(limits), len(fold.Limits[id]))
+			}
+			for _, l := range limits {
+				if l.UpdatedAt = l.UpdatedAt.UTC(); fold.Limits[id][l.Meter] == nil || *fold.Limits[id][l.Meter] != l {
+					t.Errorf("a limit of %s is %+v, by the audit trail %+v", id, l, fold.Limits[id][l.Meter])
+				}
+			}
 		}
 		for id, k := range fold.Keys {
 			stored, err := tx.Key(id)

@@ -1,0 +1,84 @@
+package storetest
+
+import (
+	"cmp"
+	"slices"
+	"testing"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/usage"
+)
+
+func testLimits(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "q/")
+	limits := func(rootID string, ids ...string) []org.Limit {
+		t.Helper()
+		list := get(t, s, func(tx org.Tx) ([]org.Limit, error) { return tx.Limits(rootID, ids) })
+		slices.SortFunc(list, func(a, b org.Limit) int { return cmp.Or(cmp.Compare(a.OrgID, b.OrgID), cmp.Compare(a.Meter, b.Meter)) })
+		return list
+	}
+	wantEqual(t, limits("r", "r", "a"), []org.Limit{})
+	of := func(rootID, id, meter string, amount usage.Decimal, e org.Enforcement, version int64) org.Limit {
+		return org.Limit{RootID: rootID, OrgID: id, Meter: meter, Amount: amount, Enforcement: e, UpdatedAt: at(int(version)), Version: version}
+	}
+	put := func(l org.Limit) {
+		t.Helper()
+		write(t, s, func(tx org.Tx) error { return tx.PutLimit(&l) })
+	}
+	whole, calls, storage, foreign := of("r", "r", "api_calls", usage.MaxDecimal, org.Soft, 1), of("r", "a", "api_calls", 1, org.Hard, 1),
+		of("r", "a", "storage_used", 0, org.Hard, 1), of("q", "q", "api_calls", 5, org.Hard, 1)
+	for _, l := range []org.Limit{whole, calls, storage, foreign} {
+		put(l)
+	}
+	wantEqual(t, limits("r", "r", "a", "q", "absent"), []org.Limit{calls, storage, whole})
+	wantEqual(t, limits("r", "r"), []org.Limit{whole})
+	wantEqual(t, limits("q", "q", "r"), []org.Limit{foreign})
+	wantEqual(t, limits("r"), []org.Limit{})
+
+	before := s.Generation("r")
+	calls = of("r", "a", "api_calls", 2*usage.One, org.Soft, 2)
+	write(t, s, func(tx org.Tx) error {
+		if _, err := tx.Lock("r"); err != nil {
+			return err
+		}
+		return tx.PutLimit(&calls)
+	})
+	wantEqual(t, limits("r", "a"), []org.Limit{calls, storage})
+	if s.Generation("r") == before {
+		t.Error("a limit that has changed does not change the generation")
+	}
+	write(t, s, func(tx org.Tx) error { return tx.DeleteLimit("r", "a", "api_calls") })
+	write(t, s, func(tx org.Tx) error { return tx.DeleteLimit("r", "a", "api_calls") })
+	wantEqual(t, limits("r", "r", "a"), []org.Limit{storage, whole})
+
+	write(t, s, func(tx org.Tx) error { _, err := tx.MarkDeleted("r", "r/a/", "del", at(3)); return err })
+	wantEqual(t, limits("r", "a"), []org.Limit{storage})
+	write(t, s, func(tx org.Tx) error { _, err := tx.Purge("r", "del"); return err })
+	wantEqual(t, limits("r", "r", "a"), []org.Limit{whole})
+}
+
+// What a limit is compared with: a subtree's consumption of one month, under
+// all parents it had, in one snapshot with the spool's position.
+func testConsumed(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/a/b/", "r/c/")
+	consumed := func(id string, month usage.Month, meter string) usage.Decimal {
+		t.Helper()
+		return get(t, s, func(tx org.Tx) (usage.Decimal, error) { return tx.Consumed("r", id, month, meter) })
+	}
+	position := func() access.Position {
+		t.Helper()
+		return get(t, s, func(tx org.Tx) (access.Position, error) { return tx.SpoolPosition("spool") })
+	}
+	month := usage.MonthOf(epoch)
+	wantEqual(t, consumed("r", month, usage.APICalls), usage.Decimal(0))
+	wantEqual(t, position(), access.Position{})
+	flushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: 1, Offset: 10},
+		Usage: []access.Usage{use("r/a/b/", 5), use("r/a/", 7), use("r/c/b/", 11)}})
+	for id, want := range map[string]usage.Decimal{"r": 23, "a": 12, "b": 16, "c": 11, "absent": 0} {
+		wantEqual(t, consumed(id, month, usage.APICalls), want)
+	}
+	wantEqual(t, consumed("r", month.Next(), usage.APICalls), usage.Decimal(0))
+	wantEqual(t, consumed("r", month, usage.StorageUsed), usage.Decimal(0))
+	wantEqual(t, position(), access.Position{Segment: 1, Offset: 10})
+}
