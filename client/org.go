@@ -125,8 +125,11 @@ type MovePreview struct {
 		Gain []KeyRef `json:"gain"` // would reach the organization
 		Lose []KeyRef `json:"lose"` // would no longer reach it
 	} `json:"keys"`
-	Limits []json.RawMessage `json:"limits"`
-	Meta   `json:"-"`
+	Limits struct {
+		Gain []LimitRef `json:"gain"` // would begin to bind it
+		Lose []LimitRef `json:"lose"` // would no longer bind it
+	} `json:"limits"`
+	Meta `json:"-"`
 }
 
 // KeyRef names an API key.

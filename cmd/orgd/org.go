@@ -251,10 +251,16 @@ func orgMoveCommand(s *session) *cobra.Command {
 			for _, k := range p.Keys.Lose {
 				fields = append(fields, "loses reach", fmt.Sprintf("%s (%s) of %s", k.ID, k.Name, k.OrgID))
 			}
+			for _, l := range p.Limits.Gain {
+				fields = append(fields, "gains limit", fmt.Sprintf("%s of %s on %s (%s)", l.Limit, l.Meter, l.OrgID, l.Enforcement))
+			}
+			for _, l := range p.Limits.Lose {
+				fields = append(fields, "loses limit", fmt.Sprintf("%s of %s on %s (%s)", l.Limit, l.Meter, l.OrgID, l.Enforcement))
+			}
 			return printFields(w, fields...)
 		},
 	}
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would change: paths, inherited settings, keys that gain or lose reach")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would change: paths, inherited settings, keys that gain or lose reach, limits that begin or cease to bind")
 	ifMatchFlag(cmd, &etag)
 	return cmd
 }

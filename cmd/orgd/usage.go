@@ -9,7 +9,7 @@ import (
 )
 
 func usageCommand(s *session) *cobra.Command {
-	cmd := group("usage", "Consumption: show", usageShowCommand(s))
+	cmd := group("usage", "Consumption: show, limits", usageShowCommand(s), usageLimitsCommand(s))
 	s.outputFlag(cmd)
 	return cmd
 }
