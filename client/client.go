@@ -352,7 +352,8 @@ const maxAnswer = 128 << 20
 // largeBody is the size from which a body waits for the server's consent.
 const largeBody = 1 << 20
 
-func (cl *Client) try(ctx context.Context, c *call) (*http.Response, []byte, error) {
+// request returns the request of a call.
+func (cl *Client) request(ctx context.Context, c *call) (*http.Request, error) {
 	target := cl.base + c.path
 	if len(c.query) > 0 {
 		target += "?" + c.query.Encode()
@@ -366,7 +367,7 @@ func (cl *Client) try(ctx context.Context, c *call) (*http.Response, []byte, err
 	}
 	req, err := http.NewRequestWithContext(ctx, c.method, target, body)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	req.ContentLength = int64(len(c.body))
 	for name, values := range c.headers {
@@ -385,6 +386,14 @@ func (cl *Client) try(ctx context.Context, c *call) (*http.Response, []byte, err
 	}
 	if len(c.body) > largeBody {
 		req.Header.Set("Expect", "100-continue")
+	}
+	return req, nil
+}
+
+func (cl *Client) try(ctx context.Context, c *call) (*http.Response, []byte, error) {
+	req, err := cl.request(ctx, c)
+	if err != nil {
+		return nil, nil, err
 	}
 	resp, err := cl.http.Do(req)
 	if err != nil {

@@ -10,7 +10,9 @@ import (
 )
 
 func auditCommand(s *session) *cobra.Command {
-	cmd := group("audit", "Audit trail: list", auditListCommand(s))
+	cmd := group("audit", "Audit trail: list, verify, export, checkpoint, proof, key, new-epoch, rotate-key", auditListCommand(s),
+		auditVerifyCommand(s), auditExportCommand(s), auditCheckpointCommand(s), auditProofCommand(s), auditKeyCommand(s),
+		auditNewEpochCommand(s), auditRotateKeyCommand(s))
 	s.outputFlag(cmd)
 	return cmd
 }

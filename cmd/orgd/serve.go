@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/server"
 )
@@ -27,6 +28,8 @@ type serveFlags struct {
 	trustedProxies                      []string
 	restoreWindow                       time.Duration
 	spoolMaxMiB                         int64
+	auditAnchor                         string
+	witnesses                           []string
 	logLevel, logFormat                 string
 }
 
@@ -38,6 +41,8 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&f.trustedProxies, "trusted-proxies", nil, "`CIDRs` of the proxies whose X-Forwarded-For is believed (default none)")
 	fs.DurationVar(&f.restoreWindow, "restore-window", 30*24*time.Hour, "how long a deleted organization can be restored")
 	fs.Int64Var(&f.spoolMaxMiB, "spool-max", 1024, "how many `MiB` of recorded requests may wait for the database before requests get 503")
+	fs.StringVar(&f.auditAnchor, "audit-anchor", "", "append-only `file` that keeps what was signed of the audit logs, better not on the database's disk (default audit.anchor in the data directory)")
+	fs.StringSliceVar(&f.witnesses, "witness", nil, "a `witness` that cosigns the audit logs (C2SP tlog-witness): its URL and its verifier key, with a space between them")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
 }
@@ -78,7 +83,8 @@ func (f *serveFlags) logger() (*slog.Logger, *logWriter, error) {
 
 func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 	c := server.Config{DataDir: f.dataDir, Database: f.database, BasePath: strings.TrimSuffix(f.basePath, "/"),
-		RestoreWindow: f.restoreWindow, SpoolMaxBytes: f.spoolMaxMiB << 20, Version: version(), Log: log, OperatorKey: os.Getenv("ORGD_OPERATOR_KEY")}
+		RestoreWindow: f.restoreWindow, SpoolMaxBytes: f.spoolMaxMiB << 20, Version: version(), Log: log, OperatorKey: os.Getenv("ORGD_OPERATOR_KEY"),
+		AuditKey: os.Getenv("ORGD_AUDIT_KEY"), AuditAnchor: f.auditAnchor, Witnesses: f.witnesses}
 	if c.Database != "" {
 		if u, err := url.Parse(c.Database); err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
 			return c, usageError("--database must be a URL such as postgres://user@host/database; leave it out for SQLite")
@@ -118,7 +124,10 @@ func serveCommand() *cobra.Command {
 
 Without flags it keeps everything in ./orgd-data and listens on loopback. The
 first start makes the operator key and writes it to operator.key in the data
-directory; ORGD_OPERATOR_KEY sets it instead ('orgd keygen' makes one).
+directory; ORGD_OPERATOR_KEY sets it instead ('orgd keygen' makes one). The seed
+of the keys that sign the audit logs is in audit.key there; ORGD_AUDIT_KEY sets
+it instead ('orgd keygen --audit' makes one). Keep it: without it the logs cannot
+be signed any more. Servers that share a database share both.
 
 Every flag can also be set in the environment: --data-dir as ORGD_DATA_DIR.
 SIGTERM lets the requests under way finish.`,
@@ -180,11 +189,18 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 }
 
 func keygenCommand() *cobra.Command {
-	return &cobra.Command{
+	var seed bool
+	cmd := &cobra.Command{
 		Use: "keygen", Short: "Make an operator key for ORGD_OPERATOR_KEY", GroupID: "server", Args: cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) {
+			if seed {
+				fmt.Fprintln(cmd.OutOrStdout(), audit.NewSeed(rand.Reader))
+				return
+			}
 			token, _, _ := key.NewSecret(rand.Reader, "operator")
 			fmt.Fprintln(cmd.OutOrStdout(), token)
 		},
 	}
+	cmd.Flags().BoolVar(&seed, "audit", false, "make a seed for ORGD_AUDIT_KEY instead")
+	return cmd
 }

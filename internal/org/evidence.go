@@ -84,7 +84,10 @@ func readLog(tx Tx, rootID, logID string, epoch int64) (*LogState, error) {
 	if errors.Is(err, ErrAbsent) {
 		sig, err = &Signature{}, nil
 	}
-	return &LogState{Head: head, Signature: sig}, err
+	if err != nil {
+		return nil, err
+	}
+	return &LogState{Head: head, Signature: sig}, nil
 }
 
 func hashSource(tx Tx, head *audit.Head) audit.HashSource {
@@ -360,10 +363,13 @@ func signedLog(tx Tx, rootID string, epoch int64) (*LogState, error) {
 	if errors.Is(err, ErrAbsent) {
 		return nil, problem.New(problem.NotFound, "The audit log has no epoch %d.", epoch)
 	}
-	if err == nil && l.Signature.Size == 0 {
+	if err != nil {
+		return nil, err
+	}
+	if l.Signature.Size == 0 {
 		return nil, unsigned()
 	}
-	return l, err
+	return l, nil
 }
 
 func unsigned() *problem.Error {
@@ -526,24 +532,32 @@ type LogExport struct {
 }
 
 // ExportLog prepares the export of all signed entries of a root's log from a
-// place on.
+// place on. It waits a little for the signature of what is in the log now.
 func (s *Service) ExportLog(ctx context.Context, rootID string, epoch, seq int64) (*LogExport, error) {
 	x := &LogExport{service: s, rootID: rootID, epoch: epoch, seq: seq}
-	err := s.await(ctx, func() (err error) {
-		if x.until, err = s.logNow(ctx, rootID, -1); err != nil {
-			return err
-		}
-		if AuditPosition(epoch, seq) <= AuditPosition(x.until.Head.Epoch, x.until.Signature.Size) {
-			return nil
-		}
-		return unsigned()
-	})
+	now, err := s.LogHead(ctx, rootID)
 	if err != nil {
+		return nil, err
+	}
+	if AuditPosition(epoch, seq) > AuditPosition(now.Epoch, now.Size) {
+		return nil, problem.Param("seq", "lies behind the end of the log, which is entry %d of epoch %d", now.Size, now.Epoch)
+	}
+	err = s.await(ctx, func() (err error) {
+		if x.until, err = s.logNow(ctx, rootID, -1); err == nil && x.end() < AuditPosition(now.Epoch, now.Size) {
+			err = unsigned()
+		}
+		return err
+	})
+	// What is signed can be had of a log that is signed no further.
+	if err != nil && (x.until == nil || x.end() < AuditPosition(epoch, seq)) {
 		return nil, err
 	}
 	x.key, err = s.VerifierKey(x.until)
 	return x, err
 }
+
+// end returns the position after the last entry of the export.
+func (x *LogExport) end() int64 { return AuditPosition(x.until.Head.Epoch, x.until.Signature.Size) }
 
 // exportPage is how many entries an export reads at a time.
 const exportPage = 500
@@ -557,7 +571,7 @@ func (x *LogExport) Write(ctx context.Context, w io.Writer) error {
 	q := AuditQuery{RootID: x.rootID, OrgID: x.rootID, Path: x.rootID + "/", Scope: ScopeSubtree, Ascending: true, Limit: exportPage,
 		After: AuditPosition(x.epoch, x.seq)}
 	for {
-		end := AuditPosition(x.until.Head.Epoch, x.until.Signature.Size)
+		end := x.end()
 		if q.After, err = x.entries(ctx, out, q, end); err != nil {
 			return err
 		}
@@ -571,7 +585,7 @@ func (x *LogExport) Write(ctx context.Context, w io.Writer) error {
 			break
 		}
 		if err := x.service.await(ctx, func() (err error) {
-			if x.until, err = x.service.logNow(ctx, x.rootID, -1); err == nil && AuditPosition(x.until.Head.Epoch, x.until.Signature.Size) <= erased {
+			if x.until, err = x.service.logNow(ctx, x.rootID, -1); err == nil && x.end() <= erased {
 				err = unsigned()
 			}
 			return err
