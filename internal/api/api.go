@@ -22,6 +22,7 @@ import (
 type API struct {
 	service  *org.Service
 	flusher  Flusher
+	limiter  *key.Limiter
 	status   Status
 	log      Log
 	now      func() time.Time
@@ -41,6 +42,7 @@ type Flusher interface {
 type Config struct {
 	Service  *org.Service
 	Flusher  Flusher
+	Limiter  *key.Limiter // of the keys that are verified; the server's own
 	Status   Status
 	Log      Log
 	Now      func() time.Time
@@ -68,7 +70,7 @@ func New(c Config) (*API, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &API{service: c.Service, flusher: c.Flusher, status: c.Status, log: c.Log, now: c.Now, basePath: c.BasePath,
+	return &API{service: c.Service, flusher: c.Flusher, limiter: c.Limiter, status: c.Status, log: c.Log, now: c.Now, basePath: c.BasePath,
 		sealer: sealer, document: doc, metrics: c.Metrics}, nil
 }
 
@@ -76,7 +78,7 @@ func New(c Config) (*API, error) {
 func (a *API) Routes() []web.Route {
 	const o = "org_id"
 	needs := func(permissions ...string) web.Rule { return web.Rule{Target: o, Permissions: permissions} }
-	return slices.Concat(a.forwardAuthRoutes(), a.limitRoutes(), a.auditLogRoutes(), []web.Route{
+	return slices.Concat(a.forwardAuthRoutes(), a.verifyRoutes(), a.limitRoutes(), a.auditLogRoutes(), []web.Route{
 		{Method: "GET", Pattern: "/org", Operation: "whoAmI", Action: "WHO_AM_I", Handle: a.whoAmI},
 		{Method: "GET", Pattern: "/orgs", Operation: "listOrgs", Action: "LIST_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsRead}}, Handle: a.listOrgs},
 		{Method: "POST", Pattern: "/orgs", Operation: "createOrg", Action: "CREATE_ORG", Rule: web.Rule{Permissions: []string{key.OrgsWrite}}, Handle: a.createOrg},

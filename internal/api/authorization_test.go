@@ -67,6 +67,7 @@ var samples = map[string]sample{
 	"getLimit":                  {path: "/orgs/ORG/limits/api_calls"},
 	"putLimit":                  {path: "/orgs/ORG/limits/api_calls", body: `{"limit":5,"enforcement":"hard"}`},
 	"deleteLimit":               {path: "/orgs/ORG/limits/api_calls"},
+	"verify":                    {path: "/verify", body: `{"key":"SECRET"}`, elsewhere: true},
 	"forwardAuth":               {path: "/forward_auth?org=ORG&permission=orgs:read&meter=api_calls"},
 }
 

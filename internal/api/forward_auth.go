@@ -41,7 +41,7 @@ func (a *API) prepareForwardAuth(r *web.Request) error {
 	d := &web.Decision{Method: r.Method, Path: path, IP: r.IP, UserAgent: r.UserAgent()}
 	var err error
 	switch {
-	case !ok:
+	case !ok || rest != "" && rest[0] != '/' && rest[0] != ';':
 		return problem.New(problem.NotFound, "There is nothing at this path.")
 	case rest == "":
 		var values url.Values

@@ -18,9 +18,9 @@ type Login struct {
 	OldSecret bool
 }
 
-// errUnauthorized is the same for every bad key, so that nothing can be
+// Unauthorized is the one error for every bad key, so that nothing can be
 // learned from it.
-func errUnauthorized() *problem.Error {
+func Unauthorized() *problem.Error {
 	return problem.New(problem.Unauthorized, "The request has no valid API key.").
 		WithFix("Send a valid key in the header Authorization: Bearer orgd_…")
 }
@@ -31,11 +31,11 @@ func errUnauthorized() *problem.Error {
 func (s *Service) Authenticate(ctx context.Context, token string, ip netip.Addr) (Login, error) {
 	keyID, hash, ok := key.ParseToken(token)
 	if !ok {
-		return Login{}, errUnauthorized()
+		return Login{}, Unauthorized()
 	}
 	if keyID == operatorKeyID {
 		if !key.Match(s.operatorHash[:], hash) {
-			return Login{}, errUnauthorized()
+			return Login{}, Unauthorized()
 		}
 		return Login{Actor: operator}, nil
 	}
@@ -44,16 +44,16 @@ func (s *Service) Authenticate(ctx context.Context, token string, ip netip.Addr)
 		return Login{}, err
 	}
 	if k == nil {
-		return Login{}, errUnauthorized()
+		return Login{}, Unauthorized()
 	}
 	known := key.Match(k.SecretHash, hash) || k.Old != nil && key.Match(k.Old.Hash, hash)
 	if !known {
-		return Login{}, errUnauthorized()
+		return Login{}, Unauthorized()
 	}
 	login := Login{Actor: k.actor}
 	old, ok := k.Usable(s.now(), hash)
 	if !ok || !k.orgLive {
-		return login, errUnauthorized()
+		return login, Unauthorized()
 	}
 	login.OldSecret = old
 	if len(k.actor.CIDRs) > 0 && !key.Contains(k.actor.CIDRs, ip) {

@@ -111,6 +111,18 @@ func (g *gauge) fits(quantity, limit usage.Decimal) bool {
 	return err == nil && sum <= limit
 }
 
+// used returns what a gauge shows, nil if it is not known.
+func (g *gauges) used(k gaugeKey) *usage.Decimal {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	one := g.all[k]
+	if one == nil || !one.loaded {
+		return nil
+	}
+	sum := one.stored + one.pending
+	return &sum
+}
+
 // hold is one charge on one gauge.
 type hold struct {
 	gauge    *gauge

@@ -259,6 +259,30 @@ func limitUses(tx Tx, actor *key.Actor, path string, limits []Limit, month usage
 	return list, nil
 }
 
+// MeterLimits returns the limits on a meter that bind an organization at the
+// time at, from the root down. Used is what this process knows of the month
+// under a hard limit that has been asked about; nil for others, and for those
+// of organizations that the actor cannot see.
+func (s *Service) MeterLimits(ctx context.Context, actor *key.Actor, o *Snapshot, meter string, at time.Time) ([]LimitUse, error) {
+	b, err := s.boundsOf(ctx, o.RootID, o.Path)
+	if err != nil {
+		return nil, err
+	}
+	var list []LimitUse
+	for i := range b.limits {
+		l := &b.limits[i]
+		if l.Meter != meter {
+			continue
+		}
+		use := LimitUse{Limit: *l}
+		if l.Enforcement == Hard && actor.Sees(pathOf(o.Path, l.OrgID)) {
+			use.Used = s.gauges.used(gaugeKey{o.RootID, l.OrgID, usage.MonthOf(at), meter})
+		}
+		list = append(list, use)
+	}
+	return list, nil
+}
+
 // Limit returns the limit that is set on an organization for a meter.
 func (s *Service) Limit(ctx context.Context, actor *key.Actor, id, meter string) (*LimitUse, error) {
 	list, err := s.Limits(ctx, actor, id)

@@ -129,12 +129,13 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 			func() float64 { n, _ := s.Recorder.Lag(); return float64(n) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_spool_bytes", Help: "Bytes of recorded requests that wait for the database."},
 			func() float64 { _, n := s.Recorder.Lag(); return float64(n) }))
-	a, err := api.New(api.Config{Service: s.Service, Flusher: s.Recorder, Status: s, Log: s.log, Now: c.Now,
+	limiter := key.NewLimiter()
+	a, err := api.New(api.Config{Service: s.Service, Flusher: s.Recorder, Limiter: limiter, Status: s, Log: s.log, Now: c.Now,
 		BasePath: c.BasePath, Secret: []byte(s.OperatorKey), Metrics: metrics})
 	if err != nil {
 		return nil, err
 	}
-	s.handler, err = web.NewServer(web.Config{Service: s.Service, Recorder: s.Recorder, Limiter: key.NewLimiter(),
+	s.handler, err = web.NewServer(web.Config{Service: s.Service, Recorder: s.Recorder, Limiter: limiter,
 		Log: c.Log, Now: c.Now, TrustedProxies: c.TrustedProxies, BasePath: c.BasePath, Metrics: metrics}, a.Routes())
 	if err != nil {
 		return nil, err

@@ -430,7 +430,10 @@ func (s *Server) entry(rt *Route, r *Request, d *Decision, status int) access.Re
 	if a == nil {
 		return rec
 	}
-	ip := d.IP.String()
+	ip := ""
+	if d.IP.IsValid() {
+		ip = d.IP.String()
+	}
 	rootID, orgID := a.RootID, a.OrgID
 	if d.Org != nil {
 		rootID, orgID = d.Org.RootID, d.Org.ID
