@@ -1,0 +1,157 @@
+package server_test
+
+import (
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/orgd/orgd/internal/server"
+	"github.com/orgd/orgd/internal/testkit"
+)
+
+// Two processes on one database: what one of them changes binds the other
+// within a second.
+func TestTwoServersOnOneDatabase(t *testing.T) {
+	database := testkit.Postgres(t)
+	first := testkit.Start(t, "sqlite", func(c *server.Config) { c.Database = database })
+	second := testkit.Start(t, "sqlite", func(c *server.Config) { c.Database, c.OperatorKey = database, first.OperatorKey })
+	op := first.OperatorKey
+	first.Must(201, "POST", "/orgs", op, `{"id":"r","name":"Root"}`)
+	first.Must(201, "POST", "/orgs/r/children", op, `{"id":"c","name":"Child"}`)
+
+	// until asks the second server until it answers with the status.
+	until := func(what string, status int, key string) {
+		t.Helper()
+		start := time.Now()
+		for second.Do("GET", "/orgs/c", key, "").Status != status {
+			if time.Since(start) > time.Second {
+				t.Fatalf("%s does not bind the other server after a second", what)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	for range 5 {
+		key, id := first.NewKey("r", "")
+		until("a new key", 200, key)
+		first.Must(200, "DELETE", "/orgs/r/api_keys/"+id, op, "")
+		until("a revocation", 401, key)
+	}
+	key, id := first.NewKey("c", "")
+	until("a new key", 200, key)
+	first.Must(200, "DELETE", "/orgs/c", op, "")
+	until("a delete", 401, key)
+	first.Must(200, "POST", "/orgs/c/restore", op, "")
+	until("a restore", 200, key)
+	first.Must(200, "POST", "/orgs/c/api_keys/"+id+"/rotate", op, `{"overlap_seconds":0}`)
+	until("a rotation", 401, key)
+
+	// One Idempotency-Key at both at the same time: it happens once.
+	for n := range 10 {
+		answers := make([]*testkit.Answer, 8)
+		var wg sync.WaitGroup
+		for i := range answers {
+			s := []*testkit.Server{first, second}[i%2]
+			wg.Go(func() {
+				a, err := s.TryDo("POST", "/orgs/r/children", op, `{"name":"Once"}`, "Idempotency-Key", fmt.Sprint("both-", n))
+				if err != nil {
+					t.Error(err)
+				}
+				answers[i] = a
+			})
+		}
+		wg.Wait()
+		created := ""
+		for _, a := range answers {
+			switch {
+			case a == nil:
+			case a.Status == 409 && a.String("code") == "request_in_flight":
+			case a.Status != 201 || created != "" && a.String("id") != created:
+				t.Errorf("%d %s, before %s", a.Status, a.Body, created)
+			default:
+				created = a.String("id")
+			}
+		}
+		if created == "" {
+			t.Error("nobody was answered")
+		}
+	}
+	if n := len(second.Must(200, "GET", "/orgs/r/children?limit=1000", op, "").JSON().([]any)); n != 11 {
+		t.Errorf("%d children, want 11", n)
+	}
+	// A cursor of one is good for the other.
+	next := testkit.NextPage(first.Must(200, "GET", "/orgs/r/children?limit=1", op, ""))
+	second.Must(200, "GET", next, op, "")
+}
+
+// When PostgreSQL goes away, requests that need it get 503 with Retry-After;
+// when it is back, so is orgd, without a restart, and nothing that was
+// answered is lost.
+func TestPostgresGoesAndComes(t *testing.T) {
+	cluster := testkit.NewPostgresCluster(t)
+	s := testkit.Start(t, "sqlite", func(c *server.Config) { c.Database = cluster.URL })
+	op := s.OperatorKey
+	s.Must(201, "POST", "/orgs", op, `{"id":"r","name":"Root"}`)
+	key, _ := s.NewKey("r", `"permissions":["admin"]`)
+	s.Must(200, "GET", "/readyz", "", "")
+	var over atomic.Bool
+	var acknowledged, unknown []string
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; !over.Load(); i++ {
+			id := fmt.Sprint("c", i)
+			a, err := s.TryDo("POST", "/orgs/r/children", key, `{"id":"`+id+`","name":"Child"}`)
+			switch {
+			case err != nil:
+				t.Error(err)
+				return
+			case a.Status == 201:
+				acknowledged = append(acknowledged, id)
+			case a.Status == 503 && a.String("code") == "outcome_unknown":
+				unknown = append(unknown, id)
+			case a.Status != 503:
+				t.Errorf("%d %s", a.Status, a.Body)
+				return
+			default:
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+	})
+	time.Sleep(100 * time.Millisecond)
+	for range 2 {
+		cluster.Kill()
+		for _, call := range [][3]string{{"GET", "/orgs/r/children", ""}, {"PATCH", "/orgs/r", `{"description":"x"}`}, {"GET", "/orgs?name=x", ""}, {"GET", "/orgs/r/consumption", ""}} {
+			a := s.Must(503, call[0], call[1], key, call[2])
+			if wait, err := strconv.Atoi(a.Header.Get("Retry-After")); a.String("code") != "unavailable" || err != nil || wait < 1 {
+				t.Errorf("%s %s: %v %s", call[0], call[1], a.Header, a.Body)
+			}
+		}
+		s.Must(200, "GET", "/healthz", "", "")
+		s.Must(503, "GET", "/readyz", "", "")
+		if a := s.Must(200, "GET", "/service_status", "", ""); a.String("status") != "degraded" || a.String("checks", "database", "status") != "failed" {
+			t.Errorf("status: %s", a.Body)
+		}
+		if err := cluster.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(15 * time.Second); s.Do("PATCH", "/orgs/r", key, `{"description":"`+time.Now().String()+`"}`).Status != 200; {
+			if time.Now().After(deadline) {
+				t.Fatal("PostgreSQL is back, and changes are still refused")
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		s.Must(200, "GET", "/readyz", "", "")
+		s.Must(200, "GET", "/orgs/r/consumption", key, "")
+	}
+	over.Store(true)
+	wg.Wait()
+	for _, id := range acknowledged {
+		s.Must(200, "GET", "/orgs/"+id, key, "")
+	}
+	t.Logf("%d changes were acknowledged, of %d the outcome was unknown", len(acknowledged), len(unknown))
+	if len(acknowledged) == 0 {
+		t.Error("no change was acknowledged")
+	}
+}
