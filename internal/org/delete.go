@@ -3,6 +3,7 @@ package org
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
@@ -46,7 +47,11 @@ func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteO
 			return nil, nil, nil
 		}
 		if d.Organizations > 1 && !opt.Cascade {
-			return nil, nil, problem.New(problem.HasDescendants, "The organization has %d live descendants.", d.Organizations-1).
+			detail := fmt.Sprintf("The organization has %d live descendants.", d.Organizations-1)
+			if d.Organizations == 2 {
+				detail = "The organization has 1 live descendant."
+			}
+			return nil, nil, problem.New(problem.HasDescendants, "%s", detail).
 				WithFix("Repeat the request with ?cascade=true to delete the whole subtree, or with ?dry_run=true to see what that deletes.").
 				With("organizations", d.Organizations).With("api_keys", d.APIKeys)
 		}

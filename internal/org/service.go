@@ -145,8 +145,10 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 		err = tx.PutIdempotent(call.Actor.ID, idem.Key, c.at.Add(-idempotencyWindow),
 			&Replay{RequestHash: idem.RequestHash, Answer: answer, CreatedAt: c.at})
 		if errors.Is(err, ErrReplay) {
-			return problem.New(problem.RequestInFlight, "A request with this Idempotency-Key was just being processed.").
+			e := problem.New(problem.RequestInFlight, "A request with this Idempotency-Key was just being processed.").
 				WithFix("Send the same request again to get its answer.").WithCause(err)
+			e.RetryAfter = time.Second
+			return e
 		}
 		return err
 	})

@@ -102,8 +102,8 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 			s.Recorder.Close(ctx)
 		}
 	}()
-	_, hash, ok := key.ParseToken(s.OperatorKey)
-	if !ok {
+	id, hash, ok := key.ParseToken(s.OperatorKey)
+	if !ok || id != "operator" {
 		return nil, errors.New("the operator key is malformed; `orgd keygen` makes one")
 	}
 	keyring, err := s.keyring()
