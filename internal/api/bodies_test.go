@@ -9,9 +9,10 @@ import (
 	"github.com/orgd/orgd/internal/testkit"
 )
 
-// onBoth runs a scenario on both databases. After each of them testkit checks
-// the whole system.
+// onBoth runs a scenario on both databases, beside other tests. After each of
+// them testkit checks the whole system.
 func onBoth(t *testing.T, scenario func(t *testing.T, s *testkit.Server)) {
+	t.Parallel()
 	for _, engine := range testkit.Engines {
 		t.Run(engine, func(t *testing.T) { scenario(t, testkit.Start(t, engine)) })
 	}

@@ -164,6 +164,7 @@ func TestRotation(t *testing.T) {
 // onBothWith is onBoth with a clock that can be put forward, behind a trusted
 // proxy.
 func onBothWith(t *testing.T, scenario func(t *testing.T, s *testkit.Server, c *clock)) {
+	t.Parallel()
 	for _, engine := range testkit.Engines {
 		t.Run(engine, func(t *testing.T) {
 			c := &clock{}
