@@ -142,6 +142,9 @@ func (c *checkpointer) signChanged(ctx context.Context) error {
 	return nil
 }
 
+// SignLogs signs every audit log that has unsigned entries.
+func (s *Server) SignLogs(ctx context.Context) error { return s.log.signAll(ctx) }
+
 // signAll signs every log that has unsigned entries.
 func (c *checkpointer) signAll(ctx context.Context) error {
 	var after *audit.Head

@@ -18,22 +18,45 @@ import (
 	validator "github.com/pb33f/libopenapi-validator"
 
 	orgdapi "github.com/orgd/orgd/api"
+	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/server"
 )
 
 // Server is a real server on a real database, listening on loopback.
 type Server struct {
 	*server.Server
-	URL string
-	t   testing.TB
+	URL    string
+	Config server.Config
+	// Stop lets requests finish and closes the server.
+	Stop func()
+
+	stopServing func()
+	t           testing.TB
 }
 
 // Engines names the databases that tests run on.
 var Engines = []string{"sqlite", "postgres"}
 
 // Start starts a server on one of the Engines. When the test ends it is
-// closed, after CheckSystem.
+// closed, after CheckSystem and CheckLogs.
 func Start(t testing.TB, engine string, change ...func(*server.Config)) *Server {
+	t.Helper()
+	s := Open(t, engine, change...)
+	t.Cleanup(func() {
+		s.stopServing()
+		if err := s.Recorder.Drain(context.Background()); err != nil {
+			t.Error(err)
+		}
+		CheckSystem(t, s.Store)
+		CheckLogs(t, s)
+		s.Stop()
+	})
+	return s
+}
+
+// Open starts a server on one of the Engines, for tests that do to it what
+// breaks the system. It is closed by Stop, or when the test ends.
+func Open(t testing.TB, engine string, change ...func(*server.Config)) *Server {
 	t.Helper()
 	c := server.Config{DataDir: t.TempDir(), RestoreWindow: 30 * 24 * time.Hour, Version: "test", SignInterval: 20 * time.Millisecond,
 		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
@@ -42,6 +65,9 @@ func Start(t testing.TB, engine string, change ...func(*server.Config)) *Server 
 	}
 	for _, f := range change {
 		f(&c)
+	}
+	if c.Database != "" && c.AuditKey == "" {
+		c.AuditKey = strings.Repeat("5e", audit.SeedSize) // replicas share it
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s, err := server.Open(ctx, c)
@@ -56,20 +82,21 @@ func Start(t testing.TB, engine string, change ...func(*server.Config)) *Server 
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx, l) }()
-	t.Cleanup(func() {
+	out := &Server{Server: s, URL: "http://" + l.Addr().String(), Config: c, t: t}
+	out.stopServing = sync.OnceFunc(func() {
 		cancel()
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
-		if err := s.Recorder.Drain(context.Background()); err != nil {
-			t.Error(err)
-		}
-		CheckSystem(t, s.Store)
+	})
+	out.Stop = sync.OnceFunc(func() {
+		out.stopServing()
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	return &Server{Server: s, URL: "http://" + l.Addr().String(), t: t}
+	t.Cleanup(out.Stop)
+	return out
 }
 
 // testWriter writes the server's log to the test's.
