@@ -238,9 +238,11 @@ func TestSIGTERMDrains(t *testing.T) {
 	}
 	req.Header.Set("Authorization", "Bearer "+p.key)
 	req.Header.Set("Content-Type", "application/json")
+	// The server asks for the body when it reads it: then the request is under way.
+	req.Header.Set("Expect", "100-continue")
 	status := make(chan int, 1)
 	go func() {
-		resp, err := (&http.Client{Transport: &http.Transport{}}).Do(req)
+		resp, err := (&http.Client{Transport: &http.Transport{ExpectContinueTimeout: time.Minute}}).Do(req)
 		if err != nil {
 			t.Error(err)
 			status <- 0
@@ -249,10 +251,9 @@ func TestSIGTERMDrains(t *testing.T) {
 		resp.Body.Close()
 		status <- resp.StatusCode
 	}()
-	if _, err := io.WriteString(send, `{"name":`); err != nil { // the request is under way
+	if _, err := io.WriteString(send, `{"name":`); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(100 * time.Millisecond)
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

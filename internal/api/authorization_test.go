@@ -81,6 +81,7 @@ var openOperations = map[string]string{
 // a second root.
 type fixture struct {
 	s      *testkit.Server
+	clock  *clock
 	prefix string
 	keyOf  map[string]string // organization → id of a key in it
 }
@@ -112,7 +113,7 @@ var keys = []struct {
 	{"enough", `"permissions":["admin"]`, nil},
 	{"too little permission", `"permissions":["app:nothing"]`, nil},
 	{"self reach", `"permissions":["admin"],"reach":"self"`, nil},
-	{"expired", `"permissions":["admin"],"expires_at":"EXPIRY"`, func(*fixture, string) { time.Sleep(60 * time.Millisecond) }},
+	{"expired", `"permissions":["admin"],"expires_at":"EXPIRY"`, func(f *fixture, _ string) { f.clock.forward(time.Minute) }},
 	{"revoked", `"permissions":["admin"]`, func(f *fixture, id string) {
 		f.s.Must(200, "DELETE", "/orgs/"+f.prefix+"own/api_keys/"+id, f.s.OperatorKey, "")
 	}},
@@ -183,7 +184,8 @@ func expected(operation string, sm sample, keyName, target string) int {
 // the key: nobody gets further than the rules allow, and what cannot be seen
 // looks exactly like what does not exist.
 func TestAuthorizationOfEveryRoute(t *testing.T) {
-	s := testkit.Start(t, "sqlite")
+	c := &clock{}
+	s := testkit.Start(t, "sqlite", c.use)
 	n := 0
 	for _, rt := range new(api.API).Routes() {
 		if rt.Rule.Open {
@@ -203,7 +205,8 @@ func TestAuthorizationOfEveryRoute(t *testing.T) {
 		for _, k := range keys {
 			n++
 			f := newFixture(s, fmt.Sprintf("f%d-", n))
-			members := strings.ReplaceAll(k.members, "EXPIRY", time.Now().Add(50*time.Millisecond).UTC().Format(time.RFC3339Nano))
+			f.clock = c
+			members := strings.ReplaceAll(k.members, "EXPIRY", c.now().Add(time.Minute).UTC().Format(time.RFC3339Nano))
 			secret, id := s.NewKey(f.prefix+"own", members)
 			if k.after != nil {
 				k.after(f, id)

@@ -62,19 +62,20 @@ func (u unreadable) Read([]byte) (int, error) {
 
 // A bad key is a bad key: every kind gets the same 401.
 func TestOneUnauthorized(t *testing.T) {
-	s := testkit.Start(t, "sqlite")
+	c := &clock{}
+	s := testkit.Start(t, "sqlite", c.use)
 	op := s.OperatorKey
 	s.Must(201, "POST", "/orgs", op, `{"id":"a","name":"A"}`)
 	s.Must(201, "POST", "/orgs", op, `{"id":"gone","name":"Gone"}`)
 	good, _ := s.NewKey("a", "")
-	expired, _ := s.NewKey("a", `"expires_at":"`+time.Now().Add(30*time.Millisecond).UTC().Format(time.RFC3339Nano)+`"`)
+	expired, _ := s.NewKey("a", `"expires_at":"`+c.now().Add(time.Minute).UTC().Format(time.RFC3339Nano)+`"`)
 	revoked, id := s.NewKey("a", "")
 	s.Must(200, "DELETE", "/orgs/a/api_keys/"+id, op, "")
 	orphan, _ := s.NewKey("gone", "")
 	s.Must(200, "DELETE", "/orgs/gone", op, "")
 	rotated, id := s.NewKey("a", "")
 	s.Must(200, "POST", "/orgs/a/api_keys/"+id+"/rotate", op, `{"overlap_seconds":0}`)
-	time.Sleep(40 * time.Millisecond)
+	c.forward(time.Minute)
 	typo := []byte(good)
 	typo[len(typo)-10] ^= 1
 	var first string

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/orgd/orgd/internal/testkit"
 )
@@ -135,7 +136,7 @@ func TestPagesWhileTheTreeChanges(t *testing.T) {
 		plant(s, lines...)
 		var over atomic.Bool
 		var wg sync.WaitGroup
-		done := 0
+		var done atomic.Int64
 		wg.Go(func() { // moves in and out of the list, deletes and creates
 			for i := 0; !over.Load(); i++ {
 				n := i % 30
@@ -151,9 +152,12 @@ func TestPagesWhileTheTreeChanges(t *testing.T) {
 						return
 					}
 				}
-				done++
+				done.Add(1)
 			}
 		})
+		for wait := time.Now(); done.Load() < 3 && time.Since(wait) < 10*time.Second; {
+			time.Sleep(time.Millisecond)
+		}
 		for _, list := range []string{"/orgs/p/children?limit=7", "/orgs/r/descendants?limit=7", "/orgs?name=s&limit=7", "/orgs?limit=11"} {
 			for range 3 {
 				count := map[string]int{}
@@ -177,7 +181,7 @@ func TestPagesWhileTheTreeChanges(t *testing.T) {
 		}
 		over.Store(true)
 		wg.Wait()
-		if done == 0 {
+		if done.Load() < 4 {
 			t.Error("the tree did not change")
 		}
 	})

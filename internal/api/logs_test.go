@@ -30,18 +30,18 @@ func events(t *testing.T, s *testkit.Server, orgID, query string) []string {
 // Every request is an event of exactly one organization: of the one that it
 // was about if the key may see it, otherwise of the key's own.
 func TestWhoseEventItIs(t *testing.T) {
-	onBoth(t, func(t *testing.T, s *testkit.Server) {
+	onBothWith(t, func(t *testing.T, s *testkit.Server, c *clock) {
 		op := s.OperatorKey
 		plant(s, "r", "a r", "b a", "their")
 		key := s.Must(201, "POST", "/orgs/a/api_keys", op, `{"name":"ci@example.com","permissions":["orgs:read","orgs:write"]}`).String("secret")
-		expired := s.Must(201, "POST", "/orgs/a/api_keys", op, `{"name":"late","expires_at":"`+time.Now().Add(50*time.Millisecond).UTC().Format(time.RFC3339Nano)+`"}`).String("secret")
+		expired := s.Must(201, "POST", "/orgs/a/api_keys", op, `{"name":"late","expires_at":"`+c.now().Add(time.Minute).UTC().Format(time.RFC3339Nano)+`"}`).String("secret")
 		a := s.Must(201, "POST", "/orgs/a/api_keys", op, `{"name":"ended"}`)
 		revoked := a.String("secret")
 		s.Must(200, "DELETE", "/orgs/a/api_keys/"+a.String("id"), op, "")
-		time.Sleep(60 * time.Millisecond)
+		c.forward(time.Minute)
 		unknown := s.Must(201, "POST", "/orgs/their/api_keys", op, `{"name":"x"}`).String("secret")
 		unknown = unknown[:len(unknown)-12] + "000000000000"
-		begin := time.Now().UTC().Format(time.RFC3339Nano)
+		begin := c.now().UTC().Format(time.RFC3339Nano)
 		for _, tt := range []struct {
 			status                  int
 			method, path, key, body string
@@ -82,7 +82,7 @@ func TestWhoseEventItIs(t *testing.T) {
 						}
 						found += fmt.Sprintf("%v: %v %v %v;", m["org_id"], m["user"], m["action"], m["status"])
 						at, err := time.Parse(time.RFC3339Nano, m["timestamp"].(string))
-						if err != nil || time.Since(at) > time.Minute || m["method"] != tt.method || m["path"] != strings.Split(tt.path, "?")[0] ||
+						if err != nil || c.now().Sub(at) > time.Minute || m["method"] != tt.method || m["path"] != strings.Split(tt.path, "?")[0] ||
 							m["ip"] != "127.0.0.1" || m["user_agent"] != "spec/1" || (m["api_key_id"] == nil) != (tt.key == op) {
 							t.Errorf("%s %s left %v", tt.method, tt.path, m)
 						}
