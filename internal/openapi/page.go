@@ -52,6 +52,7 @@ type group struct {
 type operation struct {
 	ID, Method, Path, Summary string
 	Words                     string // what the search looks at besides the name
+	Same                      []same
 	Description               template.HTML
 	Open                      bool // takes no key
 	Permissions               []string
@@ -63,6 +64,9 @@ type operation struct {
 	Curl                      string
 	Examples                  []example // of the first answer
 }
+
+// same is an operation that does the same with another method.
+type same struct{ ID, Method string }
 
 // parameters is the parameters of a call in one place: path, query or
 // header.
@@ -136,6 +140,14 @@ func Page(doc []byte) (body []byte, csp string, err error) {
 				continue
 			}
 			o := d.operation(strings.ToUpper(method), path, item, op)
+			if other := text(d.get(op, "x-same-as")); other != "" {
+				first := p.find(other)
+				if first == nil {
+					return nil, "", fmt.Errorf("the operation %s is the same as %s, which does not come before it", o.ID, other)
+				}
+				first.Same = append(first.Same, same{o.ID, o.Method})
+				continue
+			}
 			tags := items(d.get(op, "tags"))
 			if len(tags) == 0 {
 				return nil, "", fmt.Errorf("the operation %s has no tag", o.ID)
@@ -173,6 +185,18 @@ func Page(doc []byte) (body []byte, csp string, err error) {
 	csp = "default-src 'none'; img-src data:; style-src " + cspHash(pageCSS) + "; script-src " + cspHash(pageJS) +
 		"; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 	return b.Bytes(), csp, nil
+}
+
+// find returns an operation of the page, nil if it is not there.
+func (p *page) find(id string) *operation {
+	for _, g := range p.Groups {
+		for i := range g.Operations {
+			if g.Operations[i].ID == id {
+				return &g.Operations[i]
+			}
+		}
+	}
+	return nil
 }
 
 var methods = []string{"get", "post", "put", "patch", "delete", "head", "options"}
@@ -499,7 +523,7 @@ func (d document) typeOf(schema *yaml.Node) template.HTML {
 		for _, v := range enum {
 			values = append(values, "<code>"+template.HTMLEscapeString(plain(v))+"</code>")
 		}
-		result = "one of " + strings.Join(values, " ")
+		result = strings.Join(values, " or ")
 	}
 	for _, bound := range [...][2]string{{"minimum", "at least "}, {"maximum", "at most "}, {"default", "default "}} {
 		if v := d.get(schema, bound[0]); v != nil {
