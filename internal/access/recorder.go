@@ -123,6 +123,7 @@ type Recorder struct {
 	confirm  bool // whether this process has stored something under this id
 	refusing bool
 	closed   bool
+	forget   int64 // if not 0, the segments before this one are still to be removed; see Forget
 }
 
 // OpenRecorder opens the spool in dir, or makes one, and starts to store what
@@ -342,8 +343,30 @@ func (r *Recorder) Drain(ctx context.Context) error {
 	return nil
 }
 
-// reached says whether nothing before target waits to be stored.
+// Forget returns once everything that was recorded before the call is stored
+// and no file of the spool holds it any more. If ctx ends first, the error is
+// problem.Unavailable.
+func (r *Recorder) Forget(ctx context.Context) error {
+	r.mu.Lock()
+	var err error
+	if last := r.spool.last(); last.size > 0 && !r.closed {
+		if err = r.spool.roll(last.number + 1); err == nil {
+			r.forget = r.spool.last().number
+		}
+	}
+	r.mu.Unlock()
+	if err != nil {
+		return writeError(err)
+	}
+	return r.Drain(ctx)
+}
+
+// reached says whether nothing before target waits to be stored, or to be
+// forgotten.
 func (r *Recorder) reached(target Position) bool {
+	if r.forget > 0 {
+		return false
+	}
 	if r.bytes == 0 || !r.stored.Before(target) {
 		return true
 	}
@@ -569,6 +592,12 @@ func (r *Recorder) advance(b *batch) {
 	}
 	r.mu.Unlock()
 	r.remove(dropped)
+	r.mu.Lock()
+	if r.forget > 0 && r.forget <= r.stored.Segment {
+		r.forget = 0
+		r.moved()
+	}
+	r.mu.Unlock()
 }
 
 // moved works out what lies after a new stored position.

@@ -999,3 +999,71 @@ func BenchmarkDrainIdle(b *testing.B) {
 		}
 	}
 }
+
+// What is forgotten is stored and in no file of the spool, while others go on
+// recording; a new process finds the spool in order.
+func TestForget(t *testing.T) {
+	dir, sink := t.TempDir(), newMemorySink()
+	r := open(t, dir, sink, fast())
+	inFiles := func(n int) bool {
+		t.Helper()
+		found := false
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+			found = found || bytes.Contains(b, []byte(testRecord(n).Event.RequestID+"\x05key_1"))
+		}
+		return found
+	}
+	const each = 200
+	for round := range 10 {
+		from := round * each
+		record(t, r, from, from+each/2)
+		if !inFiles(from + each/2 - 1) {
+			t.Fatal("this test does not find what is in the spool")
+		}
+		var recording sync.WaitGroup
+		recording.Go(func() { record(t, r, from+each/2, from+each) })
+		if err := r.Forget(timeout(t, 10*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		for n := from; n < from+each/2; n++ {
+			if inFiles(n) {
+				t.Fatalf("record %d is still in a file of the spool", n)
+			}
+		}
+		recording.Wait()
+	}
+	drain(t, r)
+	wantIDs(t, sink, 0, 10*each)
+	if err := r.Forget(timeout(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Forget(timeout(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	crash(r)
+	r = open(t, dir, sink, fast())
+	record(t, r, 10*each, 10*each+5)
+	drain(t, r)
+	wantIDs(t, sink, 0, 10*each+5)
+
+	sink.set(fail, nil)
+	record(t, r, 10*each+5, 10*each+6)
+	if err := r.Forget(timeout(t, 50*time.Millisecond)); !problem.Is(err, problem.Unavailable) {
+		t.Errorf("forgotten while the database is away: %v", err)
+	}
+	sink.set(nil, nil)
+	if err := r.Forget(timeout(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if inFiles(10*each + 5) {
+		t.Error("the last record is still in a file of the spool")
+	}
+}

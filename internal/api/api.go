@@ -36,6 +36,9 @@ type API struct {
 type Flusher interface {
 	// Drain returns once all that was recorded before the call is stored.
 	Drain(ctx context.Context) error
+	// Forget is Drain that also returns only once nothing of it is left where
+	// it was recorded.
+	Forget(ctx context.Context) error
 }
 
 // Config is what an API works with.
@@ -117,7 +120,7 @@ func (a *API) Routes() []web.Route {
 		{Method: "GET", Pattern: "/openapi.json", Operation: "openapiJSON", Rule: open, Handle: a.openapiJSON},
 		{Method: "GET", Pattern: "/openapi.yaml", Operation: "openapiYAML", Rule: open, Handle: a.openapiYAML},
 		{Method: "GET", Pattern: "/docs", Operation: "docs", Rule: open, Handle: a.docs},
-	})
+	}, a.trailRoutes())
 }
 
 var open = web.Rule{Open: true}

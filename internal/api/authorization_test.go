@@ -52,6 +52,7 @@ var samples = map[string]sample{
 	"revokeKey":                 {path: "/orgs/ORG/api_keys/KEY"},
 	"getAccessLog":              {path: "/orgs/ORG/access_log"},
 	"getChildrenAudit":          {path: "/orgs/ORG/children_audit"},
+	"eraseSubject":              {path: "/orgs/ORG/audit_erasures", body: `{"subject":"jane@example.com","basis":"Request 7"}`},
 	"getConsumption":            {path: "/orgs/ORG/consumption"},
 	"getAuditProof":             {path: "/orgs/ORG/children_audit/ENTRY/proof"},
 	"getAuditCheckpoint":        {path: "/orgs/ORG/audit_log/checkpoint"},

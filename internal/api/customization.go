@@ -23,10 +23,18 @@ func customizationsAnswer(c *org.Customizations) *web.Response {
 }
 
 func (a *API) getCustomizations(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "explain")
+	q := parameters(r, "explain", "as_of")
 	explain := q.bool("explain")
-	if q.err != nil {
-		return nil, q.err
+	at, err := asOf(q)
+	if err != nil {
+		return nil, err
+	}
+	if !at.IsZero() {
+		c, err := a.service.CustomizationsAt(r.Context(), r.Actor, r.Org.Organization, at, explain)
+		if err != nil {
+			return nil, err
+		}
+		return customizationsAnswer(c), nil
 	}
 	c, err := a.service.Customizations(r.Context(), r.Actor, r.Org.ID, explain)
 	if err != nil {

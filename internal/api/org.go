@@ -93,8 +93,12 @@ func (a *API) whoAmI(r *web.Request) (*web.Response, error) {
 
 func (a *API) getOrg(r *web.Request) (*web.Response, error) {
 	if r.URL.RawQuery != "" {
-		if q := parameters(r); q.err != nil {
-			return nil, q.err
+		at, err := asOf(parameters(r, "as_of"))
+		if err != nil {
+			return nil, err
+		}
+		if !at.IsZero() {
+			return a.getOrgAt(r, at)
 		}
 	}
 	if inm := r.Header["If-None-Match"]; len(inm) == 1 && inm[0] == r.Org.ETag {
@@ -424,9 +428,13 @@ func (a *API) listChildren(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) listDescendants(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "depth", "limit", "cursor")
+	q := parameters(r, "depth", "as_of", "limit", "cursor")
 	oq := org.OrgQuery{RootID: r.Org.RootID, Path: r.Org.Path}
-	if depth := q.int("depth", 1, org.MaxDepth, 0); depth > 0 {
+	depth := q.int("depth", 1, org.MaxDepth, 0)
+	if q.values.Has("as_of") {
+		return a.listDescendantsAt(r, q, depth)
+	}
+	if depth > 0 {
 		oq.MaxDepth = r.Org.Depth + depth
 	}
 	return a.orgPage(r, q, oq)

@@ -37,12 +37,14 @@ func ParsePlace(s string) (Place, error) {
 	return p, nil
 }
 
-// Holding returns the slots of the record whose values contain the subject,
-// without regard to case: as a text, or anywhere in a JSON value. Values that
-// must never be erased, those of evidence entries' changes, are left out.
-func (r *Record) Holding(subject string) ([]string, error) {
-	subject = strings.ToLower(subject)
-	var slots []string
+// Holding returns the slots of the record whose values hold what holds looks
+// for (Subject.In): as a text, or anywhere in a JSON value. If the actor's name
+// does, the address and the user agent are of the same person, and are among
+// them. Values that must never be erased, those of evidence entries' changes,
+// are left out.
+func (r *Record) Holding(holds func(text string) bool) ([]string, error) {
+	var slots, person []string
+	byName := false
 	err := r.walk(func(slot slot, v *opened, erasable bool) error {
 		if v == nil || !erasable {
 			return nil
@@ -51,14 +53,21 @@ func (r *Record) Holding(subject string) ([]string, error) {
 		for {
 			t, err := d.ReadToken()
 			if err != nil {
+				if slot.kind == slotIP || slot.kind == slotUserAgent {
+					person = append(person, slot.String())
+				}
 				return nil
 			}
-			if strings.Contains(strings.ToLower(t.String()), subject) {
+			if holds(t.String()) {
 				slots = append(slots, slot.String())
+				byName = byName || slot.kind == slotActorName
 				return nil
 			}
 		}
 	})
+	if byName {
+		slots = append(slots, person...)
+	}
 	return slots, err
 }
 

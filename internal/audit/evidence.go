@@ -43,10 +43,11 @@ func jsonValue(v any) jsontext.Value {
 
 // Erasure returns the changes of an erasure entry: the places of the values
 // that were erased, at most MaxErased, and the basis on which that was done.
-// It must not say whose values they were.
+// There are no places if values were erased outside of the log only. It must
+// not say whose values they were.
 func Erasure(basis string, places []Place) ([]Change, error) {
-	if len(places) == 0 || len(places) > MaxErased {
-		return nil, fmt.Errorf("audit: an erasure entry lists 1 to %d places, not %d", MaxErased, len(places))
+	if len(places) > MaxErased {
+		return nil, fmt.Errorf("audit: an erasure entry lists at most %d places, not %d", MaxErased, len(places))
 	}
 	list := make([]string, len(places))
 	for i, p := range places {

@@ -19,6 +19,7 @@ const (
 	AccessLogRead       = "access_log:read"
 	AccessLogWrite      = "access_log:write"
 	AuditRead           = "audit:read"
+	AuditErase          = "audit:erase"
 	ConsumptionRead     = "consumption:read"
 	ConsumptionWrite    = "consumption:write"
 	KeysRead            = "keys:read"
@@ -45,7 +46,7 @@ const (
 )
 
 var all = Permissions{
-	AccessLogRead, AccessLogWrite, AuditRead, ConsumptionRead, ConsumptionWrite, CustomizationsRead, CustomizationsWrite,
+	AccessLogRead, AccessLogWrite, AuditErase, AuditRead, ConsumptionRead, ConsumptionWrite, CustomizationsRead, CustomizationsWrite,
 	KeysRead, KeysVerify, KeysWrite, OrgsDelete, OrgsRead, OrgsWrite, TagsWrite,
 }
 

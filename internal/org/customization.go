@@ -544,7 +544,9 @@ func diff(changes []audit.Change, pointer string, old, new *tree) []audit.Change
 // Apply applies changes, whose pointers are relative to v, in their order and
 // returns the result; Apply(Diff("", a, b), a) is b but for the order of
 // members. Objects on the way to a new value are made when they are absent. A
-// change whose Old is not what is there is an error.
+// change whose Old is not what is there is an error, unless one of the two is
+// the mark of an erased value; what changes inside of an erased value leaves it
+// erased.
 func Apply(changes []audit.Change, v jsontext.Value) (jsontext.Value, error) {
 	var t *tree
 	if v != nil {
@@ -578,10 +580,13 @@ func Apply(changes []audit.Change, v jsontext.Value) (jsontext.Value, error) {
 
 func apply(t *tree, tokens []string, old, new *tree) (*tree, error) {
 	if len(tokens) == 0 {
-		if !t.equal(old) {
+		if !t.equal(old) && !t.erased() && !old.erased() {
 			return nil, errors.New("the old value is another one")
 		}
 		return new, nil
+	}
+	if t.erased() {
+		return t, nil
 	}
 	if t == nil && old == nil && new != nil {
 		t = newObject()

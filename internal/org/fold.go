@@ -3,6 +3,7 @@ package org
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,17 +17,22 @@ import (
 // Fold is the state of organizations rebuilt from their audit trail alone.
 // Adding all entries of a log in their order gives the present state; the
 // audit trail is complete exactly as far as that holds.
+//
+// Where a value has been erased, the state has the mark ErasedText in its
+// place, until a later entry sets it again; a key of which a value has been
+// erased is in ErasedKeys.
 type Fold struct {
-	Orgs    map[string]*Organization
-	Keys    map[string]*key.Key // without secrets and use
-	Schemas map[string]jsontext.Value
-	Limits  map[string]map[string]*Limit // by organization and meter
+	Orgs       map[string]*Organization
+	Keys       map[string]*key.Key // without secrets and use
+	ErasedKeys map[string]bool
+	Schemas    map[string]jsontext.Value
+	Limits     map[string]map[string]*Limit // by organization and meter
 }
 
 // NewFold returns the state before the first entry.
 func NewFold() *Fold {
-	return &Fold{Orgs: map[string]*Organization{}, Keys: map[string]*key.Key{}, Schemas: map[string]jsontext.Value{},
-		Limits: map[string]map[string]*Limit{}}
+	return &Fold{Orgs: map[string]*Organization{}, Keys: map[string]*key.Key{}, ErasedKeys: map[string]bool{},
+		Schemas: map[string]jsontext.Value{}, Limits: map[string]map[string]*Limit{}}
 }
 
 // Add applies one entry. It fails on an entry that cannot follow on the state.
@@ -39,6 +45,7 @@ func (f *Fold) Add(e *audit.Entry) error {
 }
 
 func (f *Fold) add(e *audit.Entry) error {
+	e = marked(e)
 	o := f.Orgs[e.OrgID]
 	if e.Action == "organization.created" {
 		if o != nil {
@@ -47,8 +54,11 @@ func (f *Fold) add(e *audit.Entry) error {
 		o = &Organization{ID: e.OrgID, RootID: e.Path[0], Path: strings.Join(e.Path, "/") + "/", Depth: len(e.Path) - 1,
 			CreatedAt: e.Timestamp, UpdatedAt: e.Timestamp, Version: 1,
 			Settings: Settings{Values: jsontext.Value("{}"), UpdatedAt: e.Timestamp}}
+		if o.Depth > 0 {
+			o.ParentID = e.Path[o.Depth-1]
+		}
 		f.Orgs[o.ID] = o
-		return o.fold(e.Changes)
+		return o.fold(e)
 	}
 	if o == nil {
 		return fmt.Errorf("its organization does not exist")
@@ -61,11 +71,14 @@ func (f *Fold) add(e *audit.Entry) error {
 	case "limit":
 		return f.foldLimit(o, verb, e)
 	case "customization_schema":
-		if verb == "deleted" {
+		switch {
+		case verb == "deleted":
 			delete(f.Schemas, o.ID)
-			return nil
+		case slices.Contains(e.Erased, allChanges):
+			f.Schemas[o.ID] = erasedValue
+		default:
+			f.Schemas[o.ID] = e.Changes[0].New
 		}
-		f.Schemas[o.ID] = e.Changes[0].New
 	}
 	return nil
 }
@@ -80,7 +93,10 @@ func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
 				o.Settings.UpdatedAt = e.Timestamp
 			}
 		}
-		return o.fold(e.Changes)
+		if slices.Contains(e.Erased, allChanges) { // only settings are so large
+			o.Settings.UpdatedAt = e.Timestamp
+		}
+		return o.fold(e)
 	case "moved":
 		newPath := strings.Join(e.Path, "/") + "/"
 		oldPath, delta := o.Path, len(e.Path)-1-o.Depth
@@ -92,7 +108,7 @@ func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
 		}
 		o.Version++
 		o.UpdatedAt = e.Timestamp
-		return o.fold(e.Changes)
+		return o.fold(e)
 	case "deleted":
 		id, err := text(e.Changes[0].New)
 		if err != nil {
@@ -148,10 +164,20 @@ func text(v jsontext.Value) (s string, err error) {
 	return s, err
 }
 
-// fold applies changes to the organization itself.
-func (o *Organization) fold(changes []audit.Change) error {
+// fold applies the changes of an entry to the organization itself.
+func (o *Organization) fold(e *audit.Entry) error {
+	if slices.Contains(e.Erased, allChanges) {
+		for _, text := range []*string{&o.Name, &o.Description, &o.ExternalID} {
+			*text = ErasedText
+		}
+		o.Tags, o.Settings.Locked, o.Settings.Values = erasedList, erasedList, erasedValue
+		if o.Type == "" {
+			o.Type = ErasedText
+		}
+		return nil
+	}
 	var settings []audit.Change
-	for _, c := range changes {
+	for _, c := range e.Changes {
 		if rest, ok := strings.CutPrefix(c.Pointer, "/customizations"); ok {
 			c.Pointer = rest
 			settings = append(settings, c)
@@ -182,6 +208,10 @@ func (o *Organization) fold(changes []audit.Change) error {
 		if v == nil {
 			v = jsontext.Value("null")
 		}
+		if list, ok := p.(*[]string); ok && IsErased(v) {
+			*list = erasedList
+			continue
+		}
 		if err := json.Unmarshal(v, p); err != nil {
 			return err
 		}
@@ -207,8 +237,15 @@ func (f *Fold) foldKey(o *Organization, verb string, e *audit.Entry) error {
 	}
 	k.UpdatedAt = e.Timestamp
 	k.Version++
+	if slices.Contains(e.Erased, allChanges) {
+		f.ErasedKeys[k.ID] = true
+	}
 	for _, c := range e.Changes {
 		v := c.New
+		if IsErased(v) {
+			f.ErasedKeys[k.ID] = true
+			continue
+		}
 		if v == nil {
 			v = jsontext.Value("null")
 		}
@@ -281,16 +318,20 @@ func (f *Fold) foldLimit(o *Organization, verb string, e *audit.Entry) error {
 // if it does not.
 func (f *Fold) Same(stored *Organization) string {
 	o := f.Orgs[stored.ID]
+	same := func(folded, stored string) bool { return folded == stored || folded == ErasedText }
+	sameList := func(folded, stored []string) bool {
+		return slices.Equal(folded, stored) || slices.Equal(folded, erasedList)
+	}
 	switch {
 	case o == nil:
 		return "the audit trail does not know it"
 	case o.Path != stored.Path || o.ParentID != stored.ParentID || o.RootID != stored.RootID || o.Depth != stored.Depth:
 		return fmt.Sprintf("its place is %s, by the audit trail %s", stored.Path, o.Path)
-	case o.Name != stored.Name || o.Type != stored.Type || o.Description != stored.Description || o.ExternalID != stored.ExternalID:
+	case !same(o.Name, stored.Name) || !same(string(o.Type), string(stored.Type)) || !same(o.Description, stored.Description) || !same(o.ExternalID, stored.ExternalID):
 		return "its members differ"
-	case !slices.Equal(o.Tags, stored.Tags):
+	case !sameList(o.Tags, stored.Tags):
 		return fmt.Sprintf("its tags are %q, by the audit trail %q", stored.Tags, o.Tags)
-	case !equalJSON(o.Settings.Values, stored.Settings.Values) || !slices.Equal(o.Settings.Locked, stored.Settings.Locked):
+	case !equalSettings(o.Settings.Values, stored.Settings.Values) || !sameList(o.Settings.Locked, stored.Settings.Locked):
 		return fmt.Sprintf("its customizations are %s, by the audit trail %s", stored.Settings.Values, o.Settings.Values)
 	case o.DeletionID != stored.DeletionID || (o.DeletedAt == nil) != (stored.DeletedAt == nil):
 		return fmt.Sprintf("its deletion is %q, by the audit trail %q", stored.DeletionID, o.DeletionID)
@@ -302,7 +343,73 @@ func (f *Fold) Same(stored *Organization) string {
 	return ""
 }
 
-func equalJSON(a, b jsontext.Value) bool {
-	a, b = a.Clone(), b.Clone()
-	return a.Canonicalize() == nil && b.Canonicalize() == nil && string(a) == string(b)
+// equalSettings reports whether folded settings are the stored ones, as far as
+// their values have not been erased.
+func equalSettings(folded, stored jsontext.Value) bool {
+	a, err1 := parseTree(folded)
+	b, err2 := parseTree(stored)
+	return err1 == nil && err2 == nil && a.known(b)
+}
+
+// known reports whether u is t apart from what has been erased in t.
+func (t *tree) known(u *tree) bool {
+	if t.erased() {
+		return true
+	}
+	if !t.isObject() || !u.isObject() {
+		return t.equal(u)
+	}
+	for name, m := range t.members {
+		if v := u.get(name); v == nil && !m.erased() || v != nil && !m.known(v) {
+			return false
+		}
+	}
+	for name := range u.members {
+		if t.get(name) == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// ErasedText is the mark that stands for an erased value. No member of an
+// organization can be this text; if a customization is, it is taken for erased.
+const ErasedText = "\x00erased"
+
+// allChanges is the slot of an entry with so many changes that they are one
+// erasable value.
+const allChanges = "changes"
+
+var (
+	erasedValue = value(ErasedText)
+	erasedList  = []string{ErasedText}
+)
+
+// IsErased reports whether v is the mark of an erased value.
+func IsErased(v jsontext.Value) bool { return string(v) == string(erasedValue) }
+
+func (t *tree) erased() bool { return t != nil && t.members == nil && IsErased(t.text) }
+
+// marked returns the entry with the mark of an erased value in the place of
+// each changed value that has been erased. It leaves e alone.
+func marked(e *audit.Entry) *audit.Entry {
+	if len(e.Erased) == 0 {
+		return e
+	}
+	out := *e
+	out.Changes = slices.Clone(e.Changes)
+	for _, slot := range e.Erased {
+		rest, ok := strings.CutPrefix(slot, "changes/")
+		number, which, _ := strings.Cut(rest, "/")
+		i, err := strconv.Atoi(number)
+		if !ok || err != nil || i >= len(out.Changes) {
+			continue
+		}
+		if which == "new" {
+			out.Changes[i].New = erasedValue
+		} else {
+			out.Changes[i].Old = erasedValue
+		}
+	}
+	return &out
 }

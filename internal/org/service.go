@@ -106,7 +106,8 @@ var errUnchanged = errors.New("nothing changed")
 type change struct {
 	Tx
 	call  *Call
-	at    time.Time
+	at    time.Time // taken under the first lock, so that entries of a log are in the order of their times
+	now   func() time.Time
 	newID ident.Source
 	heads map[string]*audit.Head
 	// rootOf returns the root that an organization was last seen in, or "".
@@ -123,7 +124,7 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 	var roots []string
 	err := s.store.Write(ctx, func(tx Tx) error {
 		receipt = audit.Receipt{}
-		c := &change{Tx: tx, call: call, at: s.Now(), newID: s.newID, heads: map[string]*audit.Head{}, rootOf: s.rootOf}
+		c := &change{Tx: tx, call: call, at: s.Now(), now: s.Now, newID: s.newID, heads: map[string]*audit.Head{}, rootOf: s.rootOf}
 		result, entries, err := fn(c)
 		if err != nil {
 			return err
@@ -197,6 +198,9 @@ func (c *change) lock(rootID string) error {
 	head, err := c.Lock(rootID)
 	if err != nil {
 		return err
+	}
+	if len(c.heads) == 0 && c.now != nil {
+		c.at = c.now()
 	}
 	c.heads[rootID] = head
 	return nil

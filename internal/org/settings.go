@@ -104,14 +104,22 @@ func customizations(tx Tx, o *Organization, explain bool) (*Customizations, erro
 		return nil, err
 	}
 	chain := append(parents, o)
-	out := &Customizations{OrgID: o.ID, Own: o.Settings.Values, Locked: o.Settings.Locked,
-		UpdatedAt: o.Settings.UpdatedAt, ETag: etag("customizations", chain)}
+	out := customizationsOf(chain, explain)
+	out.ETag = etag("customizations", chain)
+	return out, nil
+}
+
+// customizationsOf returns the settings of the last organization of a path,
+// root first.
+func customizationsOf(chain []*Organization, explain bool) *Customizations {
+	o := chain[len(chain)-1]
+	out := &Customizations{OrgID: o.ID, Own: o.Settings.Values, Locked: o.Settings.Locked, UpdatedAt: o.Settings.UpdatedAt}
 	if explain {
 		out.Effective, out.Sources = Explain(layers(chain...))
 	} else {
 		out.Effective = Effective(layers(chain...))
 	}
-	return out, nil
+	return out
 }
 
 // SettingsPut replaces an organization's own settings. A nil Locked leaves

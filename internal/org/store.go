@@ -50,6 +50,11 @@ type Store interface {
 	Generation(rootID string) uint64
 	// OrgGeneration also changes with every Tx.UpdateOrg of the organization.
 	OrgGeneration(rootID, orgID string) uint64
+
+	// Scrub returns once nothing that rows no longer hold is left in a file
+	// of the store. A database server's files are its own: there it does
+	// nothing.
+	Scrub(ctx context.Context) error
 }
 
 // Tx is what the domain reads and writes within one transaction. Methods that
@@ -154,6 +159,8 @@ type Tx interface {
 	AuditEntry(rootID, id string) (*audit.Record, error)
 	// AuditEntries returns one page of audit entries, newest first.
 	AuditEntries(q AuditQuery) (AuditPage, error)
+	ErasureTx
+	PastTx
 
 	// AccessEvents returns one page of access events, newest first.
 	AccessEvents(q AccessQuery) (AccessPage, error)
@@ -282,9 +289,12 @@ type AuditQuery struct {
 	To     time.Time // exclusive; zero for none
 	Action string
 	Actor  string // an actor's id
-	Org    string // only entries of this organization
-	Before int64  // only entries at a smaller AuditPosition; 0 for all
-	After  int64  // with Ascending: only entries at After or a greater AuditPosition
+	// Holding, in lower case, lets through only entries whose leaf or values
+	// contain it, whatever the case of their ASCII letters.
+	Holding string
+	Org     string // only entries of this organization
+	Before  int64  // only entries at a smaller AuditPosition; 0 for all
+	After   int64  // with Ascending: only entries at After or a greater AuditPosition
 	// Ascending returns the oldest first, for exports and following.
 	Ascending bool
 	Limit     int
@@ -318,8 +328,11 @@ type AccessQuery struct {
 	Status   string
 	IP       string
 	APIKeyID string
-	Before   AccessPosition // only events before it; zero for all
-	Limit    int
+	// Holding, in lower case, lets through only events with a text that
+	// contains it, whatever the case of its ASCII letters.
+	Holding string
+	Before  AccessPosition // only events before it; zero for all
+	Limit   int
 }
 
 // AccessPosition is a place in the order of events: newest first, and of those

@@ -40,6 +40,7 @@ const (
 	DepthExceeded        Code = "depth_exceeded"         // 409: below the deepest level allowed
 	IdempotencyKeyReused Code = "idempotency_key_reused" // 409
 	RequestInFlight      Code = "request_in_flight"      // 409
+	ValuesErased         Code = "values_erased"          // 410: what was asked for has been erased in part
 	PreconditionFailed   Code = "precondition_failed"    // 412
 	TooLarge             Code = "too_large"              // 413
 	UnsupportedMediaType Code = "unsupported_media_type" // 415
@@ -77,6 +78,7 @@ var table = map[Code]struct {
 	DepthExceeded:        {409, "The tree would become too deep"},
 	IdempotencyKeyReused: {409, "The Idempotency-Key was used for another request"},
 	RequestInFlight:      {409, "The same request is still being processed"},
+	ValuesErased:         {410, "Values have been erased"},
 	PreconditionFailed:   {412, "Precondition failed"},
 	TooLarge:             {413, "The request is too large"},
 	UnsupportedMediaType: {415, "Unsupported media type"},

@@ -66,6 +66,9 @@ func (w *window) wantEvents(q *org.AccessQuery) {
 			w.want(f.column + ` = ` + w.arg(f.value))
 		}
 	}
+	if q.Holding != "" {
+		w.want(w.holding(q.Holding, `id`, `user_name`, `action`, `ip`, `user_agent`, `method`, `path`, `request_id`))
+	}
 }
 
 func (t *tx) AccessFeed(q org.AccessQuery, after int64) (org.AccessFeed, error) {

@@ -353,6 +353,10 @@ func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 		w.want(`actor_id = ` + w.arg(q.Actor))
 	}
 
+	if q.Holding != "" {
+		w.want(w.holding(q.Holding, `text_of(leaf)`, recordValues))
+	}
+
 	var epoch, seq int64
 	more, err := t.page(w, q.Limit, func(r row) error {
 		var rec audit.Record

@@ -18,6 +18,7 @@ const (
 //
 //   - FOR UPDATE [SKIP LOCKED]: SQLite has one writer and needs none;
 //   - json_each($1): the strings of a JSON array in a column named value;
+//   - text_of(column): the UTF-8 text in a column of bytes;
 //   - in the schema, the names of the types, the collation (bytes on both
 //     engines), WITHOUT ROWID, and PARTITION BY RANGE, which SQLite lacks.
 type dialect struct {
@@ -39,6 +40,7 @@ type dialect struct {
 var (
 	placeholder = regexp.MustCompile(`\$(\d+)`)
 	partitioned = regexp.MustCompile(` PARTITION BY RANGE \(\w+\)`)
+	textOf      = regexp.MustCompile(`text_of\((\w+)\)`)
 	// partitionedTable is a statement that makes such a table.
 	partitionedTable = regexp.MustCompile(`CREATE TABLE (\w+) \([^;]*\) PARTITION BY RANGE \(\w+\);`)
 	rowLock          = regexp.MustCompile(` FOR UPDATE( SKIP LOCKED)?`)
@@ -51,7 +53,8 @@ var sqliteDialect = &dialect{
 	goose: goose.DialectSQLite3,
 	query: func(text string) string {
 		// In SQLite $1 is a name like any other, numbered by its first use.
-		return placeholder.ReplaceAllString(rowLock.ReplaceAllString(text, ""), "?$1")
+		text = textOf.ReplaceAllString(rowLock.ReplaceAllString(text, ""), "CAST($1 AS TEXT)")
+		return placeholder.ReplaceAllString(text, "?$1")
 	},
 	schema:     func(text string) string { return partitioned.ReplaceAllString(text, "") },
 	statistics: sqliteStatistics,
@@ -60,7 +63,9 @@ var sqliteDialect = &dialect{
 var postgresDialect = &dialect{
 	kind:  Postgres,
 	goose: goose.DialectPostgres,
-	query: func(text string) string { return strings.ReplaceAll(text, "json_each(", "json_array_elements_text(") },
+	query: func(text string) string {
+		return textOf.ReplaceAllString(strings.ReplaceAll(text, "json_each(", "json_array_elements_text("), "convert_from($1, 'UTF8')")
+	},
 	schema: func(text string) string {
 		return partitionedTable.ReplaceAllString(types.Replace(text), "$0\nCREATE TABLE ${1}"+otherTimes+" PARTITION OF $1 DEFAULT;")
 	},

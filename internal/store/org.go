@@ -91,7 +91,7 @@ func (t *tx) InsertOrgs(orgs []*org.Organization) error {
 			return err
 		}
 	}
-	return nil
+	return t.insertPlaces(orgs)
 }
 
 // settings never stores an empty text, which would be no JSON.
@@ -194,6 +194,10 @@ func (t *tx) MoveSubtree(rootID, id, newParentID, oldPath, newPath string, depth
 	if n == 0 {
 		return 0, org.ErrAbsent
 	}
+	above := org.SplitPath(oldPath)
+	if err := t.movePlace(rootID, id, above[len(above)-2], newParentID, at); err != nil {
+		return 0, err
+	}
 	_, err = t.exec(`UPDATE orgs SET path = $4 || substr(path, $5), depth = depth + $6
 		WHERE root_id = $1 AND path >= $2 AND path < $3`,
 		rootID, oldPath, subtreeEnd(oldPath), newPath, len(oldPath)+1, depthDelta)
@@ -276,6 +280,7 @@ func (t *tx) Purge(rootID, deletionID string) (int64, error) {
 		`DELETE FROM api_keys WHERE root_id = $1 AND org_id IN ` + purged,
 		`DELETE FROM access_events WHERE root_id = $1 AND org_id IN ` + purged,
 		`DELETE FROM org_tags WHERE root_id = $1 AND org_id IN ` + purged,
+		`DELETE FROM org_places WHERE root_id = $1 AND org_id IN ` + purged,
 		`DELETE FROM usage_limits WHERE root_id = $1 AND org_id IN ` + purged,
 	} {
 		if _, err := t.exec(text, args...); err != nil {

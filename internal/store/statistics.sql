@@ -20,6 +20,8 @@ INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES
 	('orgs', 'orgs_expiry', '1000 2 1'),
 	('org_tags', 'org_tags', '1000000 100000 1000 1'),
 	('org_tags', 'org_tags_any', '1000000 10000 1'),
+	('org_places', 'org_places', '1000000 100000 20 1 1'),
+	('org_places', 'org_places_org', '1000000 100000 1'),
 	('customization_schemas', 'customization_schemas', '100 1'),
 	('api_keys', 'api_keys', '1000000 100000 3 1'),
 	('api_keys', 'api_keys_id', '1000000 1'),

@@ -45,6 +45,7 @@ type engine interface {
 	// is unknown.
 	write(ctx context.Context, fn func(*tx) error, committed func(touched)) error
 	ping(ctx context.Context) error
+	scrub(ctx context.Context) error
 	close() error
 }
 

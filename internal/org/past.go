@@ -1,0 +1,390 @@
+package org
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// PastTx is the part of a Tx that knows where organizations were.
+type PastTx interface {
+	// ChildrenAt returns a page of the ids of the organizations whose parent
+	// was parentID at a moment, deleted ones too, ascending. Organizations
+	// that have been purged since are not among them. The page starts after
+	// an id, or where an earlier page said that it ended (next). more says
+	// that there may be others after next; a page may be short and still have
+	// more.
+	ChildrenAt(rootID, parentID string, at time.Time, after string, limit int) (ids []string, next string, more bool, err error)
+}
+
+// maxHistory bounds the audit entries that one request reads to rebuild a past
+// state.
+const maxHistory = 50_000
+
+// past rebuilds the state of a root's organizations at a moment from the
+// audit trail. What an organization was follows from its own entries; where it
+// was, and whether it lived, from its own and its ancestors'.
+type past struct {
+	tx     Tx
+	rootID string
+	at     time.Time
+	states map[string]*Organization // nil for one that did not exist
+	read   int                      // entries
+}
+
+func longHistory() error {
+	return problem.New(problem.Conflict, "The audit trail holds too many changes to rebuild this state: more than %d.", maxHistory).
+		WithFix("Read the changes themselves from children_audit.")
+}
+
+// own returns an organization as its own entries say; nil if it did not exist.
+// Its path and depth are not set right.
+func (p *past) own(id string) (*Organization, error) {
+	if o, ok := p.states[id]; ok {
+		return o, nil
+	}
+	fold := NewFold()
+	q := AuditQuery{RootID: p.rootID, OrgID: id, Scope: ScopeSelf, Ascending: true, Limit: 20}
+	for q.After >= 0 {
+		if p.read > maxHistory {
+			return nil, longHistory()
+		}
+		page, err := p.tx.AuditEntries(q)
+		if err != nil {
+			return nil, err
+		}
+		q.After, q.Limit = page.Next, 500
+		p.read += len(page.Records)
+		for i := range page.Records {
+			r := &page.Records[i]
+			if r.Timestamp.After(p.at) {
+				q.After = -1
+				break
+			}
+			if !strings.HasPrefix(r.Action, "organization.") {
+				continue
+			}
+			e, err := r.Entry()
+			if err != nil {
+				return nil, err
+			}
+			if e.Action == "organization.created" {
+				delete(fold.Orgs, id) // it was purged with an ancestor, and the id used again
+			}
+			if err := fold.Add(e); err != nil {
+				return nil, err
+			}
+		}
+	}
+	p.states[id] = fold.Orgs[id]
+	return fold.Orgs[id], nil
+}
+
+// chain returns the organizations from the root down to one of them, with
+// their paths; nil if that one did not exist or was deleted.
+func (p *past) chain(id string) ([]*Organization, error) {
+	var chain []*Organization
+	for next := id; next != "" && len(chain) <= MaxDepth; {
+		o, err := p.own(next)
+		if err != nil {
+			return nil, err
+		}
+		if o == nil || o.DeletedAt != nil {
+			return nil, nil
+		}
+		chain = append(chain, o)
+		next = o.ParentID
+	}
+	slices.Reverse(chain)
+	for i := range chain {
+		var parent *Organization
+		if i > 0 {
+			parent = chain[i-1]
+		}
+		chain[i] = below(parent, chain[i])
+	}
+	return chain, nil
+}
+
+// below returns o in its place below its parent.
+func below(parent, o *Organization) *Organization {
+	out := *o
+	out.Path, out.Depth = o.ID+"/", 0
+	if parent != nil {
+		out.Path, out.Depth = parent.Path+o.ID+"/", parent.Depth+1
+	}
+	return &out
+}
+
+// reaches reports whether an organization with these ids above it, itself the
+// last, lay in the actor's reach then: whether the key's own organization was
+// among them.
+func reaches(a *key.Actor, chain []*Organization) bool {
+	if a.Spans() || chain[len(chain)-1].ID == a.OrgID {
+		return true
+	}
+	return a.Reach == key.ReachSubtree && slices.ContainsFunc(chain, func(o *Organization) bool { return o.ID == a.OrgID })
+}
+
+// visible returns the chain of an organization that the actor sees now, if it
+// was in the actor's reach at that time too. Whether it was elsewhere or not
+// at all, the answer is the same.
+func (p *past) visible(actor *key.Actor, id string) ([]*Organization, error) {
+	chain, err := p.chain(id)
+	if err != nil {
+		return nil, err
+	}
+	if len(chain) == 0 || !reaches(actor, chain) {
+		return nil, problem.New(problem.NotFound, "There was no such organization at that time, or this key did not reach it.")
+	}
+	return chain, nil
+}
+
+// readPast runs fn on the past of a root. History tells more than the present:
+// it takes audit:read too.
+func (s *Service) readPast(ctx context.Context, actor *key.Actor, rootID string, at time.Time, fn func(*past) error) error {
+	if err := permit(actor, key.AuditRead); err != nil {
+		return err
+	}
+	if at.After(s.Now()) {
+		return problem.Param("as_of", "is in the future")
+	}
+	return s.store.Read(ctx, func(tx Tx) error {
+		return fn(&past{tx: tx, rootID: rootID, at: at, states: map[string]*Organization{}})
+	})
+}
+
+// OrgAt returns an organization, which the actor sees now, as it was. The
+// error is ValuesErased if a value of it has been erased.
+func (s *Service) OrgAt(ctx context.Context, actor *key.Actor, now *Organization, at time.Time) (*Organization, error) {
+	var o *Organization
+	err := s.readPast(ctx, actor, now.RootID, at, func(p *past) error {
+		chain, err := p.visible(actor, now.ID)
+		if err != nil {
+			return err
+		}
+		o = chain[len(chain)-1]
+		return notErased(o.ID, o.Erased())
+	})
+	return o, err
+}
+
+// CustomizationsAt returns an organization's settings as they were, and those
+// in effect then. The error is ValuesErased if a value of them has been erased.
+func (s *Service) CustomizationsAt(ctx context.Context, actor *key.Actor, now *Organization, at time.Time, explain bool) (*Customizations, error) {
+	var out *Customizations
+	err := s.readPast(ctx, actor, now.RootID, at, func(p *past) error {
+		chain, err := p.visible(actor, now.ID)
+		if err != nil {
+			return err
+		}
+		for _, o := range chain {
+			if err := notErased(o.ID, o.erasedSettings()); err != nil {
+				return err
+			}
+		}
+		out = customizationsOf(chain, explain)
+		return nil
+	})
+	return out, err
+}
+
+// PastPage is a page of organizations as they were. Next is the position for
+// the page after it, empty at the end; a page may be short, even empty, and
+// still have a Next.
+type PastPage struct {
+	Orgs []*Organization // Organization.Erased tells what has been erased of them
+	Next string
+}
+
+// DescendantsAt returns a page of the descendants that an organization, which
+// the actor sees now, had, depth first and siblings by id, down to depth levels
+// below it, 0 for all.
+func (s *Service) DescendantsAt(ctx context.Context, actor *key.Actor, now *Organization, at time.Time, depth int, after string, limit int) (PastPage, error) {
+	var page PastPage
+	err := s.readPast(ctx, actor, now.RootID, at, func(p *past) error {
+		chain, err := p.visible(actor, now.ID)
+		if err != nil {
+			return err
+		}
+		top := chain[len(chain)-1]
+		if actor.Reach == key.ReachSelf && !actor.Spans() {
+			return nil
+		}
+		maxDepth := MaxDepth
+		if depth > 0 {
+			maxDepth = top.Depth + depth
+		}
+		page, err = p.walk(top, maxDepth, after, limit)
+		return err
+	})
+	return page, err
+}
+
+// pastFrame is an organization whose children are being walked.
+type pastFrame struct {
+	org  *Organization
+	ids  []string // children that were fetched
+	next string   // the child after which to go on
+	more bool     // there may be children after ids
+}
+
+// walk lists what was below top. A position is the ids from top's child down
+// to where the walk has come, with a slash behind each; without the last slash
+// the walk goes on beside that organization, not below it.
+func (p *past) walk(top *Organization, maxDepth int, after string, limit int) (PastPage, error) {
+	stack := []*pastFrame{{org: top, more: true}}
+	if after != "" {
+		ids := SplitPath(after)
+		for i, id := range ids {
+			frame := stack[len(stack)-1]
+			frame.next = id
+			if i == len(ids)-1 && !strings.HasSuffix(after, "/") {
+				break
+			}
+			o, err := p.own(id)
+			if err != nil {
+				return PastPage{}, err
+			}
+			if o == nil {
+				break
+			}
+			stack = append(stack, &pastFrame{org: below(frame.org, o), more: true})
+		}
+	}
+	var page PastPage
+	position := func(slash string) string { return stack[len(stack)-1].org.Path[len(top.Path):] + slash }
+	for len(stack) > 0 {
+		frame := stack[len(stack)-1]
+		if len(frame.ids) == 0 && frame.more && frame.org.Depth < maxDepth {
+			var err error
+			if frame.ids, frame.next, frame.more, err = p.tx.ChildrenAt(p.rootID, frame.org.ID, p.at, frame.next, 100); err != nil {
+				return PastPage{}, err
+			}
+			p.read += len(frame.ids) + 1
+			if len(frame.ids) == 0 && frame.more {
+				// One look at many that were not there then.
+				page.Next = position(frame.next)
+				return page, nil
+			}
+		}
+		if len(frame.ids) == 0 {
+			stack = stack[:len(stack)-1]
+			continue
+		}
+		id := frame.ids[0]
+		frame.ids = frame.ids[1:]
+		o, err := p.own(id)
+		if problem.Is(err, problem.Conflict) && len(page.Orgs) > 0 {
+			return page, nil // Next is behind the one before
+		} else if err != nil {
+			return PastPage{}, err
+		}
+		if o == nil || o.DeletedAt != nil {
+			page.Next = position(id)
+		} else {
+			o = below(frame.org, o)
+			page.Orgs = append(page.Orgs, o)
+			stack = append(stack, &pastFrame{org: o, more: true})
+			page.Next = position("")
+		}
+		if len(page.Orgs) == limit || p.read > maxHistory/2 {
+			return page, nil
+		}
+	}
+	page.Next = ""
+	return page, nil
+}
+
+// notErased is the error for a state of which values have been erased.
+func notErased(id string, pointers []string) error {
+	if len(pointers) == 0 {
+		return nil
+	}
+	err := problem.New(problem.ValuesErased, "The organization %s cannot be shown as it was then: values have been erased since.", id).
+		WithFix("Ask for a later time, or read what is left from children_audit.")
+	for _, pointer := range pointers[:min(len(pointers), maxFields)] {
+		err.Fields = append(err.Fields, problem.Field{Pointer: pointer, Detail: "has been erased"})
+	}
+	return err
+}
+
+// Erased returns the JSON Pointers of the values of an organization, as it was
+// rebuilt from the audit trail, that have been erased.
+func (o *Organization) Erased() []string {
+	var pointers []string
+	for _, m := range []struct{ pointer, text string }{{"/type", string(o.Type)}, {"/name", o.Name}, {"/description", o.Description}, {"/external_id", o.ExternalID}} {
+		if m.text == ErasedText {
+			pointers = append(pointers, m.pointer)
+		}
+	}
+	if slices.Equal(o.Tags, erasedList) {
+		pointers = append(pointers, "/tags")
+	}
+	return append(pointers, o.erasedValues()...)
+}
+
+// erasedSettings returns the pointers of what has been erased of settings and
+// locks.
+func (o *Organization) erasedSettings() []string {
+	pointers := o.erasedValues()
+	if slices.Equal(o.Settings.Locked, erasedList) {
+		pointers = append(pointers, "/locked")
+	}
+	return pointers
+}
+
+func (o *Organization) erasedValues() []string {
+	return stored(o.Settings.Values).erasedAt("/customizations")
+}
+
+func (t *tree) erasedAt(pointer string) []string {
+	if t.erased() {
+		return []string{pointer}
+	}
+	var pointers []string
+	if t.isObject() {
+		for _, name := range t.names {
+			pointers = append(pointers, t.members[name].erasedAt(pointer+"/"+escapePointer(name))...)
+		}
+	}
+	return pointers
+}
+
+// WithoutErased returns the organization with nothing in the places of the
+// values that have been erased; its type is then organization.
+func (o *Organization) WithoutErased() *Organization {
+	out := *o
+	for _, text := range []*string{&out.Name, &out.Description, &out.ExternalID} {
+		if *text == ErasedText {
+			*text = ""
+		}
+	}
+	if out.Type == ErasedText {
+		out.Type = TypeOrganization
+	}
+	if slices.Equal(out.Tags, erasedList) {
+		out.Tags = nil
+	}
+	values := stored(out.Settings.Values)
+	if !values.isObject() {
+		values = newObject()
+	}
+	values.dropErased()
+	out.Settings.Values = values.value()
+	return &out
+}
+
+func (t *tree) dropErased() {
+	if !t.isObject() {
+		return
+	}
+	t.filter(func(_ string, m *tree) bool {
+		m.dropErased()
+		return !m.erased()
+	})
+}
