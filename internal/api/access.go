@@ -1,11 +1,14 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"net/http"
 	"net/netip"
 	"strconv"
 	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/key"
@@ -175,4 +178,167 @@ func (a *API) openPosition(id, scope string) (int64, error) {
 	}
 	return 0, problem.New(problem.InvalidCursor, "The Last-Event-ID was not made by this stream.").
 		WithFix("Send the id of the last message that you got, or leave the header out to start now.")
+}
+
+func (a *API) accessRoutes() []web.Route {
+	rule := func(permission string) web.Rule {
+		return web.Rule{Target: "org_id", Permissions: []string{permission}}
+	}
+	return []web.Route{
+		{Method: "GET", Pattern: "/orgs/{org_id}/access_log", Operation: "getAccessLog", Action: "GET_ACCESS_LOG", Rule: rule(key.AccessLogRead), Handle: a.getAccessLog},
+		{Method: "POST", Pattern: "/orgs/{org_id}/access_log", Operation: "ingestAccessLog", Action: "INGEST_ACCESS_LOG", Rule: rule(key.AccessLogWrite), MaxBody: web.MaxBulkBody, Handle: a.ingestAccessLog},
+		{Method: "GET", Pattern: "/orgs/{org_id}/access_log/retention", Operation: "getAccessLogRetention", Action: "GET_ACCESS_LOG_RETENTION", Rule: rule(key.AccessLogRead), Handle: a.getAccessRetention},
+		{Method: "PUT", Pattern: "/orgs/{org_id}/access_log/retention", Operation: "putAccessLogRetention", Action: "PUT_ACCESS_LOG_RETENTION", Rule: rule(key.AccessLogWrite), Handle: a.putAccessRetention},
+	}
+}
+
+// maxAccessEvents is how many events one request may bring.
+const maxAccessEvents = 10_000
+
+func (a *API) ingestAccessLog(r *web.Request) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	events, err := readAccessEvents(r)
+	if err != nil {
+		return nil, err
+	}
+	render := func(result any) *web.Response {
+		n := result.(*org.Ingested)
+		return web.JSON(http.StatusOK, struct {
+			Accepted   int64 `json:"accepted"`
+			Duplicates int64 `json:"duplicates"`
+		}{n.Accepted, n.Duplicates})
+	}
+	n, err := a.service.IngestAccess(r.Context(), r.Call(render), r.Org.ID, events)
+	if err != nil {
+		return nil, err
+	}
+	return render(n), nil
+}
+
+// readAccessEvents reads one event, an array of them, or one a line.
+func readAccessEvents(r *web.Request) ([]org.IncomingEvent, error) {
+	mediaType, err := r.MediaType("application/json", "application/x-ndjson")
+	if err != nil {
+		return nil, err
+	}
+	body, err := r.Raw()
+	if err != nil {
+		return nil, err
+	}
+	var events []org.IncomingEvent
+	var bad org.EventErrors
+	n := 0
+	read := func(line int, text []byte) {
+		if n++; n > maxAccessEvents {
+			return
+		}
+		e, p := readAccessEvent(text)
+		if p != nil {
+			bad.Add(n-1, line, p)
+			return
+		}
+		e.Line = line
+		events = append(events, e)
+	}
+	body = bytes.TrimPrefix(body, []byte("\xef\xbb\xbf"))
+	if mediaType == "application/x-ndjson" {
+		line := 0
+		for text := range bytes.Lines(body) {
+			line++
+			if text = bytes.TrimSpace(text); len(text) > 0 {
+				read(line, text)
+			}
+		}
+	} else if start := bytes.TrimLeft(body, " \t\r\n"); len(start) > 0 && start[0] == '[' {
+		var list []jsontext.Value
+		if err := web.DecodeJSON(body, &list); err != nil {
+			return nil, err
+		}
+		for _, text := range list {
+			read(0, text)
+		}
+	} else if len(start) > 0 {
+		read(0, body)
+	}
+	switch {
+	case n > maxAccessEvents:
+		return nil, problem.New(problem.TooLarge, "The request has %d events; it may have %d.", n, maxAccessEvents).
+			WithFix("Send the events in several requests.").With("limit_events", maxAccessEvents)
+	case n == 0:
+		return nil, problem.Body("", "holds no event").WithFix("Send at least one event.")
+	}
+	return events, bad.Err()
+}
+
+// readAccessEvent reads an event as a product sends it. What is null counts as
+// absent.
+func readAccessEvent(text []byte) (org.IncomingEvent, *problem.Error) {
+	var in struct {
+		ID        string     `json:"id"`
+		Timestamp *time.Time `json:"timestamp"`
+		OrgID     string     `json:"org_id"`
+		User      string     `json:"user"`
+		Action    string     `json:"action"`
+		Status    string     `json:"status"`
+		IP        string     `json:"ip"`
+		UserAgent string     `json:"user_agent"`
+		Method    string     `json:"method"`
+		Path      string     `json:"path"`
+		RequestID string     `json:"request_id"`
+	}
+	if err := web.DecodeJSON(text, &in); err != nil {
+		return org.IncomingEvent{}, problem.From(err)
+	}
+	e := org.IncomingEvent{Named: in.ID != "", Event: access.Event{ID: in.ID, OrgID: in.OrgID, User: in.User, Action: in.Action,
+		Status: in.Status, IP: in.IP, UserAgent: in.UserAgent, Method: in.Method, Path: in.Path, RequestID: in.RequestID}}
+	if in.Timestamp != nil {
+		e.Timestamp = in.Timestamp.UTC().Truncate(time.Microsecond)
+	}
+	return e, e.Check()
+}
+
+func renderRetention(r *org.AccessRetention) *web.Response {
+	body := struct {
+		OrgID     string     `json:"org_id"`
+		Days      int        `json:"days"`
+		UpdatedAt *time.Time `json:"updated_at"`
+	}{OrgID: r.RootID, Days: r.Days}
+	if !r.UpdatedAt.IsZero() {
+		body.UpdatedAt = &r.UpdatedAt
+	}
+	return web.JSON(http.StatusOK, body).With("ETag", r.ETag())
+}
+
+func (a *API) getAccessRetention(r *web.Request) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	retention, err := a.service.AccessRetention(r.Context(), r.Actor, r.Org.ID)
+	if err != nil {
+		return nil, err
+	}
+	return renderRetention(retention), nil
+}
+
+func (a *API) putAccessRetention(r *web.Request) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	var in struct {
+		Days *int `json:"days"`
+	}
+	if err := r.Decode(&in); err != nil {
+		return nil, err
+	}
+	if in.Days == nil {
+		return nil, problem.Body("/days", "is missing")
+	}
+	retention, receipt, err := a.service.PutAccessRetention(r.Context(), r.Call(nil), r.Org.ID, *in.Days)
+	if err != nil {
+		return nil, err
+	}
+	r.Receipt = receipt
+	return renderRetention(retention).Receipt(receipt), nil
 }

@@ -262,3 +262,168 @@ func TestFollowShutdown(t *testing.T) {
 		t.Errorf("the server stopped after %v", took)
 	}
 }
+
+// A request with events is stored whole or not at all, and an id once.
+func TestIngestAccessLog(t *testing.T) {
+	bothEngines(t, func(t *testing.T, s *testkit.Server) {
+		f := newFixture(s, "f-")
+		path := "/orgs/f-own/access_log"
+		secret, _ := s.NewKey("f-own", `"permissions":["access_log:write","access_log:read"]`)
+		ingested := func(accepted, duplicates int, body string, headers ...string) {
+			t.Helper()
+			a := s.Must(200, "POST", path, secret, body, headers...)
+			if want := fmt.Sprintf(`{"accepted":%d,"duplicates":%d}`, accepted, duplicates); string(a.Body) != want {
+				t.Errorf("%s: %s, want %s", body, a.Body, want)
+			}
+		}
+		at := time.Now().UTC().Add(-time.Hour).Truncate(time.Second)
+		one := fmt.Sprintf(`{"id":"one","timestamp":%q,"user":"jo","action":"LOGIN","status":"DENIED","ip":"::ffff:192.0.2.7","user_agent":"x","method":"POST","path":"/login","request_id":"r-1"}`, at.Format(time.RFC3339))
+		ingested(1, 0, one)
+		ingested(0, 1, one)
+		ingested(1, 2, `[{"id":"one","user":"other","action":"OTHER","status":"SUCCESS"},{"id":"two","org_id":"f-child","user":"jo","action":"LOGIN","status":"SUCCESS","ip":null},{"id":"two","user":"jo","action":"LOGIN","status":"SUCCESS"}]`)
+		ingested(2, 0, "{\"user\":\"ann\",\"action\":\"LOGIN\",\"status\":\"SUCCESS\"}\r\n\n{\"user\":\"ann\",\"action\":\"LOGOUT\",\"status\":\"FAILURE\"}", "Content-Type", "application/x-ndjson")
+		ingested(1, 0, `{"user":"bo","action":"LOGIN","status":"SUCCESS"}`, "Idempotency-Key", "k1")
+		ingested(1, 0, `{"user":"bo","action":"LOGIN","status":"SUCCESS"}`, "Idempotency-Key", "k1")
+
+		log := accessLog(t, s, path+"?scope=subtree&action=LOGIN", secret)
+		var users []string
+		for _, e := range log {
+			users = append(users, e.OrgID+" "+e.User)
+		}
+		slices.Sort(users)
+		if want := []string{"f-child jo", "f-own ann", "f-own bo", "f-own jo"}; !slices.Equal(users, want) {
+			t.Errorf("logged %v, want %v", users, want)
+		}
+		e := log[len(log)-1]
+		if e.ID != "one" || !e.Timestamp.Equal(at) || e.Status != "DENIED" || *e.IP != "192.0.2.7" || *e.UserAgent != "x" || *e.Method != "POST" ||
+			*e.Path != "/login" || *e.RequestID != "r-1" || e.APIKeyID != nil {
+			t.Errorf("the first event: %+v", e)
+		}
+
+		good := `{"user":"x","action":"X","status":"SUCCESS"}`
+		for _, test := range []struct{ bad, pointer, says string }{
+			{`{"action":"X","status":"SUCCESS"}`, "/user", "missing"},
+			{`{"user":"x","action":"","status":"SUCCESS"}`, "/action", "missing"},
+			{`{"user":"x","action":"X"}`, "/status", "missing"},
+			{`{"user":"x","action":"X","status":"OK"}`, "/status", "SUCCESS, FAILURE or DENIED"},
+			{`{"user":"x","action":"X","status":"SUCCESS","ip":"example.com"}`, "/ip", "address"},
+			{`{"user":"x","action":"X","status":"SUCCESS","ip":"fe80::1%eth0"}`, "/ip", "address"},
+			{`{"user":"x\u0007","action":"X","status":"SUCCESS"}`, "/user", "control"},
+			{`{"user":"x","action":"X","status":"SUCCESS","id":"` + strings.Repeat("i", 129) + `"}`, "/id", "128"},
+			{`{"user":"x","action":"X","status":"SUCCESS","timestamp":"yesterday"}`, "/timestamp", ""},
+			{`{"user":"x","action":"X","status":"SUCCESS","timestamp":"` + time.Now().Add(6*time.Minute).Format(time.RFC3339) + `"}`, "/timestamp", "future"},
+			{`{"user":"x","action":"X","status":"SUCCESS","timestamp":"` + time.Now().AddDate(0, 0, -401).Format(time.RFC3339) + `"}`, "/timestamp", "400 days"},
+			{`{"user":"x","action":"X","status":"SUCCESS","org_id":"f-sibling"}`, "/org_id", "at or below f-own"},
+			{`{"user":"x","action":"X","status":"SUCCESS","org_id":"f-foreign"}`, "/org_id", "at or below f-own"},
+			{`{"user":"x","action":"X","status":"SUCCESS","org_id":"absent"}`, "/org_id", "at or below f-own"},
+			{`{"user":"x","action":"X","status":"SUCCESS","org_id":"-"}`, "/org_id", ""},
+			{`{"user":"x","action":"X","status":"SUCCESS","api_key_id":"key_1"}`, "/api_key_id", "api_key_id"},
+			{`{"user":1,"action":"X","status":"SUCCESS"}`, "/user", ""},
+			{`7`, "", ""},
+		} {
+			for _, format := range []string{"json", "ndjson"} {
+				body, headers := "["+good+","+good+","+test.bad+"]", []string{}
+				if format == "ndjson" {
+					body, headers = good+"\n\n"+good+"\n"+test.bad+"\n", []string{"Content-Type", "application/x-ndjson"}
+				}
+				a := s.Must(400, "POST", path, secret, body, headers...)
+				var p struct {
+					Code   string
+					Errors []struct {
+						Index           *int
+						Line            int
+						Pointer, Detail string
+					}
+				}
+				if err := json.Unmarshal(a.Body, &p, json.MatchCaseInsensitiveNames(true)); err != nil {
+					t.Fatal(err)
+				}
+				if p.Code != "event_invalid" || len(p.Errors) != 1 || p.Errors[0].Index == nil || *p.Errors[0].Index != 2 || p.Errors[0].Pointer != test.pointer ||
+					!strings.Contains(p.Errors[0].Detail, test.says) || (format == "ndjson") != (p.Errors[0].Line == 4) {
+					t.Errorf("%s: %s", test.bad, a.Body)
+				}
+			}
+		}
+		for _, bad := range []string{"[]", "[" + good, "{"} {
+			if a := s.Must(400, "POST", path, secret, bad); a.String("code") != "invalid_body" && a.String("code") != "event_invalid" {
+				t.Errorf("%s: %s", bad, a.Body)
+			}
+		}
+		s.Must(400, "POST", path, secret, "", "Content-Type", "application/json")
+		s.Must(413, "POST", path, secret, strings.Repeat(good+"\n", 10_001), "Content-Type", "application/x-ndjson")
+		s.Must(415, "POST", path, secret, good, "Content-Type", "text/csv")
+		if n := len(accessLog(t, s, path+"?scope=subtree&action=X&limit=1000", secret)); n != 0 {
+			t.Errorf("%d events of refused requests are stored", n)
+		}
+		ingested(10_000, 0, strings.Repeat(good+"\n", 10_000), "Content-Type", "application/x-ndjson")
+		if n := len(accessLog(t, s, path+"?action=X&limit=1000", secret)); n != 10_000 {
+			t.Errorf("%d events are stored", n)
+		}
+
+		self, _ := s.NewKey("f-own", `"permissions":["access_log:write"],"reach":"self"`)
+		s.Must(200, "POST", path, self, `{"org_id":"f-own","user":"x","action":"X","status":"SUCCESS"}`)
+		s.Must(400, "POST", path, self, `{"org_id":"f-child","user":"x","action":"X","status":"SUCCESS"}`)
+		s.Must(200, "DELETE", "/orgs/f-child", s.OperatorKey, "")
+		s.Must(400, "POST", path, secret, `{"org_id":"f-child","user":"x","action":"X","status":"SUCCESS"}`)
+		_ = f
+	})
+}
+
+// What is older than its root's retention shows nowhere, and is removed.
+func TestAccessLogRetention(t *testing.T) {
+	bothEngines(t, func(t *testing.T, s *testkit.Server) {
+		newFixture(s, "f-")
+		path := "/orgs/f-root/access_log"
+		secret, _ := s.NewKey("f-root", `"permissions":["admin"]`)
+		a := s.Must(200, "GET", path+"/retention", secret, "")
+		if a.JSON("days") != 400.0 || a.JSON("updated_at") != nil {
+			t.Errorf("the default is %s", a.Body)
+		}
+		tag := a.Header.Get("ETag")
+		day := func(n int) string { return time.Now().AddDate(0, 0, -n).UTC().Format(time.RFC3339) }
+		old := func(id string, n int) string {
+			return fmt.Sprintf(`{"id":%q,"timestamp":%q,"user":"x","action":"OLD","status":"SUCCESS"}`, id, day(n))
+		}
+		s.Must(400, "POST", path, secret, old("ancient", 4000))
+		a = s.Must(200, "PUT", path+"/retention", secret, `{"days":5000}`, "If-Match", tag)
+		if a.Header.Get("Orgd-Audit-Receipt") == "" || a.JSON("days") != 5000.0 {
+			t.Errorf("%s %v", a.Body, a.Header)
+		}
+		s.Must(412, "PUT", path+"/retention", secret, `{"days":30}`, "If-Match", tag)
+		if a := s.Must(200, "PUT", path+"/retention", secret, `{"days":5000}`, "If-Match", a.Header.Get("ETag")); a.Header.Get("Orgd-Audit-Receipt") != "" {
+			t.Error("a receipt for no change")
+		}
+		s.Must(200, "POST", path, secret, "["+old("ancient", 4000)+","+old("old", 100)+","+old("new", 1)+"]")
+		for _, bad := range []string{`{"days":0}`, `{"days":36501}`, `{"days":1.5}`, `{}`, `{"days":null}`, `{"days":"30"}`} {
+			s.Must(400, "PUT", path+"/retention", secret, bad)
+		}
+		count := func() int { return len(accessLog(t, s, path+"?action=OLD", secret)) }
+		if n := count(); n != 3 {
+			t.Errorf("%d events", n)
+		}
+		feed := s.Follow(path+"?follow=true&action=OLD", secret, "")
+		feed.Close()
+		s.Must(200, "PUT", path+"/retention", secret, `{"days":30}`)
+		if n := count(); n != 1 {
+			t.Errorf("%d events show after the retention was shortened", n)
+		}
+		if csv := s.Must(200, "GET", path+"?action=OLD&format=csv", secret, ""); strings.Count(string(csv.Body), "\r\n") != 2 {
+			t.Errorf("as CSV: %s", csv.Body)
+		}
+		s.Must(400, "POST", path, secret, old("older", 31))
+		if n, err := s.Service.ExpireAccess(t.Context(), 0); err != nil || n != 2 {
+			t.Errorf("removed %d (%v)", n, err)
+		}
+		s.Must(200, "PUT", path+"/retention", secret, `{"days":5000}`)
+		if n := count(); n != 1 {
+			t.Errorf("%d events are left", n)
+		}
+		if a := s.Must(200, "POST", path, secret, "["+old("old", 100)+","+old("new", 1)+"]"); string(a.Body) != `{"accepted":1,"duplicates":1}` {
+			t.Errorf("an id whose event has expired, and one whose event is kept: %s", a.Body)
+		}
+		audit := s.Must(200, "GET", "/orgs/f-root/children_audit?action=access_log_retention.put", secret, "")
+		if n := strings.Count(string(audit.Body), `"/days"`); n != 3 {
+			t.Errorf("%d audit entries: %s", n, audit.Body)
+		}
+	})
+}

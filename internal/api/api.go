@@ -81,7 +81,7 @@ func New(c Config) (*API, error) {
 func (a *API) Routes() []web.Route {
 	const o = "org_id"
 	needs := func(permissions ...string) web.Rule { return web.Rule{Target: o, Permissions: permissions} }
-	return slices.Concat(a.forwardAuthRoutes(), a.verifyRoutes(), a.limitRoutes(), a.auditLogRoutes(), []web.Route{
+	return slices.Concat(a.forwardAuthRoutes(), a.verifyRoutes(), a.limitRoutes(), a.auditLogRoutes(), a.accessRoutes(), []web.Route{
 		{Method: "GET", Pattern: "/org", Operation: "whoAmI", Action: "WHO_AM_I", Handle: a.whoAmI},
 		{Method: "GET", Pattern: "/orgs", Operation: "listOrgs", Action: "LIST_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsRead}}, Handle: a.listOrgs},
 		{Method: "POST", Pattern: "/orgs", Operation: "createOrg", Action: "CREATE_ORG", Rule: web.Rule{Permissions: []string{key.OrgsWrite}}, Handle: a.createOrg},
@@ -109,7 +109,6 @@ func (a *API) Routes() []web.Route {
 		{Method: "PATCH", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "updateKey", Action: "UPDATE_KEY", Rule: needs(key.KeysWrite), Handle: a.updateKey},
 		{Method: "DELETE", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "revokeKey", Action: "REVOKE_KEY", Rule: needs(key.KeysWrite), Handle: a.revokeKey},
 		{Method: "POST", Pattern: "/orgs/{org_id}/api_keys/{key_id}/rotate", Operation: "rotateKey", Action: "ROTATE_KEY", Rule: needs(key.KeysWrite), Handle: a.rotateKey},
-		{Method: "GET", Pattern: "/orgs/{org_id}/access_log", Operation: "getAccessLog", Action: "GET_ACCESS_LOG", Rule: needs(key.AccessLogRead), Handle: a.getAccessLog},
 		{Method: "GET", Pattern: "/orgs/{org_id}/children_audit", Operation: "getChildrenAudit", Action: "GET_CHILDREN_AUDIT", Rule: needs(key.AuditRead), Handle: a.getChildrenAudit},
 		{Method: "GET", Pattern: "/orgs/{org_id}/consumption", Operation: "getConsumption", Action: "GET_CONSUMPTION", Rule: needs(key.ConsumptionRead), Handle: a.getConsumption},
 

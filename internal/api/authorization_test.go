@@ -51,6 +51,9 @@ var samples = map[string]sample{
 	"rotateKey":                 {path: "/orgs/ORG/api_keys/KEY/rotate"},
 	"revokeKey":                 {path: "/orgs/ORG/api_keys/KEY"},
 	"getAccessLog":              {path: "/orgs/ORG/access_log"},
+	"ingestAccessLog":           {path: "/orgs/ORG/access_log", body: `{"user":"jo","action":"LOGIN","status":"SUCCESS"}`},
+	"getAccessLogRetention":     {path: "/orgs/ORG/access_log/retention"},
+	"putAccessLogRetention":     {path: "/orgs/ORG/access_log/retention", body: `{"days":30}`},
 	"getChildrenAudit":          {path: "/orgs/ORG/children_audit"},
 	"eraseSubject":              {path: "/orgs/ORG/audit_erasures", body: `{"subject":"jane@example.com","basis":"Request 7"}`},
 	"getConsumption":            {path: "/orgs/ORG/consumption"},
@@ -175,7 +178,8 @@ func expected(operation string, sm sample, keyName, target string) int {
 		if keyName == "self reach" {
 			return http.StatusForbidden // the key to change reaches further
 		}
-	case "getCustomizationSchema", "putCustomizationSchema", "deleteCustomizationSchema", "getAuditTile", "exportAuditLog":
+	case "getCustomizationSchema", "putCustomizationSchema", "deleteCustomizationSchema", "getAuditTile", "exportAuditLog",
+		"getAccessLogRetention", "putAccessLogRetention":
 		return http.StatusConflict // visible and permitted, but not a root
 	}
 	return 0

@@ -27,12 +27,15 @@ type Fold struct {
 	ErasedKeys map[string]bool
 	Schemas    map[string]jsontext.Value
 	Limits     map[string]map[string]*Limit // by organization and meter
+	// AccessRetentions has the days of those roots where they were set.
+	AccessRetentions map[string]int
 }
 
 // NewFold returns the state before the first entry.
 func NewFold() *Fold {
 	return &Fold{Orgs: map[string]*Organization{}, Keys: map[string]*key.Key{}, ErasedKeys: map[string]bool{},
-		Schemas: map[string]jsontext.Value{}, Limits: map[string]map[string]*Limit{}}
+		Schemas: map[string]jsontext.Value{}, Limits: map[string]map[string]*Limit{},
+		AccessRetentions: map[string]int{}}
 }
 
 // Add applies one entry. It fails on an entry that cannot follow on the state.
@@ -70,6 +73,16 @@ func (f *Fold) add(e *audit.Entry) error {
 		return f.foldKey(o, verb, e)
 	case "limit":
 		return f.foldLimit(o, verb, e)
+	case "access_log_retention":
+		if slices.Contains(e.Erased, allChanges) {
+			delete(f.AccessRetentions, o.ID)
+			return nil
+		}
+		var days int
+		if err := json.Unmarshal(e.Changes[0].New, &days); err != nil {
+			return err
+		}
+		f.AccessRetentions[o.ID] = days
 	case "customization_schema":
 		switch {
 		case verb == "deleted":
@@ -147,6 +160,7 @@ func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
 			delete(f.Orgs, id)
 			delete(f.Schemas, id)
 			delete(f.Limits, id)
+			delete(f.AccessRetentions, id)
 		}
 		for id, k := range f.Keys {
 			if gone[k.OrgID] {

@@ -28,37 +28,6 @@ func (s *Service) AuditEntries(ctx context.Context, q AuditQuery) ([]*audit.Entr
 	return entries, page.Next, nil
 }
 
-// AccessEvents returns one page of access events.
-func (s *Service) AccessEvents(ctx context.Context, q AccessQuery) (AccessPage, error) {
-	var page AccessPage
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		page, err = tx.AccessEvents(q)
-		return err
-	})
-	return page, err
-}
-
-// AccessFeed returns the access events that became visible after a position.
-func (s *Service) AccessFeed(ctx context.Context, q AccessQuery, after int64) (AccessFeed, error) {
-	var feed AccessFeed
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		feed, err = tx.AccessFeed(q, after)
-		return err
-	})
-	return feed, err
-}
-
-// AccessHead returns the position after the access events of a root that are
-// visible now.
-func (s *Service) AccessHead(ctx context.Context, rootID string) (int64, error) {
-	var last int64
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		last, err = tx.AccessHead(rootID)
-		return err
-	})
-	return last, err
-}
-
 // Consumption is what an organization consumed in a month.
 type Consumption struct {
 	OrgID  string

@@ -114,7 +114,8 @@ type change struct {
 	rootOf func(id string) string
 }
 
-// change runs one mutation. It is the only way to write to the store: fn
+// change runs one mutation. It is the only way to change what the audit trail
+// covers: fn
 // returns the audit entries of what it changed, and state and entries are
 // committed in one transaction. If fn returns no entry, nothing that it wrote
 // is kept. The receipt is that of the last entry; it is zero if nothing
@@ -135,23 +136,7 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 		if receipt, roots, err = c.append(entries, s.rand); err != nil {
 			return err
 		}
-		idem := call.Idempotent
-		if idem == nil {
-			return nil
-		}
-		answer, err := idem.Render(result, receipt)
-		if err != nil {
-			return err
-		}
-		err = tx.PutIdempotent(call.Actor.ID, idem.Key, c.at.Add(-idempotencyWindow),
-			&Replay{RequestHash: idem.RequestHash, Answer: answer, CreatedAt: c.at})
-		if errors.Is(err, ErrReplay) {
-			e := problem.New(problem.RequestInFlight, "A request with this Idempotency-Key was just being processed.").
-				WithFix("Send the same request again to get its answer.").WithCause(err)
-			e.RetryAfter = time.Second
-			return e
-		}
-		return err
+		return remember(tx, call, c.at, result, receipt)
 	})
 	if errors.Is(err, errUnchanged) {
 		return audit.Receipt{}, nil
@@ -159,6 +144,28 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 	// If the outcome is unknown the log may have grown: who signs looks.
 	s.changed.add(roots...)
 	return receipt, err
+}
+
+// remember stores the answer to a call that carries an Idempotency-Key, in the
+// transaction of what it did.
+func remember(tx Tx, call *Call, at time.Time, result any, receipt audit.Receipt) error {
+	idem := call.Idempotent
+	if idem == nil {
+		return nil
+	}
+	answer, err := idem.Render(result, receipt)
+	if err != nil {
+		return err
+	}
+	err = tx.PutIdempotent(call.Actor.ID, idem.Key, at.Add(-idempotencyWindow),
+		&Replay{RequestHash: idem.RequestHash, Answer: answer, CreatedAt: at})
+	if errors.Is(err, ErrReplay) {
+		e := problem.New(problem.RequestInFlight, "A request with this Idempotency-Key was just being processed.").
+			WithFix("Send the same request again to get its answer.").WithCause(err)
+		e.RetryAfter = time.Second
+		return e
+	}
+	return err
 }
 
 // append gives the entries their places in the logs of their roots, which it

@@ -42,6 +42,13 @@ type Store interface {
 	// problem.Unavailable. After fn has started, ctx no longer cancels it.
 	Write(ctx context.Context, fn func(Tx) error) error
 
+	// Partition prepares the store for the months to come, and removes whole
+	// months of access events that ended before expired. It returns the time
+	// before which ExpireAccess is to remove the events of the roots that
+	// keep theirs longest: expired, or, if the rest of a month will be removed
+	// as a whole, the start of that month.
+	Partition(ctx context.Context, now, expired time.Time) (time.Time, error)
+
 	// Generation returns a number that changes with every change of the
 	// root's tree and of what its organizations own, other than by
 	// Tx.UpdateOrg, at the latest when the Write that made it returns. What was
@@ -165,12 +172,27 @@ type Tx interface {
 	// AccessEvents returns one page of access events, newest first.
 	AccessEvents(q AccessQuery) (AccessPage, error)
 	// AccessFeed returns the events that became visible after the one with
-	// the number after, in that order. It does not look at the times and the
-	// position of the query. An event that becomes visible later has a number
+	// the number after, in that order, whatever To and Before of the query
+	// say. An event that becomes visible later has a number
 	// greater than the returned position, whatever its time.
 	AccessFeed(q AccessQuery, after int64) (AccessFeed, error)
 	// AccessHead returns the greatest number of a root's events, 0 for none.
 	AccessHead(rootID string) (int64, error)
+	// InsertAccessEvents stores events of one root and returns how many it
+	// left out, because an event with the same id, that a product gave it too,
+	// is among them already or was inserted before and has not expired.
+	InsertAccessEvents(rootID string, events []IncomingEvent) (duplicates int64, err error)
+	// AccessRetention returns how long the events of a root are kept, if it
+	// was set.
+	AccessRetention(rootID string) (*AccessRetention, error)
+	PutAccessRetention(r *AccessRetention) error
+	// AccessRoots returns roots that have or had access events, by id
+	// ascending, those with an id greater than after, at most limit.
+	AccessRoots(after string, limit int) ([]string, error)
+	// ExpireAccess removes at most limit of a root's events, and as many
+	// claims of ids, with a time before the given one, oldest first. It
+	// returns the greater of both numbers.
+	ExpireAccess(rootID string, events, claims time.Time, limit int) (int64, error)
 
 	// Totals returns what an organization consumed in a month: one Total per
 	// meter and parent it had.

@@ -284,9 +284,14 @@ func (s *Server) Close() error {
 	return errors.Join(s.log.close(ctx), s.Recorder.Close(ctx), s.Store.Close())
 }
 
-// purgeInterval is how often organizations past the restore window are
-// removed for good.
-const purgeInterval = time.Hour
+const (
+	// purgeInterval is how often organizations past the restore window and
+	// access events past their retention are removed for good.
+	purgeInterval = time.Hour
+	// expirePause is how long the removal of access events lets others work
+	// after each step.
+	expirePause = 20 * time.Millisecond
+)
 
 func (s *Server) purge(ctx context.Context) {
 	defer close(s.done)
@@ -304,6 +309,13 @@ func (s *Server) purge(ctx context.Context) {
 		}
 		if n > 0 {
 			s.config.Log.Info("purged deleted organizations", "organizations", n)
+		}
+		n, err = s.Service.ExpireAccess(ctx, expirePause)
+		if err != nil && ctx.Err() == nil {
+			s.config.Log.Error("access events past their retention could not all be removed; it is tried again", "error", err)
+		}
+		if n > 0 {
+			s.config.Log.Info("removed access events past their retention", "events", n)
 		}
 		wait.Reset(purgeInterval)
 	}

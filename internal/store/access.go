@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/org"
@@ -82,6 +83,9 @@ func (t *tx) AccessFeed(q org.AccessQuery, after int64) (org.AccessFeed, error) 
 	w.bound(`seq > ` + w.arg(after))
 	if q.Scope == org.ScopeSelf {
 		w.want(`org_id = ` + w.arg(q.OrgID))
+	}
+	if !q.From.IsZero() {
+		w.want(`at >= ` + w.arg(micros(q.From)))
 	}
 	w.wantEvents(&q)
 	feed.More, err = t.page(w, q.Limit, func(r row) error {
@@ -196,14 +200,109 @@ func (t *tx) insertEvents(events []access.Event) error {
 		}
 		next[rootID] = before
 	}
+	return t.putEvents(len(events), func(i int) (*access.Event, int64) {
+		e := &events[i]
+		next[e.RootID]++
+		return e, next[e.RootID]
+	})
+}
+
+// putEvents inserts n events with the numbers that event returns.
+func (t *tx) putEvents(n int, event func(i int) (*access.Event, int64)) error {
 	return t.execEach(`INSERT INTO access_events (`+eventColumns+`)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
-		len(events), func(i int) []any {
-			e := &events[i]
-			next[e.RootID]++
-			return []any{e.RootID, micros(e.Timestamp), next[e.RootID], e.ID, e.OrgID, storable(e.User), storable(e.Action), storable(e.Status),
+		n, func(i int) []any {
+			e, seq := event(i)
+			return []any{e.RootID, micros(e.Timestamp), seq, e.ID, e.OrgID, storable(e.User), storable(e.Action), storable(e.Status),
 				storable(e.IP), storable(e.UserAgent), storable(e.Method), storable(e.Path), storable(e.RequestID), storable(e.APIKeyID)}
 		}, nil)
+}
+
+func (t *tx) InsertAccessEvents(rootID string, events []org.IncomingEvent) (duplicates int64, err error) {
+	// Taken first, the root's number also keeps two transactions from waiting
+	// for each other's claims.
+	seq, err := t.nextEvents(rootID, len(events))
+	if err != nil {
+		return 0, err
+	}
+	var named, fresh []int
+	for i := range events {
+		if events[i].Named {
+			named = append(named, i)
+		} else {
+			fresh = append(fresh, i)
+		}
+	}
+	err = t.execEach(`INSERT INTO access_claims (root_id, id, at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, len(named),
+		func(i int) []any {
+			e := &events[named[i]]
+			return []any{rootID, e.ID, micros(e.Timestamp)}
+		}, func(i int, rows int64) error {
+			if rows > 0 {
+				fresh = append(fresh, named[i])
+			}
+			return nil
+		})
+	if err != nil {
+		return 0, err
+	}
+	slices.Sort(fresh)
+	return int64(len(events) - len(fresh)), t.putEvents(len(fresh), func(i int) (*access.Event, int64) {
+		return &events[fresh[i]].Event, seq + int64(i) + 1
+	})
+}
+
+func (t *tx) AccessRetention(rootID string) (*org.AccessRetention, error) {
+	r := org.AccessRetention{RootID: rootID}
+	var at int64
+	err := t.queryRow(into(&r.Days, &at), `SELECT days, updated_at FROM access_retentions WHERE root_id = $1`, rootID)
+	if err != nil {
+		return nil, err
+	}
+	r.UpdatedAt = fromMicros(at)
+	return &r, nil
+}
+
+func (t *tx) PutAccessRetention(r *org.AccessRetention) error {
+	_, err := t.exec(`INSERT INTO access_retentions (root_id, days, updated_at) VALUES ($1, $2, $3)
+		ON CONFLICT (root_id) DO UPDATE SET days = excluded.days, updated_at = excluded.updated_at`, r.RootID, r.Days, micros(r.UpdatedAt))
+	return err
+}
+
+func (t *tx) AccessRoots(after string, limit int) ([]string, error) {
+	var ids []string
+	err := t.query(func(r row) error {
+		var id string
+		err := r.Scan(&id)
+		ids = append(ids, id)
+		return err
+	}, `SELECT root_id FROM access_heads WHERE root_id > $1 ORDER BY root_id LIMIT $2`, after, limit)
+	return ids, err
+}
+
+func (t *tx) ExpireAccess(rootID string, events, claims time.Time, limit int) (int64, error) {
+	n, err := expire[int64](t, `access_events`, `at, seq`, rootID, events, limit)
+	if err != nil {
+		return 0, err
+	}
+	c, err := expire[string](t, `access_claims`, `at, id`, rootID, claims, limit)
+	return max(n, c), err
+}
+
+// expire removes the first limit rows of a root before a time, in the order of
+// a key of a time and something of the type K. They are a stretch of an index,
+// whose end is looked up first: the engines have no DELETE with a LIMIT.
+func expire[K any](t *tx, table, key, rootID string, before time.Time, limit int) (int64, error) {
+	var at int64
+	var last K
+	err := t.queryRow(into(&at, &last), `SELECT `+key+` FROM `+table+` WHERE root_id = $1 AND at < $2
+		ORDER BY `+key+` LIMIT 1 OFFSET $3`, rootID, micros(before), limit-1)
+	if errors.Is(err, org.ErrAbsent) {
+		return t.exec(`DELETE FROM `+table+` WHERE root_id = $1 AND at < $2`, rootID, micros(before))
+	} else if err != nil {
+		return 0, err
+	}
+	return t.exec(`DELETE FROM `+table+` WHERE root_id = $1 AND at <= $2 AND (`+key+`) <= ($2, $3)`, rootID, at, last)
 }
 
 func storable(s string) string {

@@ -34,14 +34,38 @@ func monthStart(t time.Time) time.Time {
 	return time.Date(t.UTC().Year(), t.UTC().Month(), 1, 0, 0, 0, 0, time.UTC)
 }
 
-// partition makes the partitions of the month of now and those after it that
-// do not exist. Another process may do the same at the same time.
-func (e *postgresEngine) partition(ctx context.Context, now time.Time) error {
+func (e *postgresEngine) partition(ctx context.Context, now, expired time.Time) (time.Time, error) {
+	return monthStart(expired), errors.Join(e.makePartitions(ctx, now), e.dropPartitions(ctx, expired))
+}
+
+// makePartitions makes the partitions of the month of now and those after it
+// that do not exist. Another process may do the same at the same time.
+func (e *postgresEngine) makePartitions(ctx context.Context, now time.Time) error {
 	var errs []error
 	for _, table := range monthly {
 		for i := range monthsAhead + 1 {
-			month := monthStart(now).AddDate(0, i, 0)
-			errs = append(errs, e.makePartition(ctx, table, month))
+			errs = append(errs, e.makePartition(ctx, table, monthStart(now).AddDate(0, i, 0)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// dropPartitions drops the partitions of the months that ended before expired.
+func (e *postgresEngine) dropPartitions(ctx context.Context, expired time.Time) error {
+	var errs []error
+	for _, table := range monthly {
+		rows, err := e.pool.Query(ctx, `SELECT c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+			WHERE i.inhparent = to_regclass($1) AND c.relname < $2 AND c.relname <> $3`,
+			table, partitionName(table, monthStart(expired)), table+otherTimes)
+		if err != nil {
+			return err
+		}
+		names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			errs = append(errs, e.define(ctx, `DROP TABLE IF EXISTS `+pgx.Identifier{name}.Sanitize()))
 		}
 	}
 	return errors.Join(errs...)

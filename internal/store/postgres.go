@@ -80,9 +80,9 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 
 	s := &Store{}
 	e := &postgresEngine{pool: pool, instance: rand.Text(), texts: &sync.Map{}}
-	// Without its partition a month's rows go where all others are. Expire
+	// Without its partition a month's rows go where all others are. Partition
 	// tries again, and reports it.
-	_ = e.partition(ctx, time.Now())
+	_ = e.makePartitions(ctx, time.Now())
 	l := &listener{config: config.ConnConfig.Copy(), instance: e.instance, generations: &s.generations, started: time.Now(),
 		done: make(chan struct{})}
 	l.heard.Store(math.MinInt64 / 2)

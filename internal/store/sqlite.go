@@ -151,6 +151,11 @@ func (e *sqliteEngine) ping(ctx context.Context) error {
 	})
 }
 
+// partition has nothing to do: SQLite has no partitions.
+func (e *sqliteEngine) partition(_ context.Context, _, expired time.Time) (time.Time, error) {
+	return expired, nil
+}
+
 func (e *sqliteEngine) read(ctx context.Context, fn func(*tx) error) error {
 	c, err := e.readers.get(ctx)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"hash/maphash"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/org"
@@ -46,6 +47,8 @@ type engine interface {
 	write(ctx context.Context, fn func(*tx) error, committed func(touched)) error
 	ping(ctx context.Context) error
 	scrub(ctx context.Context) error
+	// partition is Store.Partition.
+	partition(ctx context.Context, now, expired time.Time) (time.Time, error)
 	close() error
 }
 
@@ -75,6 +78,11 @@ func (s *Store) Generation(rootID string) uint64 { return s.generations.of(rootI
 
 // OrgGeneration implements org.Store.
 func (s *Store) OrgGeneration(rootID, orgID string) uint64 { return s.generations.of(rootID, orgID) }
+
+// Partition implements org.Store.
+func (s *Store) Partition(ctx context.Context, now, expired time.Time) (time.Time, error) {
+	return s.engine.partition(ctx, now, expired)
+}
 
 // Ping reports whether the database answers.
 func (s *Store) Ping(ctx context.Context) error { return s.engine.ping(ctx) }

@@ -62,6 +62,7 @@ func CheckSystem(t testing.TB, s org.Store) {
 		}
 		checkFold(t, s, fold)
 		checkTotals(t, s, rootID, seen)
+		checkAccess(t, s, rootID)
 	}
 }
 
@@ -177,7 +178,57 @@ func checkFold(t testing.TB, s org.Store, fold *org.Fold) {
 				t.Errorf("the schema of %s is %s, by the audit trail %s (%v)", id, stored, schema, err)
 			}
 		}
+		for id, days := range fold.AccessRetentions {
+			stored, err := tx.AccessRetention(id)
+			if err != nil || stored.Days != days {
+				t.Errorf("the retention of the access log of %s is %+v, by the audit trail %d days (%v)", id, stored, days, err)
+			}
+		}
 		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkAccess checks that following the access log of a root from its start
+// and paging through it give the same events, each once.
+func checkAccess(t testing.TB, s org.Store, rootID string) {
+	t.Helper()
+	q := org.AccessQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Scope: org.ScopeSubtree, Limit: 1000}
+	followed := map[string]int64{}
+	if err := s.Read(context.Background(), func(tx org.Tx) error {
+		var position int64
+		for more := true; more; {
+			feed, err := tx.AccessFeed(q, position)
+			if err != nil {
+				return err
+			}
+			for _, e := range feed.Events {
+				if e.Seq <= position || followed[e.ID] != 0 {
+					t.Errorf("the access log of %s has the event %s, number %d, twice or out of order", rootID, e.ID, e.Seq)
+				}
+				position, followed[e.ID] = e.Seq, e.Seq
+			}
+			position, more = feed.Position, feed.More
+		}
+		for n := 0; ; {
+			page, err := tx.AccessEvents(q)
+			if err != nil {
+				return err
+			}
+			for _, e := range page.Events {
+				if n++; followed[e.ID] != e.Seq {
+					t.Errorf("following the access log of %s does not give the event %s", rootID, e.ID)
+				}
+			}
+			if page.Next == nil {
+				if n != len(followed) {
+					t.Errorf("the access log of %s has %d events, following it gives %d", rootID, n, len(followed))
+				}
+				return nil
+			}
+			q.Before = *page.Next
+		}
 	}); err != nil {
 		t.Fatal(err)
 	}

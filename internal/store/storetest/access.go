@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -506,4 +507,182 @@ func testAccessFeedBounded(t *testing.T, s Store) {
 	if feed.More || feed.Position != 6001 {
 		t.Errorf("the second step: position %d, more %v", feed.Position, feed.More)
 	}
+}
+
+func incoming(orgID, id string, seconds int) org.IncomingEvent {
+	e := org.IncomingEvent{Event: event("r", orgID, seconds), Named: id != ""}
+	if e.Named {
+		e.ID = id
+	}
+	return e
+}
+
+func ingest(t testing.TB, s Store, events ...org.IncomingEvent) (duplicates int64) {
+	t.Helper()
+	write(t, s, func(tx org.Tx) (err error) {
+		duplicates, err = tx.InsertAccessEvents("r", events)
+		return err
+	})
+	return duplicates
+}
+
+// testAccessIngest: an id is taken once per root, whatever the times of the
+// events, and events without one are always stored.
+func testAccessIngest(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "q/")
+	flush(t, s, 1, event("r", "r", 0))
+	wantEqual(t, ingest(t, s, incoming("a", "one", 1), incoming("r", "", 2), incoming("a", "two", 3), incoming("a", "one", 4)), int64(1))
+	wantEqual(t, ingest(t, s, incoming("a", "two", 5), incoming("r", "one", 1), incoming("a", "three", 6)), int64(2))
+	wantEqual(t, ingest(t, s, incoming("r", "", 2)), int64(0))
+	wantEqual(t, ingest(t, s), int64(0))
+	write(t, s, func(tx org.Tx) error {
+		other := incoming("q", "one", 1)
+		other.RootID = "q"
+		n, err := tx.InsertAccessEvents("q", []org.IncomingEvent{other})
+		wantEqual(t, n, int64(0))
+		return err
+	})
+	q := org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 3}
+	got := eventIDs(allEvents(t, s, q))
+	second := event("r", "r", 2).ID
+	wantEqual(t, got, []string{"three", "two", second, second, "one", event("r", "r", 0).ID})
+	feed := get(t, s, func(tx org.Tx) (org.AccessFeed, error) { return tx.AccessFeed(q, 0) })
+	wantEqual(t, eventIDs(feed.Events), []string{event("r", "r", 0).ID, "one", second})
+	if err := s.Write(t.Context(), func(tx org.Tx) error {
+		if _, err := tx.InsertAccessEvents("r", []org.IncomingEvent{incoming("r", "four", 1)}); err != nil {
+			return err
+		}
+		return org.ErrStale
+	}); err != org.ErrStale {
+		t.Fatal(err)
+	}
+	wantEqual(t, ingest(t, s, incoming("r", "four", 9)), int64(0))
+	wantEqual(t, get(t, s, func(tx org.Tx) ([]string, error) { return tx.AccessRoots("", 5) }), []string{"q", "r"})
+	wantEqual(t, get(t, s, func(tx org.Tx) ([]string, error) { return tx.AccessRoots("", 1) }), []string{"q"})
+	wantEqual(t, get(t, s, func(tx org.Tx) ([]string, error) { return tx.AccessRoots("q", 5) }), []string{"r"})
+}
+
+// testAccessIngestRace: of the same events, sent many times at once in
+// different orders, each is stored once.
+func testAccessIngestRace(t *testing.T, s Store) {
+	plant(t, s, "r/")
+	const clients, events = 6, 40
+	var accepted atomic.Int64
+	var wg sync.WaitGroup
+	for c := range clients {
+		wg.Go(func() {
+			var batch []org.IncomingEvent
+			for i := range events {
+				n := (i*7 + c*13) % events
+				batch = append(batch, incoming("r", fmt.Sprint("id-", n), n))
+			}
+			if err := s.Write(context.Background(), func(tx org.Tx) error {
+				n, err := tx.InsertAccessEvents("r", batch)
+				if err == nil {
+					accepted.Add(events - n)
+				}
+				return err
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	got := allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 100})
+	wantEqual(t, len(got), events)
+	wantEqual(t, accepted.Load(), int64(events))
+}
+
+// testAccessExpiry: rows are removed from the oldest on, so many at a time, of
+// one root only, and an id is free again once its event has expired.
+func testAccessExpiry(t *testing.T, s Store) {
+	plant(t, s, "r/", "q/")
+	flush(t, s, 1, event("q", "q", 1))
+	var events []org.IncomingEvent
+	for i := range 25 {
+		// Some have the same time: a step may end between them.
+		events = append(events, incoming("r", fmt.Sprint("id-", i), i/3))
+	}
+	ingest(t, s, events...)
+	expire := func(events, claims time.Time, limit int) (n int64) {
+		t.Helper()
+		write(t, s, func(tx org.Tx) (err error) {
+			n, err = tx.ExpireAccess("r", events, claims, limit)
+			return err
+		})
+		return n
+	}
+	q := org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 100}
+	wantEqual(t, expire(at(0), at(0), 10), int64(0))
+	wantEqual(t, expire(at(5), at(0), 10), int64(10))
+	wantEqual(t, len(allEvents(t, s, q)), 15)
+	wantEqual(t, ingest(t, s, events[0]), int64(1))
+	wantEqual(t, expire(at(5), at(5), 10), int64(10))
+	wantEqual(t, expire(at(5), at(5), 10), int64(5))
+	wantEqual(t, expire(at(5), at(5), 10), int64(0))
+	wantEqual(t, len(allEvents(t, s, q)), 10)
+	wantEqual(t, ingest(t, s, events[0], events[14], events[15]), int64(1))
+	wantEqual(t, len(allEvents(t, s, org.AccessQuery{RootID: "q", OrgID: "q", Path: "q/", Scope: org.ScopeSubtree, Limit: 5})), 1)
+}
+
+func testAccessRetention(t *testing.T, s Store) {
+	plant(t, s, "r/")
+	find := func() (*org.AccessRetention, error) {
+		var r *org.AccessRetention
+		err := s.Read(t.Context(), func(tx org.Tx) (err error) {
+			r, err = tx.AccessRetention("r")
+			return err
+		})
+		return r, err
+	}
+	_, err := find()
+	wantErr(t, err, org.ErrAbsent)
+	for _, want := range []*org.AccessRetention{{RootID: "r", Days: 30, UpdatedAt: at(1)}, {RootID: "r", Days: 40, UpdatedAt: at(2)}} {
+		write(t, s, func(tx org.Tx) error { return tx.PutAccessRetention(want) })
+		got, err := find()
+		wantErr(t, err, nil)
+		wantEqual(t, got, want)
+	}
+}
+
+// testPartition: whatever months there are partitions for, every event has its
+// place and is found, and whole months that have expired go.
+func testPartition(t *testing.T, s Store) {
+	plant(t, s, "r/")
+	now := epoch
+	if _, err := s.Partition(t.Context(), now, now.AddDate(-1, 0, 0)); err != nil {
+		t.Fatal(err)
+	}
+	var events []access.Event
+	for i, months := range []int{-140, -14, -13, -1, 0, 1, 2, 3, 4, 40} {
+		e := event("r", "r", i)
+		e.Timestamp = now.AddDate(0, months, 0)
+		events = append(events, e)
+	}
+	flush(t, s, 1, events...)
+	q := org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 3}
+	wantEqual(t, len(allEvents(t, s, q)), len(events))
+	// Later on: this month and the last are partitions by now.
+	later := now.AddDate(0, 2, 0)
+	floor, err := s.Partition(t.Context(), later, later)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if floor.After(later) || later.Sub(floor) > 31*24*time.Hour {
+		t.Errorf("the floor is %v", floor)
+	}
+	for n := int64(1); n > 0; {
+		write(t, s, func(tx org.Tx) (err error) {
+			n, err = tx.ExpireAccess("r", floor, later, 2)
+			return err
+		})
+	}
+	left := allEvents(t, s, q)
+	for _, e := range left {
+		if e.Timestamp.Before(floor) {
+			t.Errorf("an event of %v is left", e.Timestamp)
+		}
+	}
+	q.From = later
+	wantEqual(t, len(allEvents(t, s, q)), 4)
 }

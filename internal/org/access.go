@@ -1,0 +1,415 @@
+package org
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// AccessRetention is how long the access events of a root are kept.
+type AccessRetention struct {
+	RootID    string
+	Days      int
+	UpdatedAt time.Time // zero for the default
+}
+
+// Bounds of a retention, in days.
+const (
+	DefaultAccessRetention = 400
+	maxAccessRetention     = 36_500
+)
+
+// since returns the time from which on events are kept.
+func (r *AccessRetention) since(now time.Time) time.Time { return now.AddDate(0, 0, -r.Days) }
+
+// ETag returns the strong entity tag of the retention.
+func (r *AccessRetention) ETag() string {
+	return etag("access retention", []*Organization{{Path: r.RootID, Version: int64(r.Days), CreatedAt: r.UpdatedAt}})
+}
+
+func accessRetention(tx Tx, rootID string) (*AccessRetention, error) {
+	r, err := tx.AccessRetention(rootID)
+	if errors.Is(err, ErrAbsent) {
+		return &AccessRetention{RootID: rootID, Days: DefaultAccessRetention}, nil
+	}
+	return r, err
+}
+
+// AccessRetention returns how long the access events of a root are kept.
+func (s *Service) AccessRetention(ctx context.Context, actor *key.Actor, rootID string) (*AccessRetention, error) {
+	snap, err := s.Find(ctx, actor, rootID)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkRoot(snap.Organization); err != nil {
+		return nil, err
+	}
+	var r *AccessRetention
+	err = s.store.Read(ctx, func(tx Tx) (err error) {
+		r, err = accessRetention(tx, rootID)
+		return err
+	})
+	return r, err
+}
+
+// PutAccessRetention sets how long the access events of a root are kept. What
+// is older than that is gone for readers when it returns.
+func (s *Service) PutAccessRetention(ctx context.Context, call *Call, rootID string, days int) (*AccessRetention, audit.Receipt, error) {
+	if days < 1 || days > maxAccessRetention {
+		return nil, audit.Receipt{}, problem.Body("/days", "must be a whole number from 1 to %d", maxAccessRetention)
+	}
+	var out *AccessRetention
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		o, err := c.target(rootID, key.AccessLogWrite)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := checkRoot(o); err != nil {
+			return nil, nil, err
+		}
+		before, err := accessRetention(c.Tx, rootID)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := CheckMatch(call.IfMatch, before.ETag()); err != nil {
+			return nil, nil, err
+		}
+		if out = before; before.Days == days {
+			return nil, nil, nil
+		}
+		out = &AccessRetention{RootID: rootID, Days: days, UpdatedAt: c.at}
+		if err := c.PutAccessRetention(out); err != nil {
+			return nil, nil, err
+		}
+		return out, []audit.Draft{c.entry(o, "access_log_retention.put", audit.Target{Type: "access_log_retention", ID: rootID},
+			[]audit.Change{{Pointer: "/days", Old: value(before.Days), New: value(days)}})}, nil
+	})
+	return out, receipt, err
+}
+
+// AccessEvents returns one page of access events, of those that are kept.
+func (s *Service) AccessEvents(ctx context.Context, q AccessQuery) (AccessPage, error) {
+	var page AccessPage
+	err := s.store.Read(ctx, func(tx Tx) error {
+		r, err := accessRetention(tx, q.RootID)
+		if err != nil {
+			return err
+		}
+		q.From = later(q.From, r.since(s.Now()))
+		page, err = tx.AccessEvents(q)
+		return err
+	})
+	return page, err
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+// AccessFeed returns the access events that became visible after a position,
+// of those that are kept.
+func (s *Service) AccessFeed(ctx context.Context, q AccessQuery, after int64) (AccessFeed, error) {
+	var feed AccessFeed
+	err := s.store.Read(ctx, func(tx Tx) error {
+		r, err := accessRetention(tx, q.RootID)
+		if err != nil {
+			return err
+		}
+		q.From = later(q.From, r.since(s.Now()))
+		feed, err = tx.AccessFeed(q, after)
+		return err
+	})
+	return feed, err
+}
+
+// AccessHead returns the position after the access events of a root that are
+// visible now.
+func (s *Service) AccessHead(ctx context.Context, rootID string) (int64, error) {
+	var last int64
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		last, err = tx.AccessHead(rootID)
+		return err
+	})
+	return last, err
+}
+
+// IncomingEvent is an access event that a product sends.
+type IncomingEvent struct {
+	access.Event
+	Line  int  // of the request body, 1-based; 0 if it has no lines
+	Named bool // the product gave the event its id
+}
+
+// maxAhead is how far in the future the time of an event may lie: clocks
+// differ.
+const maxAhead = 5 * time.Minute
+
+// Ingested is what became of the events of a request.
+type Ingested struct {
+	Accepted   int64
+	Duplicates int64
+}
+
+// IngestAccess stores access events of an organization and of those below it
+// that the actor can see, all of them or none. An event whose id a product has
+// used before in the same root, for an event that is still kept, is left out.
+// The error EventInvalid names the bad ones. An event without an organization
+// is the target's, and one without a time of now.
+func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, events []IncomingEvent) (*Ingested, error) {
+	var out *Ingested
+	err := s.store.Write(ctx, func(tx Tx) error {
+		now := s.Now()
+		target, err := tx.Org(orgID)
+		if errors.Is(err, ErrAbsent) || err == nil && (target.DeletedAt != nil || !call.Actor.Sees(target.Path)) {
+			return NotFound()
+		} else if err != nil {
+			return err
+		}
+		if err := permit(call.Actor, key.AccessLogWrite); err != nil {
+			return err
+		}
+		retention, err := accessRetention(tx, target.RootID)
+		if err != nil {
+			return err
+		}
+		places, err := placesBelow(tx, call.Actor, target, events)
+		if err != nil {
+			return err
+		}
+		var bad EventErrors
+		ready := slices.Clone(events)
+		for i := range ready {
+			e := &ready[i]
+			e.RootID = target.RootID
+			if e.OrgID == "" {
+				e.OrgID = target.ID
+			}
+			if e.Timestamp.IsZero() {
+				e.Timestamp = now
+			}
+			if !e.Named {
+				e.ID = s.newID("evt_")
+			}
+			switch {
+			case !places[e.OrgID]:
+				bad.Add(i, e.Line, problem.Body("/org_id", "is not an organization at or below %s that this key can see", orgID))
+			case e.Timestamp.After(now.Add(maxAhead)):
+				bad.Add(i, e.Line, problem.Body("/timestamp", "is more than 5 minutes in the future"))
+			case e.Timestamp.Before(retention.since(now)):
+				bad.Add(i, e.Line, problem.Body("/timestamp", "is older than the %d days for which %s keeps its access log", retention.Days, target.RootID))
+			}
+		}
+		if err := bad.Err(); err != nil {
+			return err
+		}
+		duplicates, err := tx.InsertAccessEvents(target.RootID, ready)
+		if err != nil {
+			return err
+		}
+		out = &Ingested{Accepted: int64(len(ready)) - duplicates, Duplicates: duplicates}
+		return remember(tx, call, now, out, audit.Receipt{})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// placesBelow returns which of the organizations that the events name are live,
+// at or below the target, and visible.
+func placesBelow(tx Tx, actor *key.Actor, target *Organization, events []IncomingEvent) (map[string]bool, error) {
+	places := map[string]bool{target.ID: true}
+	var ids []string
+	for i := range events {
+		if id := events[i].OrgID; id != "" {
+			if _, ok := places[id]; !ok {
+				places[id] = false
+				ids = append(ids, id)
+			}
+		}
+	}
+	if len(ids) == 0 {
+		return places, nil
+	}
+	found, err := tx.OrgsByID(ids)
+	for _, o := range found {
+		places[o.ID] = o.DeletedAt == nil && strings.HasPrefix(o.Path, target.Path) && actor.Sees(o.Path)
+	}
+	return places, err
+}
+
+// EventErrors collects what is wrong with the events of a batch.
+type EventErrors struct {
+	fields []problem.Field
+	count  int
+	first  string
+}
+
+// Add adds the error of one event: its index in the batch, and its line if the
+// batch has lines.
+func (e *EventErrors) Add(index, line int, p *problem.Error) {
+	f := problem.Field{Index: &index, Line: line, Detail: p.Detail}
+	if len(p.Fields) > 0 {
+		f.Pointer, f.Detail = p.Fields[0].Pointer, p.Fields[0].Detail
+	}
+	if e.count++; e.count == 1 {
+		e.first = fmt.Sprintf("event %d: %s", index, p.Detail)
+	}
+	if len(e.fields) < maxEventErrors {
+		e.fields = append(e.fields, f)
+	}
+}
+
+const maxEventErrors = 100
+
+// Err returns the errors as one; nil if there are none.
+func (e *EventErrors) Err() error {
+	if e.count == 0 {
+		return nil
+	}
+	detail := "One event is invalid: "
+	if e.count > 1 {
+		detail = fmt.Sprintf("%d events are invalid, of which the first is ", e.count)
+	}
+	return &problem.Error{Code: problem.EventInvalid, Detail: detail + e.first, Fields: e.fields,
+		Fix: "Correct the events that errors names and send all of them again: none was stored."}
+}
+
+// expireStep is how many rows one transaction of the background removes.
+const expireStep = 1000
+
+// ExpireAccess removes access events that are older than their root keeps
+// them, in small steps, with a pause after each, so that others can write in
+// between. It returns how many rows it removed.
+func (s *Service) ExpireAccess(ctx context.Context, pause time.Duration) (removed int64, err error) {
+	now := s.Now()
+	retentions := map[string]*AccessRetention{}
+	var roots []string
+	longest := now
+	for after := ""; ; {
+		var page []string
+		err := s.store.Read(ctx, func(tx Tx) error {
+			var err error
+			if page, err = tx.AccessRoots(after, expireStep); err != nil {
+				return err
+			}
+			for _, rootID := range page {
+				r, err := accessRetention(tx, rootID)
+				if err != nil {
+					return err
+				}
+				retentions[rootID] = r
+				if r.since(now).Before(longest) {
+					longest = r.since(now)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return 0, err
+		}
+		roots = append(roots, page...)
+		if len(page) < expireStep {
+			break
+		}
+		after = page[len(page)-1]
+	}
+	if len(roots) == 0 {
+		longest = now.AddDate(0, 0, -DefaultAccessRetention)
+	}
+	floor, failed := s.store.Partition(ctx, now, longest)
+	if failed != nil {
+		floor = longest
+	}
+	for _, rootID := range roots {
+		claims := retentions[rootID].since(now)
+		events := claims
+		if events.Equal(longest) {
+			events = floor
+		}
+		for {
+			var n int64
+			err := s.store.Write(ctx, func(tx Tx) (err error) {
+				n, err = tx.ExpireAccess(rootID, events, claims, expireStep)
+				return err
+			})
+			if err != nil {
+				return removed, errors.Join(failed, err)
+			}
+			if removed += n; n < expireStep {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return removed, ctx.Err()
+			case <-time.After(pause):
+			}
+		}
+	}
+	return removed, failed
+}
+
+// Bounds of the members of an incoming event, in bytes.
+const (
+	maxEventID        = 128
+	maxEventUser      = 256
+	maxEventAction    = 64
+	maxEventUserAgent = 512
+	maxEventMethod    = 32
+	maxEventPath      = 2048
+	maxEventRequestID = 128
+)
+
+// Check checks the members that a product gives an event, apart from its place
+// and its time, and brings them into their final form.
+func (e *IncomingEvent) Check() *problem.Error {
+	for _, m := range []struct {
+		name, value string
+		most        int
+		required    bool
+	}{
+		{"id", e.ID, maxEventID, false}, {"user", e.User, maxEventUser, true}, {"action", e.Action, maxEventAction, true},
+		{"status", e.Status, maxEventAction, true}, {"user_agent", e.UserAgent, maxEventUserAgent, false},
+		{"method", e.Method, maxEventMethod, false}, {"path", e.Path, maxEventPath, false}, {"request_id", e.RequestID, maxEventRequestID, false},
+	} {
+		switch {
+		case m.required && m.value == "":
+			return problem.Body("/"+m.name, "is missing")
+		case len(m.value) > m.most:
+			return problem.Body("/"+m.name, "is longer than %d bytes", m.most)
+		case strings.ContainsFunc(m.value, unicode.IsControl):
+			return problem.Body("/"+m.name, "holds a control character")
+		}
+	}
+	if e.OrgID != "" {
+		if p := CheckID("/org_id", e.OrgID); p != nil {
+			return p
+		}
+	}
+	switch e.Status {
+	case access.Success, access.Failure, access.Denied:
+	default:
+		return problem.Body("/status", "must be SUCCESS, FAILURE or DENIED")
+	}
+	if e.IP != "" {
+		ip, err := netip.ParseAddr(e.IP)
+		if err != nil || ip.Zone() != "" {
+			return problem.Body("/ip", "must be an IPv4 or IPv6 address")
+		}
+		e.IP = ip.Unmap().String()
+	}
+	return nil
+}
