@@ -11,22 +11,6 @@ import (
 	"github.com/orgd/orgd/internal/testkit"
 )
 
-// events returns what an organization's access log says of the last requests,
-// newest first, as "user action status".
-func events(t *testing.T, s *testkit.Server, orgID, query string) []string {
-	t.Helper()
-	a := s.Must(200, "GET", "/orgs/"+orgID+"/access_log"+query, s.OperatorKey, "")
-	var out []string
-	for _, e := range a.JSON().([]any) {
-		m := e.(map[string]any)
-		if m["org_id"] != orgID && !strings.Contains(query, "subtree") {
-			t.Errorf("the log of %s holds an event of %v", orgID, m["org_id"])
-		}
-		out = append(out, fmt.Sprintf("%v %v %v", m["user"], m["action"], m["status"]))
-	}
-	return out
-}
-
 // Every request is an event of exactly one organization: of the one that it
 // was about if the key may see it, otherwise of the key's own.
 func TestWhoseEventItIs(t *testing.T) {

@@ -85,13 +85,6 @@ func (w *witness) take() map[string]*org.LogState {
 	return taken
 }
 
-// idle reports whether nothing is to be cosigned.
-func (w *witness) idle() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return !w.busy && len(w.pending) == 0
-}
-
 // state returns why the witness did not cosign last time; nil if it did.
 func (w *witness) state() error {
 	w.mu.Lock()

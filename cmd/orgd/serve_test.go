@@ -1,0 +1,61 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+)
+
+// Every flag of serve and demo can be set in the environment, what is given on
+// the command line goes before it, and an empty variable is none.
+func TestFlagsFromEnvironment(t *testing.T) {
+	values := map[string]string{"string": "x", "duration": "1h0m0s", "int64": "7", "int": "7", "bool": "true", "stringSlice": "[10.0.0.0/8,::1/128]", "stringArray": "[x]"}
+	given := map[string]string{"stringSlice": "10.0.0.0/8,::1/128", "stringArray": "x"}
+	n := 0
+	serveCommand().Flags().VisitAll(func(f *pflag.Flag) {
+		want, ok := values[f.Value.Type()]
+		if !ok {
+			t.Errorf("--%s has the type %s, which this test does not know", f.Name, f.Value.Type())
+			return
+		}
+		in := want
+		if g, ok := given[f.Value.Type()]; ok {
+			in = g
+		}
+		name := "ORGD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		for _, command := range []string{"serve", "demo"} {
+			cmd := serveCommand()
+			if command == "demo" {
+				cmd = demoCommand()
+			}
+			flag := cmd.Flags().Lookup(f.Name)
+			if flag == nil {
+				t.Errorf("%s does not take --%s", command, f.Name)
+				continue
+			}
+			before := flag.Value.String()
+			t.Setenv(name, "")
+			if err := fromEnvironment(cmd.Flags()); err != nil || flag.Value.String() != before {
+				t.Errorf("%s with an empty %s has --%s=%s: %v", command, name, f.Name, flag.Value, err)
+			}
+			t.Setenv(name, in)
+			if err := fromEnvironment(cmd.Flags()); err != nil || flag.Value.String() != want {
+				t.Errorf("%s with %s=%s has --%s=%s: %v", command, name, in, f.Name, flag.Value, err)
+			}
+			n++
+		}
+		t.Setenv(name, "")
+	})
+	if n < 18 {
+		t.Errorf("only %d flags were found", n)
+	}
+	t.Setenv("ORGD_LISTEN", "127.0.0.1:1")
+	cmd := serveCommand()
+	if err := cmd.ParseFlags([]string{"--listen", "127.0.0.1:2"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := fromEnvironment(cmd.Flags()); err != nil || cmd.Flags().Lookup("listen").Value.String() != "127.0.0.1:2" {
+		t.Errorf("--listen=127.0.0.1:2 with ORGD_LISTEN is %s: %v", cmd.Flags().Lookup("listen").Value, err)
+	}
+}
