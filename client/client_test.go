@@ -241,7 +241,7 @@ func TestListStopsAtAnError(t *testing.T) {
 }
 
 func TestErrorHasAllMembers(t *testing.T) {
-	c, _ := scripted(answer(400, `{"type":"about:blank#import_invalid","title":"The import is invalid","status":400,"code":"import_invalid",
+	c, _ := scripted(answer(400, `{"type":"urn:orgd:problem:import_invalid","title":"The import is invalid","status":400,"code":"import_invalid",
 		"detail":"1 row is invalid.","fix":"Mend it.","instance":"urn:x","limit_bytes":3,"errors":[{"line":4,"pointer":"/name","detail":"is empty"}]}`))
 	_, err := c.Import(t.Context(), strings.NewReader("id\n"), ImportOptions{Format: CSV})
 	var e *Error

@@ -213,6 +213,25 @@ func TestIdempotencyKeys(t *testing.T) {
 }
 
 // An answer is kept for a day; after that the key is as if it was never used.
+// The answer to a POST that changes nothing is kept too, and answers only the
+// same request again.
+func TestIdempotencyKeyOfARequestThatChangesNothing(t *testing.T) {
+	s := testkit.Start(t, "sqlite")
+	s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"r","name":"R"}`)
+	s.Must(201, "POST", "/orgs/r/children", s.OperatorKey, `{"id":"c","name":"C"}`)
+	s.Must(201, "POST", "/orgs/r/children", s.OperatorKey, `{"id":"d","name":"D"}`)
+	first := s.Must(200, "POST", "/orgs/c/move?dry_run=true", s.OperatorKey, `{"parent_id":"d"}`, "Idempotency-Key", "k")
+	s.Must(200, "POST", "/orgs/c/move", s.OperatorKey, `{"parent_id":"d"}`)
+	again := s.Must(200, "POST", "/orgs/c/move?dry_run=true", s.OperatorKey, `{"parent_id":"d"}`, "Idempotency-Key", "k")
+	if string(again.Body) != string(first.Body) {
+		t.Errorf("answered %s, then %s", first.Body, again.Body)
+	}
+	a := s.Must(409, "POST", "/orgs/c/move", s.OperatorKey, `{"parent_id":"r"}`, "Idempotency-Key", "k")
+	if a.String("code") != "idempotency_key_reused" {
+		t.Errorf("another request with the same key: %s", a.Body)
+	}
+}
+
 func TestIdempotencyKeysEnd(t *testing.T) {
 	onBothWith(t, func(t *testing.T, s *testkit.Server, c *clock) {
 		s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"r","name":"Root"}`)

@@ -361,6 +361,15 @@ func replacedList(changes []audit.Change, pointer string, old, new []string) []a
 	return append(changes, c)
 }
 
+// KeepAnswer stores the sealed answer to a request that changed nothing.
+func (s *Service) KeepAnswer(ctx context.Context, actor *key.Actor, idem *Idempotency, sealed []byte) error {
+	at := s.Now()
+	return s.store.Write(ctx, func(tx Tx) error {
+		return tx.PutIdempotent(actor.ID, idem.Key, at.Add(-idempotencyWindow),
+			&Replay{RequestHash: idem.RequestHash, Answer: sealed, CreatedAt: at})
+	})
+}
+
 // Replay returns the stored answer to the actor's earlier request with the
 // same idempotency key; nil if there is none.
 func (s *Service) Replay(ctx context.Context, actor *key.Actor, idempotencyKey string) (*Replay, error) {

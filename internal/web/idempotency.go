@@ -114,7 +114,20 @@ func (s *Server) once(r *Request, handle Handler) (*Response, error) {
 		return open(r.token, idempotencyKey, replay.Answer)
 	}
 	r.idempotent = &org.Idempotency{Key: idempotencyKey, RequestHash: hash}
-	return handle(r)
+	resp, err := handle(r)
+	if err != nil || resp.Status >= 300 || resp.Stream != nil || r.Receipt.Origin != "" {
+		return resp, err
+	}
+	// The request made no change with which its answer could be stored. If it
+	// cannot be stored now, the same request may be made again.
+	sealed, err := seal(r.token, idempotencyKey, resp)
+	if err == nil {
+		err = s.service.KeepAnswer(r.Context(), r.Actor, r.idempotent, sealed)
+	}
+	if err != nil {
+		s.log.Warn("an answer could not be kept for its Idempotency-Key", "request_id", r.ID, "error", err)
+	}
+	return resp, nil
 }
 
 func visibleASCII(s string) bool {

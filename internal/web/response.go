@@ -70,7 +70,7 @@ func Problem(e *problem.Error, instance string) *Response {
 	for name, v := range e.Extra {
 		m[name] = v
 	}
-	m["type"] = "about:blank#" + string(e.Code)
+	m["type"] = "urn:orgd:problem:" + string(e.Code)
 	m["title"] = e.Code.Title()
 	m["status"] = e.Code.Status()
 	m["detail"] = e.Detail
