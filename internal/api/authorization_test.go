@@ -57,6 +57,7 @@ var samples = map[string]sample{
 	"getChildrenAudit":          {path: "/orgs/ORG/children_audit"},
 	"eraseSubject":              {path: "/orgs/ORG/audit_erasures", body: `{"subject":"jane@example.com","basis":"Request 7"}`},
 	"getConsumption":            {path: "/orgs/ORG/consumption"},
+	"getAuditEntry":             {path: "/orgs/ORG/children_audit/ENTRY"},
 	"getAuditProof":             {path: "/orgs/ORG/children_audit/ENTRY/proof"},
 	"getAuditCheckpoint":        {path: "/orgs/ORG/audit_log/checkpoint"},
 	"getAuditKey":               {path: "/orgs/ORG/audit_log/key"},

@@ -17,6 +17,8 @@ func (a *API) trailRoutes() []web.Route {
 	return []web.Route{
 		{Method: "POST", Pattern: "/orgs/{org_id}/audit_erasures", Operation: "eraseSubject", Action: "ERASE_SUBJECT",
 			Rule: web.Rule{Target: "org_id", Permissions: []string{key.AuditErase}}, Handle: a.eraseSubject},
+		{Method: "GET", Pattern: "/orgs/{org_id}/children_audit/{entry_id}", Operation: "getAuditEntry", Action: "GET_AUDIT_ENTRY",
+			Rule: web.Rule{Target: "org_id", Permissions: []string{key.AuditRead}}, Handle: a.getEntry},
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/orgd/orgd/internal/audit"
-	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
@@ -38,13 +37,12 @@ func appendEntry(b []byte, e **audit.Entry) []byte {
 }
 
 func (a *API) getChildrenAudit(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "from", "to", "action", "actor", "org", "scope", "format", "limit", "cursor")
-	aq := org.AuditQuery{RootID: r.Org.RootID, OrgID: r.Org.ID, Path: r.Org.Path,
-		Scope: org.Scope(q.oneOf("scope", "subtree", "subtree", "self", "children", "descendants")),
-		From:  q.time("from"), To: q.time("to"), Action: q.text("action"), Actor: q.text("actor"), Org: q.text("org")}
-	if aq.Org != "" && !ident.Valid(aq.Org) {
-		q.fail(problem.Param("org", ident.Rule))
+	if r.URL.Query().Has("follow") {
+		return a.followChildrenAudit(r)
 	}
+	q := parameters(r, "from", "to", "action", "actor", "org", "scope", "format", "limit", "cursor", "follow")
+	aq := q.auditQuery()
+	aq.To = q.time("to")
 	format := q.format()
 	limit := q.limit()
 	if after := a.cursorOf(q, 1); after != nil {
@@ -54,14 +52,12 @@ func (a *API) getChildrenAudit(r *web.Request) (*web.Response, error) {
 		}
 		aq.Before = n
 	}
-	if !r.Actor.Spans() && r.Actor.Reach == "self" {
-		if aq.Scope == org.ScopeChildren || aq.Scope == org.ScopeDescendants {
-			q.fail(problem.New(problem.PermissionDenied, "This key reaches its own organization only."))
-		}
-		aq.Scope = org.ScopeSelf
-	}
 	if q.err != nil {
 		return nil, q.err
+	}
+	aq, err := withinAudit(aq, r)
+	if err != nil {
+		return nil, err
 	}
 	fetch := func(ctx context.Context, n int) ([]*audit.Entry, []string, error) {
 		aq.Limit = n

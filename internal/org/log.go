@@ -19,13 +19,8 @@ func (s *Service) AuditEntries(ctx context.Context, q AuditQuery) ([]*audit.Entr
 	if err != nil {
 		return nil, 0, err
 	}
-	entries := make([]*audit.Entry, len(page.Records))
-	for i := range page.Records {
-		if entries[i], err = page.Records[i].Entry(); err != nil {
-			return nil, 0, err
-		}
-	}
-	return entries, page.Next, nil
+	entries, err := entriesOf(page.Records)
+	return entries, page.Next, err
 }
 
 // Consumption is what an organization consumed in a month.

@@ -1,0 +1,99 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/orgd/orgd/internal/ident"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/web"
+)
+
+// auditQuery reads what selects audit entries, whatever their order.
+func (q *query) auditQuery() org.AuditQuery {
+	aq := org.AuditQuery{Scope: org.Scope(q.oneOf("scope", "subtree", "subtree", "self", "children", "descendants")),
+		From: q.time("from"), Action: q.text("action"), Actor: q.text("actor"), Org: q.text("org")}
+	if aq.Org != "" && !ident.Valid(aq.Org) {
+		q.fail(problem.Param("org", ident.Rule))
+	}
+	return aq
+}
+
+// withinAudit bounds a query to the organization that the request is about,
+// and to what its key reaches.
+func withinAudit(aq org.AuditQuery, r *web.Request) (org.AuditQuery, error) {
+	aq.RootID, aq.OrgID, aq.Path = r.Org.RootID, r.Org.ID, r.Org.Path
+	if !r.Actor.Spans() && r.Actor.Reach == key.ReachSelf {
+		if aq.Scope == org.ScopeChildren || aq.Scope == org.ScopeDescendants {
+			return aq, problem.New(problem.PermissionDenied, "This key reaches its own organization only.")
+		}
+		aq.Scope = org.ScopeSelf
+	}
+	return aq, nil
+}
+
+// followChildrenAudit answers with the entries in the order of their log, as
+// they are made: from the position in Last-Event-ID on, or else from the time
+// in from, or else from now on. Entries of a root's log are made under its
+// lock, each with the next number, and the lock is held until they are
+// committed: nobody can see an entry before one with a smaller number. So a
+// reader who goes by the numbers misses nothing.
+func (a *API) followChildrenAudit(r *web.Request) (*web.Response, error) {
+	q := parameters(r, "follow", "from", "action", "actor", "org", "scope")
+	if !q.bool("follow") {
+		q.fail(problem.Param("follow", "must be true, or be left out"))
+	}
+	selected := q.auditQuery()
+	if q.err != nil {
+		return nil, q.err
+	}
+	if _, err := withinAudit(selected, r); err != nil {
+		return nil, err
+	}
+	head, err := a.service.AuditHead(r.Context(), r.Org.RootID)
+	if err != nil {
+		return nil, err
+	}
+	scope := "audit log " + head.LogID
+	var position int64
+	switch id := r.Header.Get("Last-Event-ID"); {
+	case id != "":
+		if position, err = a.openPosition(id, scope); err != nil {
+			return nil, err
+		}
+		selected.From = time.Time{}
+	case selected.From.IsZero():
+		position = org.AuditPosition(head.Epoch, head.Size)
+	}
+	return web.Follow(&web.Feed{Next: func(ctx context.Context) (web.Messages, error) {
+		aq, err := withinAudit(selected, r)
+		if err != nil {
+			return web.Messages{}, err
+		}
+		aq.After, aq.Limit = position, feedPage
+		entries, next, more, err := a.service.AuditFeed(ctx, aq)
+		if err != nil {
+			return web.Messages{}, err
+		}
+		m := web.Messages{List: make([]web.Message, len(entries)), More: more, Position: a.sealPosition(next, scope)}
+		for i, e := range entries {
+			m.List[i] = web.Message{ID: a.sealPosition(org.AuditPosition(e.Epoch, e.Seq)+1, scope), Data: appendEntry(nil, &e)}
+		}
+		position = next
+		return m, nil
+	}}), nil
+}
+
+func (a *API) getEntry(r *web.Request) (*web.Response, error) {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	e, err := a.service.AuditEntry(r.Context(), r.Actor, r.Org, r.PathValue("entry_id"))
+	if err != nil {
+		return nil, err
+	}
+	return web.Raw(http.StatusOK, appendEntry(nil, &e)), nil
+}

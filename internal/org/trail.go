@@ -1,0 +1,74 @@
+package org
+
+import (
+	"context"
+	"errors"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// AuditHead returns the head of a root's audit log.
+func (s *Service) AuditHead(ctx context.Context, rootID string) (head *audit.Head, err error) {
+	err = s.store.Read(ctx, func(tx Tx) (err error) {
+		head, err = tx.Head(rootID, "", -1)
+		return err
+	})
+	return head, err
+}
+
+// AuditFeed returns the audit entries from the position q.After on, in the
+// order of their log, and the position after them. more says that there may be
+// others now.
+func (s *Service) AuditFeed(ctx context.Context, q AuditQuery) (entries []*audit.Entry, position int64, more bool, err error) {
+	q.Ascending = true
+	page := AuditPage{Next: -1}
+	err = s.store.Read(ctx, func(tx Tx) error {
+		head, err := tx.Head(q.RootID, "", -1)
+		if err != nil {
+			return err
+		}
+		if position = AuditPosition(head.Epoch, head.Size); position <= q.After {
+			position = q.After
+			return nil
+		}
+		page, err = tx.AuditEntries(q)
+		return err
+	})
+	if err != nil {
+		return nil, 0, false, err
+	}
+	if page.Next >= 0 {
+		position, more = page.Next, true
+	}
+	entries, err = entriesOf(page.Records)
+	return entries, position, more, err
+}
+
+func entriesOf(records []audit.Record) ([]*audit.Entry, error) {
+	entries := make([]*audit.Entry, len(records))
+	var err error
+	for i := range records {
+		if entries[i], err = records[i].Entry(); err != nil {
+			return nil, err
+		}
+	}
+	return entries, nil
+}
+
+// AuditEntry returns an entry that the audit list of the organization shows to
+// the actor.
+func (s *Service) AuditEntry(ctx context.Context, actor *key.Actor, snap *Snapshot, entryID string) (*audit.Entry, error) {
+	var rec *audit.Record
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		rec, err = tx.AuditEntry(snap.RootID, entryID)
+		return err
+	})
+	if errors.Is(err, ErrAbsent) || err == nil && !shows(actor, snap, rec) {
+		return nil, problem.New(problem.NotFound, "There is no such audit entry, or it is not one of this organization.")
+	} else if err != nil {
+		return nil, err
+	}
+	return rec.Entry()
+}
