@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -10,7 +9,7 @@ import (
 )
 
 func auditCommand(s *session) *cobra.Command {
-	cmd := group("audit", "Audit trail: list, verify, export, checkpoint, proof, key, new-epoch, rotate-key", auditListCommand(s),
+	cmd := group("audit", "Audit trail: list, tail, erase, verify, export, checkpoint, proof, key, new-epoch, rotate-key", auditListCommand(s), auditTailCommand(s), auditEraseCommand(s),
 		auditVerifyCommand(s), auditExportCommand(s), auditCheckpointCommand(s), auditProofCommand(s), auditKeyCommand(s),
 		auditNewEpochCommand(s), auditRotateKeyCommand(s))
 	s.outputFlag(cmd)
@@ -35,26 +34,12 @@ func auditListCommand(s *session) *cobra.Command {
 		}
 		return list[client.AuditEntry]{
 			none:    "No changes.",
-			columns: []string{"TIME", "ORGANIZATION", "ACTION", "ACTOR", "TARGET", "CHANGES"},
-			row: func(e *client.AuditEntry) []string {
-				actor := e.Actor.Name
-				if actor == "" {
-					actor = e.Actor.ID
-				}
-				pointers := make([]string, len(e.Changes))
-				for i, ch := range e.Changes {
-					pointers[i] = ch.Pointer
-				}
-				return []string{timeText(e.Timestamp), e.OrgID, e.Action, actor, e.Target.ID, strings.Join(pointers, ",")}
-			},
-			raw: func(e *client.AuditEntry) json.RawMessage { return e.Raw },
+			columns: auditColumns,
+			row:     auditRow,
+			raw:     func(e *client.AuditEntry) json.RawMessage { return e.Raw },
 		}.print(cmd, s, c.ChildrenAudit(cmd.Context(), args[0], q, client.PageSize(pageSize(limit))), limit)
 	}
-	fs := cmd.Flags()
-	fs.StringVar(&q.Scope, "scope", "", "subtree (default), self, children or descendants")
-	fs.StringVar(&q.Action, "action", "", "this `action`, such as organization.updated")
-	fs.StringVar(&q.Actor, "actor", "", "by the actor with this `id`")
-	fs.StringVar(&q.Org, "org", "", "of the organization with this `id`")
+	auditFilters(cmd, &q)
 	limitFlag(cmd, &limit, 50)
 	return cmd
 }

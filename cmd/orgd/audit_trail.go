@@ -1,0 +1,143 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/orgd/orgd/client"
+)
+
+var auditColumns = []string{"TIME", "ORGANIZATION", "ACTION", "ACTOR", "TARGET", "CHANGES"}
+
+func auditRow(e *client.AuditEntry) []string {
+	actor := e.Actor.Name
+	if actor == "" {
+		actor = e.Actor.ID
+	}
+	pointers := make([]string, len(e.Changes))
+	for i, ch := range e.Changes {
+		pointers[i] = ch.Pointer
+	}
+	return []string{timeText(e.Timestamp), e.OrgID, e.Action, actor, e.Target.ID, strings.Join(pointers, ",")}
+}
+
+// auditFilters adds the flags that select audit entries.
+func auditFilters(cmd *cobra.Command, q *client.AuditQuery) {
+	fs := cmd.Flags()
+	fs.StringVar(&q.Scope, "scope", "", "subtree (default), self, children or descendants")
+	fs.StringVar(&q.Action, "action", "", "this `action`, such as organization.updated")
+	fs.StringVar(&q.Actor, "actor", "", "by the actor with this `id`")
+	fs.StringVar(&q.Org, "org", "", "of the organization with this `id`")
+}
+
+func auditTailCommand(s *session) *cobra.Command {
+	var q client.AuditQuery
+	var from string
+	var limit int
+	cmd := &cobra.Command{
+		Use: "tail ORG", Short: "Show the changes of an organization and what is below it as they happen", Args: cobra.ExactArgs(1),
+		Long: `Show the changes of an organization and what is below it as they happen, in the
+order of the log. It goes on until it is interrupted, and after a lost
+connection where that broke off: no change is left out or shown twice.`,
+		Example: `  orgd audit tail acme --from 1h`,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if q.From, err = parseTime("from", from, time.Now(), -1); err != nil {
+				return err
+			}
+			c, err := s.connect()
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			n := 0
+			for e, err := range c.FollowChildrenAudit(cmd.Context(), args[0], q) {
+				if err != nil {
+					return err
+				}
+				if s.json() {
+					_, err = fmt.Fprintf(out, "%s\n", e.Raw)
+				} else {
+					_, err = fmt.Fprintln(out, clean(strings.Join(auditRow(&e), "  ")))
+				}
+				if n++; err != nil || n == limit {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	auditFilters(cmd, &q)
+	cmd.Flags().StringVar(&from, "from", "", "start with the changes since this `time` (2026-11-24T09:30:00Z, 2026-11-24 or 24h), not with those from now on")
+	cmd.Flags().IntVar(&limit, "limit", 0, "end after this `number` of changes; 0 for never")
+	return cmd
+}
+
+func auditEraseCommand(s *session) *cobra.Command {
+	var subject, basis string
+	var dryRun, yes bool
+	cmd := &cobra.Command{
+		Use: "erase ORG --subject TEXT --basis TEXT", Short: "Erase what is kept about somebody in the past of an organization and what is below it", Args: cobra.ExactArgs(1),
+		Long: `Erase what is kept about somebody, such as a mail address, a name or an IP
+address, in the past of an organization and of what is below it: the values in
+its audit trail and its access log, and the addresses from which keys were used.
+
+Entries and counts stay, and every proof still holds. The basis is kept in the
+audit trail; the subject is not. What is in force, such as the name of an
+organization, stays and is counted: change it first.`,
+		Example: `  orgd audit erase acme --subject john.doe@example.com --basis "Article 17 GDPR, request 118" --dry-run`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if subject == "" || basis == "" {
+				return usageError("give --subject and --basis")
+			}
+			c, err := s.connect()
+			if err != nil {
+				return err
+			}
+			ctx := cmd.Context()
+			if !dryRun && !yes && isTerminal(cmd.InOrStdin()) {
+				e, err := c.EraseSubject(ctx, args[0], subject, basis, true)
+				if err != nil {
+					return err
+				}
+				ok, err := confirm(ctx, cmd.InOrStdin(), cmd.ErrOrStderr(), fmt.Sprintf("Erase %d values of %d changes and blank %d accesses for good?",
+					e.Erased.AuditValues, e.Erased.AuditEntries, e.Erased.AccessEvents))
+				if err != nil {
+					return err
+				}
+				if !ok {
+					fmt.Fprintln(cmd.ErrOrStderr(), "Nothing was erased.")
+					return nil
+				}
+			}
+			e, err := c.EraseSubject(ctx, args[0], subject, basis, dryRun)
+			if err != nil {
+				return err
+			}
+			if s.json() {
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s\n", e.Raw)
+				return err
+			}
+			verb := "erased"
+			if e.DryRun {
+				verb = "to erase"
+			}
+			num := func(n int64) string { return strconv.FormatInt(n, 10) }
+			return printFields(cmd.OutOrStdout(),
+				"values "+verb, num(e.Erased.AuditValues), "in changes", num(e.Erased.AuditEntries), "in accesses", num(e.Erased.AccessEvents),
+				"in uses of keys", num(e.Erased.APIKeys),
+				"left in organizations", num(e.Remaining.Organizations), "left in keys", num(e.Remaining.APIKeys),
+				"left in schemas", num(e.Remaining.CustomizationSchemas), "left in ids of changes", num(e.Remaining.AuditEntries),
+				"left in ids of accesses", num(e.Remaining.AccessEvents), "receipt", e.Receipt)
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&subject, "subject", "", "what to look for: a mail `address`, a name, an IP address")
+	fs.StringVar(&basis, "basis", "", "on which `ground`, without the subject")
+	fs.BoolVar(&dryRun, "dry-run", false, "erase nothing and say what would be")
+	fs.BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return cmd
+}
