@@ -119,6 +119,27 @@ func (s *Service) UnsignedHeads(ctx context.Context, rootID string, after *audit
 	return heads, err
 }
 
+// SignedLogs returns logs that were signed at or after a time, by any server,
+// the earliest first, at most limit.
+func (s *Service) SignedLogs(ctx context.Context, since time.Time, limit int) (logs []*LogState, err error) {
+	err = s.store.Read(ctx, func(tx Tx) error {
+		logs = nil
+		heads, err := tx.SignedHeads(since, limit)
+		if err != nil {
+			return err
+		}
+		for _, h := range heads {
+			sig, err := tx.Signature(h)
+			if err != nil {
+				return err
+			}
+			logs = append(logs, &LogState{Head: h, Signature: sig})
+		}
+		return nil
+	})
+	return logs, err
+}
+
 // SignLogs signs logs as they are now, after it has checked that each still
 // has all that was signed of it before, by its last signature and by its
 // anchor. A signature is first kept by the anchors and then stored and
@@ -352,13 +373,13 @@ func (s *Service) Log(ctx context.Context, rootID string, epoch int64) (l *LogSt
 
 func (s *Service) logNow(ctx context.Context, rootID string, epoch int64) (l *LogState, err error) {
 	err = s.store.Read(ctx, func(tx Tx) (err error) {
-		l, err = signedLog(tx, rootID, epoch)
+		l, err = s.signedLog(tx, rootID, epoch)
 		return err
 	})
 	return l, err
 }
 
-func signedLog(tx Tx, rootID string, epoch int64) (*LogState, error) {
+func (s *Service) signedLog(tx Tx, rootID string, epoch int64) (*LogState, error) {
 	l, err := readLog(tx, rootID, "", epoch)
 	if errors.Is(err, ErrAbsent) {
 		return nil, problem.New(problem.NotFound, "The audit log has no epoch %d.", epoch)
@@ -367,12 +388,28 @@ func signedLog(tx Tx, rootID string, epoch int64) (*LogState, error) {
 		return nil, err
 	}
 	if l.Signature.Size == 0 {
-		return nil, unsigned()
+		return nil, s.unsigned(l.Head.LogID)
 	}
 	return l, nil
 }
 
-func unsigned() *problem.Error {
+// SetRefused tells whether a log is signed no further, so that nobody waits for
+// that.
+func (s *Service) SetRefused(logID string, refused bool) {
+	if refused {
+		s.refused.Store(logID, true)
+	} else {
+		s.refused.Delete(logID)
+	}
+}
+
+// unsigned is the error for what no signature covers. It has a RetryAfter if
+// one is due.
+func (s *Service) unsigned(logID string) *problem.Error {
+	if _, refused := s.refused.Load(logID); refused {
+		return problem.New(problem.Unavailable, "The audit log is not signed any further: the database lacks what was signed before, or the server the key.").
+			WithFix("Ask the operator, who sees more in /refused_audit_logs.")
+	}
 	p := problem.New(problem.Unavailable, "The audit log has not been signed that far yet.").
 		WithFix("Repeat the request after a second. If that does not help, see /service_status.")
 	p.RetryAfter = time.Second
@@ -392,7 +429,7 @@ func (s *Service) VerifierKey(l *LogState) (string, error) {
 func (s *Service) readSigned(ctx context.Context, rootID string, epoch int64, fn func(tx Tx, l *LogState) error) error {
 	return s.await(ctx, func() error {
 		return s.store.Read(ctx, func(tx Tx) error {
-			l, err := signedLog(tx, rootID, epoch)
+			l, err := s.signedLog(tx, rootID, epoch)
 			if err != nil {
 				return err
 			}
@@ -498,12 +535,12 @@ func (s *Service) ProveEntry(ctx context.Context, actor *key.Actor, snap *Snapsh
 			if err != nil {
 				return err
 			}
-			l, err := signedLog(tx, snap.RootID, rec.Epoch)
+			l, err := s.signedLog(tx, snap.RootID, rec.Epoch)
 			if err != nil {
 				return err
 			}
 			if rec.Seq >= l.Signature.Size {
-				return unsigned()
+				return s.unsigned(l.Head.LogID)
 			}
 			p = &audit.Proof{Leaf: rec.Leaf, Values: rec.Values, Seq: rec.Seq, Checkpoint: l.Signature.Checkpoint}
 			p.Hashes, err = audit.ProveEntry(l.Signature.Size, rec.Seq, hashSource(tx, l.Head))
@@ -544,7 +581,7 @@ func (s *Service) ExportLog(ctx context.Context, rootID string, epoch, seq int64
 	}
 	err = s.await(ctx, func() (err error) {
 		if x.until, err = s.logNow(ctx, rootID, -1); err == nil && x.end() < AuditPosition(now.Epoch, now.Size) {
-			err = unsigned()
+			err = s.unsigned(now.LogID)
 		}
 		return err
 	})
@@ -586,7 +623,7 @@ func (x *LogExport) Write(ctx context.Context, w io.Writer) error {
 		}
 		if err := x.service.await(ctx, func() (err error) {
 			if x.until, err = x.service.logNow(ctx, x.rootID, -1); err == nil && x.end() <= erased {
-				err = unsigned()
+				err = x.service.unsigned(x.until.Head.LogID)
 			}
 			return err
 		}); err != nil {
@@ -684,7 +721,7 @@ func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, o
 		head := c.heads[o.RootID]
 		sig, err := c.Signature(head)
 		if errors.Is(err, ErrAbsent) {
-			return nil, nil, unsigned()
+			return nil, nil, s.unsigned(head.LogID)
 		}
 		if err != nil {
 			return nil, nil, err

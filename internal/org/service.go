@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -39,6 +40,7 @@ type Service struct {
 
 	keyring *audit.Keyring
 	changed changedRoots
+	refused sync.Map // ids of logs that are signed no further
 }
 
 // Config is what a Service works with.

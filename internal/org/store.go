@@ -162,6 +162,9 @@ type Tx interface {
 	// ordinal, those after a given one, at most limit. An epoch that another
 	// one follows is never signed again and left out.
 	UnsignedHeads(rootID string, after *audit.Head, limit int) ([]*audit.Head, error)
+	// SignedHeads returns heads that were signed at or after a time, the
+	// earliest first, at most limit.
+	SignedHeads(since time.Time, limit int) ([]*audit.Head, error)
 	// AuditEntry returns an entry of the root's open log.
 	AuditEntry(rootID, id string) (*audit.Record, error)
 	// AuditEntries returns one page of audit entries, newest first.

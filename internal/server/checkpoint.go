@@ -26,6 +26,12 @@ const (
 	// scanInterval is how often the checkpointer looks for logs that other
 	// processes have left unsigned.
 	scanInterval = 10 * time.Second
+	// followInterval is how often the checkpointer anchors what other servers
+	// of the same database have signed; followBack is how much their clocks
+	// may be behind each other's.
+	followInterval = time.Second
+	followBack     = 10 * time.Second
+	followBatch    = 16 * signBatch // many that were signed at one time
 	// signBatch is how many logs are signed in one go.
 	signBatch = 64
 )
@@ -39,6 +45,7 @@ type checkpointer struct {
 	witnesses []*witness
 	log       *slog.Logger
 	interval  time.Duration
+	shared    bool // other servers may sign in the same database
 	stop      context.CancelFunc
 	running   sync.WaitGroup
 
@@ -70,6 +77,9 @@ func newCheckpointer(service *org.Service, a *anchor, witnesses []*witness, inte
 func (c *checkpointer) start(ctx context.Context) {
 	ctx, c.stop = context.WithCancel(ctx)
 	c.running.Go(func() { c.run(ctx) })
+	if c.shared {
+		c.running.Go(func() { c.follow(ctx) })
+	}
 	for _, w := range c.witnesses {
 		c.running.Go(func() { w.run(ctx) })
 	}
@@ -95,6 +105,65 @@ func (c *checkpointer) run(ctx context.Context) {
 		case <-time.After(c.interval):
 		}
 	}
+}
+
+// follow anchors what other servers sign, so that no single server's anchor
+// is needed to notice that the database has lost what was signed.
+func (c *checkpointer) follow(ctx context.Context) {
+	var since time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(followInterval):
+		}
+		for {
+			logs, err := c.service.SignedLogs(ctx, since, followBatch)
+			if err == nil {
+				err = c.anchorSigned(ctx, logs)
+			}
+			if err != nil {
+				if ctx.Err() == nil {
+					c.log.Warn("what other servers have signed could not be anchored; it is tried again", "error", err)
+				}
+				break
+			}
+			if len(logs) == 0 {
+				break
+			}
+			last := logs[len(logs)-1].Signature.SignedAt
+			if len(logs) < followBatch {
+				since = last.Add(-followBack)
+				break
+			}
+			if !last.After(since) { // a page of one time: go past it
+				last = since.Add(time.Microsecond)
+			}
+			since = last
+		}
+	}
+}
+
+// anchorSigned anchors signatures that go beyond what is anchored.
+func (c *checkpointer) anchorSigned(ctx context.Context, logs []*org.LogState) error {
+	for _, l := range logs {
+		if a := c.anchor.last(l.Head.LogID); l.Signature.Size == 0 || a != nil &&
+			(a.epoch > l.Head.Epoch || a.epoch == l.Head.Epoch && a.Size >= l.Signature.Size) {
+			continue
+		}
+		r, err := c.service.CheckAnchor(ctx, l.Head.RootID, l.Head.LogID, c.anchor)
+		if err != nil {
+			return err
+		}
+		if r != nil {
+			c.refuse(*r)
+			continue
+		}
+		if err := c.anchor.Keep([]*org.LogState{l}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // close signs what is left and ends the background work.
@@ -178,6 +247,9 @@ func (c *checkpointer) sign(ctx context.Context, heads []*audit.Head) error {
 		delete(c.refused, l.Head.LogID)
 	}
 	c.mu.Unlock()
+	for _, l := range signed {
+		c.service.SetRefused(l.Head.LogID, false)
+	}
 	c.signed.Add(float64(len(signed)))
 	for _, w := range c.witnesses {
 		w.submit(signed)
@@ -190,6 +262,7 @@ func (c *checkpointer) refuse(r org.Refusal) {
 	_, known := c.refused[r.LogID]
 	c.refused[r.LogID] = r
 	c.mu.Unlock()
+	c.service.SetRefused(r.LogID, true)
 	if !known {
 		c.log.Error("an audit log is not signed", "root_id", r.RootID, "log_id", r.LogID, "reason", r.Err)
 	}
@@ -288,6 +361,7 @@ func (c *checkpointer) OpenEpoch(ctx context.Context, call *org.Call, rootID, re
 		delete(c.refused, head.LogID)
 		delete(c.contradicted, head.LogID)
 		c.mu.Unlock()
+		c.service.SetRefused(head.LogID, false)
 	}
 	return origin, receipt, err
 }

@@ -190,6 +190,7 @@ func (s *Server) openLog(metrics prometheus.Registerer) error {
 		return err
 	}
 	s.log = newCheckpointer(s.Service, a, witnesses, s.config.SignInterval, s.config.Log, metrics)
+	s.log.shared = s.config.Database != ""
 	return nil
 }
 

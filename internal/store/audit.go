@@ -249,6 +249,18 @@ func (t *tx) UnsignedHeads(rootID string, after *audit.Head, limit int) ([]*audi
 
 const recordColumns = `root_id, epoch, seq, id, at, org_id, path, action, actor_id, leaf, leaf_hash`
 
+func (t *tx) SignedHeads(since time.Time, limit int) ([]*audit.Head, error) {
+	var heads []*audit.Head
+	err := t.query(func(r row) error {
+		h := &audit.Head{}
+		heads = append(heads, h)
+		return scanHead(h)(r)
+	}, `SELECT h.root_id, h.epoch, h.log_epoch, h.log_id, h.size, h.root_hash, h.hashes
+		FROM audit_checkpoints AS c JOIN audit_heads AS h ON h.root_id = c.root_id AND h.epoch = c.epoch
+		WHERE c.signed_at >= $1 ORDER BY c.signed_at LIMIT $2`, micros(since), int64(limit))
+	return heads, err
+}
+
 // recordValues is the expression for the values of the entry e.
 const recordValues = `coalesce((SELECT content FROM audit_values AS v
 	WHERE v.root_id = e.root_id AND v.epoch = e.epoch AND v.seq = e.seq), '')`

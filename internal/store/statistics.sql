@@ -31,6 +31,7 @@ INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES
 	('audit_entries', 'audit_entries_id', '10000000 1000000 1 1'),
 	('audit_tiles', 'audit_tiles', '40000 4000 4000 200 1'),
 	('audit_checkpoints', 'audit_checkpoints', '1000 2 1'),
+	('audit_checkpoints', 'audit_checkpoints_signed', '1000 2'),
 	('audit_values', 'audit_values', '10000000 1000000 1000000 1'),
 	('access_events', 'access_events', '10000000 1000000 2 1'),
 	('access_events', 'access_events_org', '10000000 1000000 100 2 1'),

@@ -23,3 +23,4 @@ CREATE TABLE audit_checkpoints (
 	old_until   INTEGER NOT NULL, -- 0 for none
 	PRIMARY KEY (root_id, epoch)
 ) WITHOUT ROWID;
+CREATE INDEX audit_checkpoints_signed ON audit_checkpoints (signed_at);

@@ -112,6 +112,11 @@ func testSignatures(t *testing.T, s Store) {
 	wantErr(t, put(r, first), nil)
 	wantEqual(t, get(t, s, func(tx org.Tx) (*org.Signature, error) { return tx.Signature(r) }), &first)
 	wantEqual(t, unsigned("", nil, 10), []string{"q 0 2"})
+	signed := func(since int) []*audit.Head {
+		return get(t, s, func(tx org.Tx) ([]*audit.Head, error) { return tx.SignedHeads(at(since), 10) })
+	}
+	wantEqual(t, signed(1), []*audit.Head{r})
+	wantEqual(t, signed(2), []*audit.Head(nil))
 
 	for name, sig := range map[string]org.Signature{
 		"of the same size":   {Size: 3, Checkpoint: []byte("another"), SignedAt: at(2), Keys: keys},
