@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,6 +32,7 @@ import (
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/server"
+	"github.com/orgd/orgd/internal/usage"
 )
 
 var (
@@ -65,7 +67,7 @@ func main() {
 	for _, m := range []struct {
 		name string
 		run  func() error
-	}{{"process", process}, {"get", get}, {"patch", patch}, {"import", imports}, {"pages", pages}} {
+	}{{"process", process}, {"get", get}, {"forward_auth", forwardAuth}, {"patch", patch}, {"import", imports}, {"pages", pages}} {
 		if !strings.Contains(m.name, *only) {
 			continue
 		}
@@ -95,7 +97,7 @@ func start() (*rig, error) {
 		return nil, err
 	}
 	s, err := server.Open(context.Background(), server.Config{DataDir: dir, RestoreWindow: 24 * time.Hour, Version: "bench",
-		Log: slog.New(slog.NewTextHandler(log, nil))})
+		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, Log: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +130,7 @@ func (r *rig) tree() error {
 	if _, _, err := r.Service.Import(ctx, call, strings.NewReader(csv), org.ImportOptions{Format: "csv"}); err != nil {
 		return err
 	}
-	k, _, err := r.Service.CreateKey(ctx, call, "acme.eu", key.Request{Name: "bench", Permissions: []string{"admin"}})
+	k, _, err := r.Service.CreateKey(ctx, call, "acme.eu", key.Request{Name: "bench", Permissions: []string{"admin", "app:orders:read"}})
 	if err == nil {
 		r.token = k.Secret
 	}
@@ -228,21 +230,58 @@ func get() error {
 	if err := r.tree(); err != nil {
 		return err
 	}
-	request := r.request("GET", "/orgs/acme.eu", "")
-	req, _ := http.NewRequest("GET", "http://"+r.addr+"/orgs/acme.eu", nil)
+	ratio, err := r.besideBare(r.request("GET", "/orgs/acme.eu", ""), "/orgs/acme.eu", "GET /orgs/{org_id}")
+	row("GET /orgs/{id}, 32 connections, recorded", "%s (to reach: 0.5)", ratio)
+	return err
+}
+
+// forwardAuth compares a decision about a request, as nginx asks for it, with
+// a bare handler that answers the same bytes. The decision is an event and is
+// counted.
+func forwardAuth() error {
+	r, err := start()
+	if err != nil {
+		return err
+	}
+	defer r.stop()
+	if err := r.tree(); err != nil {
+		return err
+	}
+	const path = "/forward_auth?permission=app:orders:read&meter=api_calls&quantity=1&action=READ_ORDERS"
+	request := fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: orgd\r\nX-Original-Method: GET\r\nX-Original-URI: /orders/4711?page=2\r\nX-Forwarded-For: 203.0.113.7\r\nAuthorization: Bearer %s\r\nUser-Agent: shop/1.0\r\nAccept: */*\r\n\r\n", path, r.token)
+	ratio, err := r.besideBare(request, path, "/forward_auth")
+	if err != nil {
+		return err
+	}
+	row("forward_auth, 32 connections, recorded and counted", "%s (to reach: 0.6)", ratio)
+	if _, _, err := r.Service.PutLimit(context.Background(), call, "acme", "api_calls", usage.MaxDecimal, org.Hard); err != nil {
+		return err
+	}
+	ratio, err = r.besideBare(request, path, "/forward_auth")
+	row("forward_auth under a hard limit", "%s", ratio)
+	return err
+}
+
+// besideBare sends a request over 32 connections to orgd and to a bare handler
+// of net/http that answers the same bytes, in turn.
+func (r *rig) besideBare(request []byte, path, pattern string) (string, error) {
+	req, _ := http.NewRequest("GET", "http://"+r.addr+path, nil)
 	req.Header.Set("Authorization", "Bearer "+r.token)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return err
+		return "", err
 	}
 	body, _ := io.ReadAll(resp.Body)
 	resp.Body.Close()
+	if resp.StatusCode != 200 {
+		return "", fmt.Errorf("answer %s: %s", resp.Status, body)
+	}
 	bare, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return err
+		return "", err
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /orgs/{org_id}", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc(pattern, func(w http.ResponseWriter, _ *http.Request) {
 		for name := range resp.Header {
 			if name != "Date" && name != "Content-Length" {
 				w.Header()[name] = resp.Header[name]
@@ -257,22 +296,21 @@ func get() error {
 	for range *rounds {
 		b, err := load(bare.Addr().String(), 32, *duration, func(int, int) []byte { return request })
 		if err != nil {
-			return err
+			return "", err
 		}
 		o, err := load(r.addr, 32, *duration, func(int, int) []byte { return request })
 		if err != nil {
-			return err
+			return "", err
 		}
 		ratios, bares, orgds = append(ratios, o/b), append(bares, b), append(orgds, o)
 		waiting, _ := r.Recorder.Lag()
 		begin := time.Now()
 		if err := r.Recorder.Drain(context.Background()); err != nil {
-			return err
+			return "", err
 		}
 		fmt.Fprintf(os.Stderr, "  %d records waited for the database; stored %v later\n", waiting, time.Since(begin).Round(time.Millisecond))
 	}
-	row("GET /orgs/{id}, 32 connections, recorded", "%.0f/s; bare net/http %.0f/s; ratio %.2f (to reach: 0.5)", median(orgds), median(bares), median(ratios))
-	return nil
+	return fmt.Sprintf("%.0f/s; bare net/http %.0f/s; ratio %.2f", median(orgds), median(bares), median(ratios)), nil
 }
 
 func patch() error {
