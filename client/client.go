@@ -118,6 +118,7 @@ type call struct {
 	body           []byte
 	progress       func(sent, total int64)
 	idempotencyKey string
+	once           bool // it has an effect each time, and takes no Idempotency-Key
 	pageSize       int
 	err            error // the call cannot be made
 }
@@ -281,7 +282,7 @@ func (cl *Client) do(ctx context.Context, c *call) (*http.Response, []byte, erro
 	if c.err != nil {
 		return nil, nil, c.err
 	}
-	if c.method == http.MethodPost && c.idempotencyKey == "" {
+	if c.method == http.MethodPost && c.idempotencyKey == "" && !c.once {
 		c.idempotencyKey = rand.Text()
 	}
 	for attempt := 0; ; attempt++ {
