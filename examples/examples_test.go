@@ -4,6 +4,7 @@ package examples_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -40,7 +42,7 @@ func binary(t *testing.T, name string) string {
 func product(t *testing.T) string {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		fmt.Fprintf(w, "%s %s\nbody %s\n", r.Method, r.RequestURI, body)
+		fmt.Fprintf(w, "%s %s\nbody %x\n", r.Method, r.RequestURI, sha256.Sum256(body))
 		for _, name := range []string{"X-Orgd-Org-Id", "X-Orgd-Root-Id", "X-Orgd-Path", "X-Orgd-Key-Id", "X-Orgd-Permissions", "Authorization"} {
 			fmt.Fprintf(w, "%s: %s\n", name, strings.Join(r.Header.Values(name), "|"))
 		}
@@ -253,7 +255,7 @@ func testProxy(t *testing.T, start func(*testing.T) (*testkit.Server, string)) {
 			}
 			continue
 		}
-		want := fmt.Sprintf("%s %s\nbody %s\n", tt.method, tt.path, tt.body)
+		want := fmt.Sprintf("%s %s\nbody %x\n", tt.method, tt.path, sha256.Sum256([]byte(tt.body)))
 		if !strings.HasPrefix(a.body, want) || !strings.Contains(a.body, "X-Orgd-Org-Id: acme.eu\nX-Orgd-Root-Id: acme\nX-Orgd-Path: acme/acme.eu\nX-Orgd-Key-Id: key_") || !strings.HasSuffix(a.body, "\nAuthorization: \n") {
 			t.Errorf("%s: the product got\n%s", tt.name, a.body)
 		}
@@ -283,4 +285,53 @@ func testProxy(t *testing.T, start func(*testing.T) (*testkit.Server, string)) {
 	if n := s.Must(200, "GET", "/orgs/acme/consumption", s.OperatorKey, "").JSON("meters", "api_calls", "total"); n != 8.0 {
 		t.Errorf("acme has %v api_calls, want 8", n)
 	}
+}
+
+// Traefik and Envoy are not started here. What their examples make them send
+// to orgd is decided as meant.
+func TestTraefikAndEnvoy(t *testing.T) {
+	s, _, _ := protect(t)
+	key, keyID := s.NewKey("acme.eu", `"permissions":["app:orders:read"]`)
+	weak, _ := s.NewKey("acme.eu", `"permissions":["app:orders:write"]`)
+	address := regexp.MustCompile(`(?m)^ *address: http://127\.0\.0\.1:8080(/\S+)$`).FindStringSubmatch(example(t, "traefik.yaml"))
+	prefix := regexp.MustCompile(`(?m)^ *path_prefix: (/\S+)$`).FindStringSubmatch(example(t, "envoy.yaml"))
+	if address == nil || prefix == nil {
+		t.Fatal("the examples do not say where to ask")
+	}
+	for _, tt := range []struct {
+		name, method, path string
+		headers            []string
+	}{
+		{"Traefik", "GET", address[1], []string{"X-Forwarded-Method", "PUT", "X-Forwarded-Uri", "/orders/1?permission=none", "X-Forwarded-For", "203.0.113.7"}},
+		{"Envoy", "PUT", prefix[1] + "/orders/1?permission=none", []string{"X-Forwarded-For", "203.0.113.7"}},
+	} {
+		if a := ask(t, tt.method, s.URL+tt.path, key, "", tt.headers...); a.status != 200 || a.header.Get("X-Orgd-Org-Id") != "acme.eu" {
+			t.Errorf("%s: status %d, header %v: %s", tt.name, a.status, a.header, a.body)
+		}
+		if a := ask(t, tt.method, s.URL+tt.path, weak, "", tt.headers...); a.status != 403 {
+			t.Errorf("%s: status %d for a key with another permission: %s", tt.name, a.status, a.body)
+		}
+	}
+	list, _ := s.Must(200, "GET", "/orgs/acme.eu/access_log?api_key_id="+keyID, s.OperatorKey, "").JSON().([]any)
+	if len(list) != 2 {
+		t.Errorf("%d events", len(list))
+	}
+	for _, e := range list {
+		m := e.(map[string]any)
+		if got := fmt.Sprint(m["method"], " ", m["path"], " ", m["action"], " ", m["status"], " ", m["ip"]); got != "PUT /orders/1 READ_ORDERS SUCCESS 203.0.113.7" {
+			t.Errorf("an event is %s", got)
+		}
+	}
+	if n := s.Must(200, "GET", "/orgs/acme.eu/consumption", s.OperatorKey, "").JSON("meters", "api_calls", "own"); n != 2.0 {
+		t.Errorf("acme.eu has %v api_calls, want 2", n)
+	}
+}
+
+func example(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
