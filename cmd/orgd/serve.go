@@ -38,7 +38,7 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.database, "database", "", "PostgreSQL `URL` (postgres://…); SQLite in the data directory without it")
 	fs.StringVar(&f.listen, "listen", "127.0.0.1:8080", "`address` to listen on")
 	fs.StringVar(&f.basePath, "base-path", "", "`path` under which the API is served too, such as /api/v1")
-	fs.StringSliceVar(&f.trustedProxies, "trusted-proxies", nil, "`CIDRs` of the proxies whose X-Forwarded-For is believed (default none)")
+	fs.StringSliceVar(&f.trustedProxies, "trusted-proxies", nil, "`CIDRs` of the proxies that are believed about the client's address and, in /forward_auth, about the original request (default none)")
 	fs.DurationVar(&f.restoreWindow, "restore-window", 30*24*time.Hour, "how long a deleted organization can be restored")
 	fs.Int64Var(&f.spoolMaxMiB, "spool-max", 1024, "how many `MiB` of recorded requests may wait for the database before requests get 503")
 	fs.StringVar(&f.auditAnchor, "audit-anchor", "", "append-only `file` that keeps what was signed of the audit logs, better not on the database's disk (default audit.anchor in the data directory)")

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The README's way to protect an API works as it is written, but for the
+// ports.
+func TestReadmeProtectAnAPI(t *testing.T) {
+	for _, name := range []string{"curl", "nginx"} {
+		if _, err := exec.LookPath(name); err != nil {
+			if os.Getenv("CI") == "true" {
+				t.Fatalf("%s is not installed", name)
+			}
+			t.Skipf("%s is not installed", name)
+		}
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, found := strings.Cut(string(readme), "<!-- protect an API")
+	blocks := regexp.MustCompile("(?s)```(sh|nginx)\n(.*?)```").FindAllStringSubmatch(text, 4)
+	if !found || len(blocks) != 4 || blocks[2][1] != "nginx" {
+		t.Fatal("the README does not say how to protect an API")
+	}
+	free := freeAddresses(t, 3)
+	ports := strings.NewReplacer("127.0.0.1:8080", free[0], "127.0.0.1:8000", free[1], "127.0.0.1:9000", free[2])
+	serve, setup, conf, session := ports.Replace(blocks[0][2]), blocks[1][2], ports.Replace(blocks[2][2]), ports.Replace(blocks[3][2])
+
+	dir := t.TempDir()
+	env := append(os.Environ(), "ORGD_URL=http://"+free[0], "ORGD_LISTEN="+free[0], "PWD="+dir)
+	orgd := exec.Command("sh", "-c", "exec "+serve)
+	orgd.Dir, orgd.Env = dir, env
+	if err := orgd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		orgd.Process.Signal(syscall.SIGTERM)
+		if err := orgd.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	waitFor(t, "orgd is ready", func() bool {
+		resp, err := http.Get("http://" + free[0] + "/readyz")
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err == nil && resp.StatusCode == http.StatusOK
+	})
+
+	// Where this machine lets a test write.
+	conf = strings.Replace(conf, "http {", "http {\n\taccess_log off;", 1)
+	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
+		conf = strings.Replace(conf, "http {", "http {\n\t"+kind+"_temp_path "+dir+"/"+kind+";", 1)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "protect.conf"), []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	started := false
+	t.Cleanup(func() {
+		if !started {
+			return
+		}
+		stop := exec.Command("nginx", "-p", dir, "-c", "protect.conf", "-s", "stop")
+		if out, err := stop.CombinedOutput(); err != nil {
+			t.Errorf("nginx does not stop: %v: %s", err, out)
+		}
+	})
+
+	sh := func(script string) string {
+		t.Helper()
+		cmd := exec.Command("sh", "-e", "-c", script)
+		cmd.Dir, cmd.Env = dir, env
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v: %s", script, err, out)
+		}
+		return string(out)
+	}
+	vars := sh(setup + `echo "ORGD_KEY=$ORGD_KEY; export ORGD_KEY; key=$key"`)
+	vars = vars[strings.LastIndex(vars, "ORGD_KEY="):]
+	lines := strings.Split(session, "\n")
+	checked := 0
+	for i, line := range lines {
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if strings.HasPrefix(line, "nginx ") {
+			sh(line)
+			started = true
+			waitFor(t, "nginx listens", func() bool {
+				c, err := net.Dial("tcp", free[1])
+				if err == nil {
+					c.Close()
+				}
+				return err == nil
+			})
+			continue
+		}
+		out := sh(vars + line)
+		want, ok := strings.CutPrefix(lines[i+1], "#> ")
+		if !ok {
+			t.Fatalf("the README does not say what this answers: %s", line)
+		}
+		rest := out
+		for part := range strings.SplitSeq(want, "…") {
+			part = strings.TrimSpace(part)
+			at := strings.Index(rest, part)
+			if at < 0 {
+				t.Errorf("%s\nanswers %s\nwithout %s", line, out, part)
+				break
+			}
+			rest = rest[at+len(part):]
+		}
+		checked++
+	}
+	if checked != 6 {
+		t.Errorf("%d commands were checked", checked)
+	}
+}
+
+// freeAddresses returns n different addresses on which nothing listens.
+func freeAddresses(t *testing.T, n int) []string {
+	t.Helper()
+	var addresses []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		addresses = append(addresses, l.Addr().String())
+	}
+	return addresses
+}
+
+// waitFor returns once a condition holds.
+func waitFor(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for begin := time.Now(); time.Since(begin) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
+		if holds() {
+			return
+		}
+	}
+	t.Fatalf("it never happens that %s", what)
+}
