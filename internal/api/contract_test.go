@@ -40,8 +40,19 @@ func TestDescriptionAndRoutesAgree(t *testing.T) {
 			security, ok := op["security"].([]any)
 			openInDoc := ok && len(security) == 0
 			i := slices.IndexFunc(routes(), func(r route) bool { return r.Operation == id })
-			if i >= 0 && routes()[i].open != openInDoc {
-				t.Errorf("%s needs no key: %v, by the description %v", id, routes()[i].open, openInDoc)
+			if i < 0 {
+				continue
+			}
+			rt := routes()[i]
+			if rt.open != openInDoc {
+				t.Errorf("%s needs no key: %v, by the description %v", id, rt.open, openInDoc)
+			}
+			if operatorInDoc, _ := op["x-operator"].(bool); rt.operator != operatorInDoc {
+				t.Errorf("%s is for the operator: %v, by the description %v", id, rt.operator, operatorInDoc)
+			}
+			// A route with a check of its own may demand more than its rule says.
+			if in := permissionsOf(op); !slices.Equal(in, rt.permissions) && !rt.checks {
+				t.Errorf("%s takes the permissions %v, by the description %v", id, rt.permissions, in)
 			}
 		}
 	}
@@ -75,13 +86,25 @@ func TestDescriptionAndRoutesAgree(t *testing.T) {
 
 type route struct {
 	method, pattern, Operation string
-	open                       bool
+	open, operator, checks     bool
+	permissions                []string
+}
+
+// permissionsOf returns the permissions that an operation takes by its
+// description.
+func permissionsOf(op map[string]any) []string {
+	var permissions []string
+	list, _ := op["x-permissions"].([]any)
+	for _, p := range list {
+		permissions = append(permissions, p.(string))
+	}
+	return permissions
 }
 
 func routes() []route {
 	var all []route
 	for _, r := range new(api.API).Routes() {
-		all = append(all, route{r.Method, strings.Replace(r.Pattern, "...}", "}", 1), r.Operation, r.Rule.Open})
+		all = append(all, route{r.Method, strings.Replace(r.Pattern, "...}", "}", 1), r.Operation, r.Rule.Open, r.Rule.Operator, r.Rule.Check != nil, r.Rule.Permissions})
 	}
 	return all
 }

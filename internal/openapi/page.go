@@ -55,6 +55,7 @@ type operation struct {
 	Same                      []same
 	Description               template.HTML
 	Open                      bool // takes no key
+	Operator                  bool // takes the operator key
 	Permissions               []string
 	Parameters                []parameters
 	BodyRequired              bool
@@ -280,6 +281,7 @@ func (d document) operation(method, path string, item, op *yaml.Node) operation 
 	if security := d.get(op, "security"); security != nil && len(security.Content) == 0 {
 		o.Open = true
 	}
+	o.Operator = text(d.get(op, "x-operator")) == "true"
 	for _, p := range items(d.get(op, "x-permissions")) {
 		o.Permissions = append(o.Permissions, text(p))
 	}
