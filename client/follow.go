@@ -2,6 +2,7 @@ package client
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,147 +10,192 @@ import (
 	"io"
 	"iter"
 	"net/http"
-	"strings"
 	"time"
 )
 
-// follow returns the messages of a stream of server-sent events as they come,
-// from the position lastID on, or without one from where the server starts. A
-// connection that is lost is opened again where it broke off. It ends with ctx,
-// with an error, or when the server refuses to go on, which is an *Error.
-func follow[T any](ctx context.Context, cl *Client, c *call, lastID string) iter.Seq2[T, error] {
-	c.setBool("follow", true)
-	return func(yield func(T, error) bool) {
-		var zero T
+// FollowOptions change how a log is followed. The zero value is to start now.
+type FollowOptions struct {
+	// After is the Position of an event: the events after it come. Empty for
+	// the events from now on.
+	After string
+	// Opened is called, if it is not nil, each time that a stream is open: all
+	// that becomes visible from then on comes.
+	Opened func()
+}
+
+const (
+	// feedSilence is after which time without a sign of life a stream counts
+	// as lost: the server gives one every 15 seconds.
+	feedSilence = 45 * time.Second
+	// maxFeedLine bounds a line of a stream, in bytes.
+	maxFeedLine = 4 << 20
+)
+
+// message is a message of a stream of server-sent events (WHATWG HTML, section
+// 9.2).
+type message struct {
+	id   string
+	data json.RawMessage
+}
+
+// follow returns the messages of a stream. A stream that is lost, or that the
+// server ends because it stops or has no database for a while, is opened again
+// after the last message, for as long as ctx lasts: no message is left out and
+// none comes twice. An error that trying again would not mend ends it, as does
+// a first attempt that reaches no server.
+func follow(ctx context.Context, cl *Client, c *call, opt FollowOptions) iter.Seq2[message, error] {
+	c.set("follow", "true")
+	return func(yield func(message, error) bool) {
+		after, opened := opt.After, false
 		for attempt := 0; ; attempt++ {
-			stopped, came, err := followOnce(ctx, cl, c, &lastID, func(data []byte) (bool, error) {
-				var v T
-				if err := decode(data, &v); err != nil {
-					return false, err
+			c.headers.Del("Last-Event-ID")
+			c.header("Last-Event-ID", after)
+			more := true
+			err := cl.stream(ctx, c, func() {
+				attempt, opened = 0, true
+				if opt.Opened != nil {
+					opt.Opened()
 				}
-				if m, ok := any(&v).(interface{ meta() *Meta }); ok {
-					m.meta().Raw = data
+			}, func(m message) bool {
+				after = m.id
+				if m.data != nil {
+					more = yield(m, nil)
 				}
-				return yield(v, nil), nil
+				return more
 			})
-			if stopped {
+			switch {
+			case !more:
 				return
-			}
-			if ctx.Err() != nil {
-				yield(zero, ctx.Err())
+			case ctx.Err() != nil:
+				yield(message{}, context.Cause(ctx))
 				return
-			}
-			if came {
-				attempt = 0
 			}
 			wait, again := c.again(err, attempt)
-			if !again || attempt >= cl.retries {
-				yield(zero, err)
+			var refused *Error
+			if errors.Is(err, errFeedLost) || opened && !errors.As(err, &refused) {
+				wait, again = max(wait, firstWait), true
+			}
+			if !again || !opened && attempt >= cl.retries {
+				yield(message{}, err)
 				return
 			}
+			timer := time.NewTimer(wait)
 			select {
-			case <-time.After(wait):
+			case <-timer.C:
 			case <-ctx.Done():
+				timer.Stop()
 			}
 		}
 	}
 }
 
-// errStreamEnded says that the server closed a stream.
-var errStreamEnded = fmt.Errorf("the stream ended: %w", io.ErrUnexpectedEOF)
+// errFeedLost is the error of a stream that has ended without a reason.
+var errFeedLost = errors.New("the server has ended the stream")
 
-// followOnce reads one connection's messages. came says that something did;
-// stopped that take wants no more.
-func followOnce(ctx context.Context, cl *Client, c *call, lastID *string, take func(data []byte) (bool, error)) (stopped, came bool, err error) {
+// stream opens a stream once and passes on its messages until one of them is
+// not wanted any more, the stream ends or is silent for too long.
+func (cl *Client) stream(ctx context.Context, c *call, opened func(), next func(message) bool) error {
+	if c.err != nil {
+		return c.err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	req, err := cl.request(ctx, c)
 	if err != nil {
-		return false, false, err
+		return err
 	}
 	req.Header.Set("Accept", "text/event-stream")
-	if *lastID != "" {
-		req.Header.Set("Last-Event-ID", *lastID)
-	}
+	silence := time.AfterFunc(feedSilence, func() { cancel(errFeedLost) })
+	defer silence.Stop()
 	resp, err := cl.http.Do(req)
 	if err != nil {
-		return false, false, err
+		return err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-		if err != nil {
-			return false, false, err
-		}
-		return false, false, newError(resp, body)
+		answer, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+		return newError(resp, answer)
 	}
-	in := bufio.NewReaderSize(resp.Body, 64<<10)
-	var event, id string
-	var data []byte
-	for {
-		line, err := readLine(in)
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = errStreamEnded
-			}
-			return false, came, err
+	in := bufio.NewScanner(resp.Body)
+	in.Buffer(make([]byte, 0, 64<<10), maxFeedLine)
+	var m message
+	var event string
+	for in.Scan() {
+		silence.Reset(feedSilence)
+		if opened != nil {
+			opened()
+			opened = nil
 		}
-		name, value, _ := strings.Cut(line, ":")
-		value = strings.TrimPrefix(value, " ")
-		switch name {
-		case "event":
-			event = value
+		name, value, _ := bytes.Cut(in.Bytes(), []byte(":"))
+		value = bytes.TrimPrefix(value, []byte(" "))
+		switch string(name) {
 		case "id":
-			id = value
+			m.id = string(value)
+		case "event":
+			event = string(value)
 		case "data":
-			data = []byte(value)
-		}
-		if line != "" {
-			continue
-		}
-		came = true
-		if event == "problem" {
-			e := &Error{RequestID: resp.Header.Get("X-Request-Id")}
-			if err := json.Unmarshal(data, e); err != nil {
-				return false, came, fmt.Errorf("the end of the stream cannot be read: %w", err)
+			m.data = append(m.data, value...)
+		case "":
+			if len(in.Bytes()) > 0 {
+				continue // a comment
 			}
-			e.Raw = data
-			return false, came, e
-		}
-		if data != nil {
-			more, err := take(data)
-			if err != nil || !more {
-				return err == nil, came, err
+			if event == "problem" {
+				return endOfFeed(resp, m.data)
 			}
+			if m.id != "" && !next(m) {
+				return nil
+			}
+			m, event = message{}, ""
 		}
-		// Only now: what was not taken comes again.
-		if id != "" {
-			*lastID = id
-		}
-		event, data = "", nil
 	}
+	if err := in.Err(); err != nil && !errors.Is(context.Cause(ctx), errFeedLost) {
+		return fmt.Errorf("%w: %w", errFeedLost, err)
+	}
+	return errFeedLost
 }
 
-// readLine returns the next line without its end, of at most maxAnswer bytes.
-func readLine(in *bufio.Reader) (string, error) {
-	var line []byte
-	for {
-		part, err := in.ReadSlice('\n')
-		line = append(line, part...)
-		switch {
-		case err == nil:
-			return strings.TrimRight(string(line), "\r\n"), nil
-		case !errors.Is(err, bufio.ErrBufferFull):
-			return "", err
-		case len(line) > maxAnswer:
-			return "", fmt.Errorf("a message of the stream is longer than %d bytes", maxAnswer)
+// endOfFeed returns the error that a server ends a stream with.
+func endOfFeed(resp *http.Response, body []byte) error {
+	e := &Error{RequestID: resp.Header.Get("X-Request-Id")}
+	if err := decode(body, e); err != nil {
+		return err
+	}
+	e.Raw = body
+	return e
+}
+
+// followed decodes messages. position, if it is not nil, gets the position of
+// each.
+func followed[T any](messages iter.Seq2[message, error], position func(*T, string)) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for m, err := range messages {
+			var v T
+			if err == nil {
+				err = decode(m.data, &v)
+			}
+			if err != nil {
+				yield(v, err)
+				return
+			}
+			if elem, ok := any(&v).(interface{ meta() *Meta }); ok {
+				elem.meta().Raw = m.data
+			}
+			if position != nil {
+				position(&v, m.id)
+			}
+			if !yield(v, nil) {
+				return
+			}
 		}
 	}
 }
 
 // FollowChildrenAudit returns the audit entries of an organization and what is
 // below it in the order of their log: from q.From on, or else from now on, and
-// then as they are made, without an end. Each comes once, also when the
-// connection is lost in between. q.To is not used.
+// then as they are made, until ctx ends or the key may not see them any more.
+// Each comes once, also when the connection is lost in between. q.To is not
+// used.
 func (cl *Client) FollowChildrenAudit(ctx context.Context, orgID string, q AuditQuery, opts ...CallOption) iter.Seq2[AuditEntry, error] {
-	return follow[AuditEntry](ctx, cl, newCall("GET", []string{"orgs", orgID, "children_audit"}, opts).setTime("from", q.From).
-		set("action", q.Action).set("actor", q.Actor).set("org", q.Org).set("scope", q.Scope), "")
+	return followed[AuditEntry](follow(ctx, cl, newCall("GET", []string{"orgs", orgID, "children_audit"}, opts).setTime("from", q.From).
+		set("action", q.Action).set("actor", q.Actor).set("org", q.Org).set("scope", q.Scope), FollowOptions{}), nil)
 }

@@ -7,40 +7,6 @@ import (
 	"time"
 )
 
-// AccessEvent is one access to an organization, or one attempt at it.
-type AccessEvent struct {
-	ID        string    `json:"id"`
-	Timestamp time.Time `json:"timestamp"`
-	OrgID     string    `json:"org_id"`
-	User      string    `json:"user"`
-	Action    string    `json:"action"`
-	Status    string    `json:"status"` // SUCCESS, FAILURE or DENIED
-	IP        string    `json:"ip"`
-	UserAgent string    `json:"user_agent"`
-	Method    string    `json:"method"`
-	Path      string    `json:"path"`
-	RequestID string    `json:"request_id"`
-	APIKeyID  string    `json:"api_key_id"`
-	Meta      `json:"-"`
-}
-
-// AccessQuery selects access events. Empty members select all.
-type AccessQuery struct {
-	From, To time.Time // From is inclusive, To is exclusive
-	User     string
-	Action   string
-	Status   string
-	IP       string
-	APIKeyID string
-	Scope    string // "self" (default) or "subtree"
-}
-
-// AccessLog lists access events, newest first.
-func (cl *Client) AccessLog(ctx context.Context, orgID string, q AccessQuery, opts ...CallOption) iter.Seq2[AccessEvent, error] {
-	return list[AccessEvent](ctx, cl, newCall("GET", []string{"orgs", orgID, "access_log"}, opts).setTime("from", q.From).setTime("to", q.To).
-		set("user", q.User).set("action", q.Action).set("status", q.Status).set("ip", q.IP).set("api_key_id", q.APIKeyID).set("scope", q.Scope))
-}
-
 // AuditEntry is one change that happened.
 type AuditEntry struct {
 	ID        string    `json:"id"`
