@@ -67,7 +67,7 @@ func main() {
 	for _, m := range []struct {
 		name string
 		run  func() error
-	}{{"process", process}, {"get", get}, {"forward_auth", forwardAuth}, {"patch", patch}, {"import", imports}, {"pages", pages}} {
+	}{{"process", process}, {"get", get}, {"forward_auth", forwardAuth}, {"patch", patch}, {"import", imports}, {"pages", pages}, {"access log", accessLog}} {
 		if !strings.Contains(m.name, *only) {
 			continue
 		}
@@ -82,9 +82,11 @@ func main() {
 // rig is a server in this process.
 type rig struct {
 	*server.Server
+	dir   string
 	addr  string
 	token string
-	stop  func()
+	halt  func() // stops the server
+	stop  func() // and removes its directory
 }
 
 func start() (*rig, error) {
@@ -92,6 +94,11 @@ func start() (*rig, error) {
 	if err != nil {
 		return nil, err
 	}
+	return startIn(dir)
+}
+
+// startIn starts a server in a data directory that may hold data already.
+func startIn(dir string) (*rig, error) {
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		return nil, err
@@ -108,13 +115,16 @@ func start() (*rig, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
-	r := &rig{Server: s, addr: l.Addr().String(), stop: func() {
+	r := &rig{Server: s, dir: dir, addr: l.Addr().String(), halt: func() {
 		cancel()
 		<-done
 		s.Close()
 		log.Close()
-		os.RemoveAll(dir)
 	}}
+	r.stop = func() {
+		r.halt()
+		os.RemoveAll(dir)
+	}
 	return r, nil
 }
 

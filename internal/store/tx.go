@@ -180,7 +180,7 @@ func decodeStrings(text string) ([]string, error) {
 func subtreeEnd(path string) string { return strings.TrimSuffix(path, "/") + "0" }
 
 // window is a query for one page of an ordered list. It looks at the first
-// MaxScan rows of the list that follow the page's position, and lets the
+// scan rows of the list that follow the page's position, and lets the
 // filter choose from them.
 type window struct {
 	columns string // of a row of the list, as the filter sees them
@@ -190,6 +190,7 @@ type window struct {
 	where   []string // what bounds the list itself
 	filter  []string // what the page wants of it
 	result  string   // the columns of a row of the page
+	scan    int      // how many rows of the list to look at; 0 for MaxScan
 
 	args       []any
 	windowArgs int // how many of args belong to where
@@ -216,7 +217,11 @@ func (w *window) want(condition string) { w.filter = append(w.filter, condition)
 func (t *tx) page(w *window, limit int, scan, last func(row) error) (more bool, err error) {
 	list := "FROM " + w.from + where(w.where) + " ORDER BY " + w.order + " LIMIT "
 	bound := w.args[:w.windowArgs:w.windowArgs]
-	text := "SELECT " + w.result + " FROM (SELECT " + w.columns + " " + list + strconv.Itoa(MaxScan) + ") AS e" + where(w.filter)
+	size := w.scan
+	if size == 0 {
+		size = MaxScan
+	}
+	text := "SELECT " + w.result + " FROM (SELECT " + w.columns + " " + list + strconv.Itoa(size) + ") AS e" + where(w.filter)
 	if t.d.ordersSubquery {
 		text += " ORDER BY " + w.order
 	}
@@ -230,7 +235,7 @@ func (t *tx) page(w *window, limit int, scan, last func(row) error) (more bool, 
 	if err != nil || n > limit {
 		return n > limit, err
 	}
-	err = t.queryRow(last, "SELECT "+w.key+" "+list+"1 OFFSET "+strconv.Itoa(MaxScan-1), bound...)
+	err = t.queryRow(last, "SELECT "+w.key+" "+list+"1 OFFSET "+strconv.Itoa(size-1), bound...)
 	if err == org.ErrAbsent {
 		return false, nil
 	}
