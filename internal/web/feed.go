@@ -3,7 +3,6 @@ package web
 import (
 	"context"
 	"errors"
-	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -203,5 +202,3 @@ func (p *patientWriter) extend() error {
 	}
 	return err
 }
-
-var _ io.Writer = (*patientWriter)(nil)
