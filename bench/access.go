@@ -29,12 +29,12 @@ func fill(dir string, n int) error {
 		return err
 	}
 	defer db.Close()
-	if err := db.Exec(`PRAGMA synchronous = OFF; PRAGMA cache_size = -400000; PRAGMA wal_autocheckpoint = 100000`); err != nil {
+	if err := db.Exec(`PRAGMA synchronous = OFF; PRAGMA cache_size = -64000; PRAGMA wal_autocheckpoint = 100000`); err != nil {
 		return err
 	}
 	now := time.Now()
 	begin, step := now.AddDate(0, 0, -300).UnixMicro(), now.Sub(now.AddDate(0, 0, -300)).Microseconds()/int64(n)
-	const chunk = 500_000
+	const chunk = 100_000
 	for done := 0; done < n; done += chunk {
 		if err := db.Exec(fmt.Sprintf(`INSERT INTO access_events (root_id, at, seq, id, org_id, user_name, action, status, ip, user_agent, method, path, request_id, api_key_id)
 			WITH RECURSIVE c (n) AS (SELECT %d UNION ALL SELECT n + 1 FROM c WHERE n < %d)
