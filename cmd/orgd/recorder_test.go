@@ -217,4 +217,3 @@ func lastOf(m map[string]bool, prefix string) string {
 	}
 	return ""
 }
-
