@@ -215,7 +215,7 @@ func walk(p *base.SchemaProxy, seen map[string]bool, fn func(at string, s *base.
 func TestExamples(t *testing.T) {
 	m, v := model(t)
 	for _, op := range operations(m) {
-		path := strings.NewReplacer("{org_id}", "org-123", "{key_id}", "key_1", "{tag}", "beta").Replace(op.path)
+		path := strings.NewReplacer("{org_id}", "org-123", "{key_id}", "key_1", "{tag}", "beta", "{meter}", "tokens").Replace(op.path)
 		if op.RequestBody != nil {
 			for mediaType, content := range op.RequestBody.Content.FromOldest() {
 				if !strings.HasSuffix(mediaType, "json") || strings.HasSuffix(mediaType, "ndjson") {

@@ -19,14 +19,16 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/server"
+	"github.com/orgd/orgd/internal/usage"
 )
 
 // serveFlags are the flags of serve and demo.
 type serveFlags struct {
 	dataDir, database, listen, basePath string
 	trustedProxies                      []string
-	restoreWindow                       time.Duration
+	restoreWindow, monthCloseAfter      time.Duration
 	spoolMaxMiB                         int64
 	auditAnchor                         string
 	witnesses                           []string
@@ -40,6 +42,7 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.basePath, "base-path", "", "`path` under which the API is served too, such as /api/v1")
 	fs.StringSliceVar(&f.trustedProxies, "trusted-proxies", nil, "`CIDRs` of the proxies that are believed about the client's address and, in /forward_auth, about the original request (default none)")
 	fs.DurationVar(&f.restoreWindow, "restore-window", 30*24*time.Hour, "how long a deleted organization can be restored")
+	fs.DurationVar(&f.monthCloseAfter, "month-close-after", org.DefaultMonthCloseAfter, "how long after its end a month still takes late usage events")
 	fs.Int64Var(&f.spoolMaxMiB, "spool-max", 1024, "how many `MiB` of recorded requests may wait for the database before requests get 503")
 	fs.StringVar(&f.auditAnchor, "audit-anchor", "", "append-only `file` that keeps what was signed of the audit logs, better not on the database's disk (default audit.anchor in the data directory)")
 	fs.StringSliceVar(&f.witnesses, "witness", nil, "a `witness` that cosigns the audit logs (C2SP tlog-witness): its URL and its verifier key, with a space between them")
@@ -95,6 +98,11 @@ func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 	}
 	if f.restoreWindow < 0 {
 		return c, usageError("--restore-window cannot be negative")
+	}
+	if c.MonthCloseAfter = f.monthCloseAfter; f.monthCloseAfter < 0 || f.monthCloseAfter > usage.Window {
+		return c, usageError("--month-close-after must be from 0 to %s", usage.Window)
+	} else if f.monthCloseAfter == 0 {
+		c.MonthCloseAfter = -1
 	}
 	if f.spoolMaxMiB < 1 {
 		return c, usageError("--spool-max must be at least 1")

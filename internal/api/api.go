@@ -119,7 +119,7 @@ func (a *API) Routes() []web.Route {
 		{Method: "GET", Pattern: "/openapi.json", Operation: "openapiJSON", Rule: open, Handle: a.openapiJSON},
 		{Method: "GET", Pattern: "/openapi.yaml", Operation: "openapiYAML", Rule: open, Handle: a.openapiYAML},
 		{Method: "GET", Pattern: "/docs", Operation: "docs", Rule: open, Handle: a.docs},
-	}, a.trailRoutes())
+	}, a.trailRoutes(), a.meterRoutes(), a.usageEventRoutes())
 }
 
 var open = web.Rule{Open: true}

@@ -74,6 +74,12 @@ var samples = map[string]sample{
 	"deleteLimit":               {path: "/orgs/ORG/limits/api_calls"},
 	"verify":                    {path: "/verify", body: `{"key":"SECRET"}`, elsewhere: true},
 	"forwardAuth":               {path: "/forward_auth?org=ORG&permission=orgs:read&meter=api_calls"},
+	"ingestUsage":               {path: "/orgs/ORG/consumption/events", body: `{"id":"NEW","meter":"api_calls","quantity":1}`},
+	"ingestEvents":              {path: "/api/v1/events", body: `{"specversion":"1.0","id":"NEW","source":"test","type":"api_calls","data":{"quantity":1}}`, elsewhere: true},
+	"listMeters":                {path: "/orgs/ORG/meters"},
+	"getMeter":                  {path: "/orgs/ORG/meters/api_calls"},
+	"putMeter":                  {path: "/orgs/ORG/meters/tokens", body: `{"unit":"tokens","aggregation":"sum"}`},
+	"deleteMeter":               {path: "/orgs/ORG/meters/tokens"},
 }
 
 // open are the operations that need no key.
@@ -180,7 +186,8 @@ func expected(operation string, sm sample, keyName, target string) int {
 			return http.StatusForbidden // the key to change reaches further
 		}
 	case "getCustomizationSchema", "putCustomizationSchema", "deleteCustomizationSchema", "getAuditTile", "exportAuditLog",
-		"getAccessLogRetention", "putAccessLogRetention":
+		"getAccessLogRetention", "putAccessLogRetention",
+		"listMeters", "getMeter", "putMeter", "deleteMeter":
 		return http.StatusConflict // visible and permitted, but not a root
 	}
 	return 0

@@ -71,8 +71,12 @@ func (s *Service) recordable(ctx context.Context, rootID, slug string, quantity 
 	if slug == usage.APICalls {
 		return quantity, nil
 	}
-	for _, m := range usage.BuiltIn() {
-		switch {
+	meters, err := s.metersOf(ctx, rootID)
+	if err != nil {
+		return 0, err
+	}
+	for i := range meters {
+		switch m := &meters[i]; {
 		case m.Slug != slug:
 		case m.Aggregation == usage.Sum:
 			return quantity, nil

@@ -12,6 +12,7 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/usage"
 )
 
 // Fold is the state of organizations rebuilt from their audit trail alone.
@@ -29,13 +30,22 @@ type Fold struct {
 	Limits     map[string]map[string]*Limit // by organization and meter
 	// AccessRetentions has the days of those roots where they were set.
 	AccessRetentions map[string]int
+	Meters           map[string]map[string]*usage.Meter // by root and slug
+	// Closed are the months of a root that are closed.
+	Closed map[string][]usage.Month
+	// Adjustments are those that somebody made, by organization.
+	Adjustments map[string][]usage.Adjustment
+	// ErasedUsage has the meters and adjustments of which a value was erased.
+	ErasedUsage map[string]bool
 }
 
 // NewFold returns the state before the first entry.
 func NewFold() *Fold {
 	return &Fold{Orgs: map[string]*Organization{}, Keys: map[string]*key.Key{}, ErasedKeys: map[string]bool{},
 		Schemas: map[string]jsontext.Value{}, Limits: map[string]map[string]*Limit{},
-		AccessRetentions: map[string]int{}}
+		AccessRetentions: map[string]int{},
+		Meters:           map[string]map[string]*usage.Meter{}, Closed: map[string][]usage.Month{}, Adjustments: map[string][]usage.Adjustment{},
+		ErasedUsage: map[string]bool{}}
 }
 
 // Add applies one entry. It fails on an entry that cannot follow on the state.
@@ -73,6 +83,12 @@ func (f *Fold) add(e *audit.Entry) error {
 		return f.foldKey(o, verb, e)
 	case "limit":
 		return f.foldLimit(o, verb, e)
+	case "meter":
+		return f.foldMeter(o, verb, e)
+	case "month":
+		f.Closed[o.ID] = append(f.Closed[o.ID], usage.Month(e.Target.ID))
+	case "consumption":
+		return f.foldAdjustment(o, e)
 	case "access_log_retention":
 		if slices.Contains(e.Erased, allChanges) {
 			delete(f.AccessRetentions, o.ID)
@@ -161,6 +177,7 @@ func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
 			delete(f.Schemas, id)
 			delete(f.Limits, id)
 			delete(f.AccessRetentions, id)
+			delete(f.Meters, id)
 		}
 		for id, k := range f.Keys {
 			if gone[k.OrgID] {
@@ -322,6 +339,60 @@ func (f *Fold) foldLimit(o *Organization, verb string, e *audit.Entry) error {
 			return fmt.Errorf("unknown pointer %s", c.Pointer)
 		}
 		if err := json.Unmarshal(c.New, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *Fold) foldMeter(o *Organization, verb string, e *audit.Entry) error {
+	if verb == "deleted" {
+		delete(f.Meters[o.ID], e.Target.ID)
+		return nil
+	}
+	if f.Meters[o.ID] == nil {
+		f.Meters[o.ID] = map[string]*usage.Meter{}
+	}
+	m := f.Meters[o.ID][e.Target.ID]
+	if m == nil {
+		m = &usage.Meter{Slug: e.Target.ID, CreatedAt: e.Timestamp}
+		f.Meters[o.ID][m.Slug] = m
+	}
+	m.UpdatedAt = e.Timestamp
+	m.Version++
+	if slices.Contains(e.Erased, allChanges) {
+		f.ErasedUsage[m.Slug] = true
+		return nil
+	}
+	return foldChanges(e.Changes, map[string]any{"/unit": &m.Unit, "/aggregation": &m.Aggregation, "/description": &m.Description,
+		"/event_type": &m.EventType, "/value": &m.Value})
+}
+
+func (f *Fold) foldAdjustment(o *Organization, e *audit.Entry) error {
+	if slices.Contains(e.Erased, allChanges) {
+		f.ErasedUsage[e.Target.ID] = true
+		return nil
+	}
+	a := usage.Adjustment{ID: e.Target.ID, RootID: o.RootID, OrgID: o.ID, Origin: usage.FromActor, CreatedBy: e.Actor.ID, CreatedAt: e.Timestamp}
+	err := foldChanges(e.Changes, map[string]any{"/month": &a.Month, "/for_month": &a.For, "/meter": &a.Meter,
+		"/quantity": &a.Quantity, "/reason": &a.Reason})
+	f.Adjustments[o.ID] = append(f.Adjustments[o.ID], a)
+	return err
+}
+
+// foldChanges sets the members that changes name, to their zero value where
+// there is nothing new.
+func foldChanges(changes []audit.Change, members map[string]any) error {
+	for _, c := range changes {
+		p, ok := members[c.Pointer]
+		if !ok {
+			return fmt.Errorf("unknown pointer %s", c.Pointer)
+		}
+		v := c.New
+		if v == nil {
+			v = jsontext.Value("null")
+		}
+		if err := json.Unmarshal(v, p); err != nil {
 			return err
 		}
 	}

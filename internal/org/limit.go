@@ -305,7 +305,7 @@ func pathOf(path, id string) string {
 
 // tightest returns the smallest of the limits on a meter, nil if there is
 // none. Of two that are equal it is the hard one.
-func tightest(limits []LimitUse, meter string) *usage.Decimal {
+func tightest(limits []Limit, meter string) *usage.Decimal {
 	var least *usage.Decimal
 	for i := range limits {
 		if l := &limits[i]; l.Meter == meter && (least == nil || l.Amount < *least) {

@@ -31,10 +31,13 @@ type Service struct {
 	rand          io.Reader
 	restoreWindow time.Duration
 	operatorHash  [32]byte
+	// monthCloseAfter is how long after its end a month takes late events.
+	monthCloseAfter time.Duration
 
 	orgs   *otter.Cache[string, *Snapshot]
 	keys   *otter.Cache[string, *keySnapshot]
 	bounds *otter.Cache[string, *bounds] // by path
+	meters *otter.Cache[string, *rootMeters]
 	spool  Spool
 	gauges *gauges
 
@@ -53,6 +56,9 @@ type Config struct {
 	OperatorHash  [32]byte      // SHA-256 of the operator key
 	Spool         Spool
 	Keyring       *audit.Keyring // the keys that sign the audit logs
+	// MonthCloseAfter is how long after its end a month still takes late
+	// events; zero for DefaultMonthCloseAfter, negative for not at all.
+	MonthCloseAfter time.Duration
 }
 
 // NewService returns a service.
@@ -69,7 +75,15 @@ func NewService(c Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
+	meters, err := otter.New(&otter.Options[string, *rootMeters]{MaximumSize: 20_000})
+	if err != nil {
+		return nil, err
+	}
+	closeAfter := c.MonthCloseAfter
+	if closeAfter == 0 {
+		closeAfter = DefaultMonthCloseAfter
+	}
+	return &Service{meters: meters, monthCloseAfter: max(closeAfter, 0), store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
 		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
 		bounds: limits, spool: c.Spool, gauges: newGauges(),
 		keyring: c.Keyring, changed: changedRoots{roots: map[string]bool{}, wake: make(chan struct{}, 1)}}, nil

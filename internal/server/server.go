@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -37,11 +38,14 @@ type Config struct {
 	BasePath       string // a second place where the API is served, such as /api/v1
 	TrustedProxies []netip.Prefix
 	RestoreWindow  time.Duration
-	OperatorKey    string // instead of the one in DataDir
-	SpoolMaxBytes  int64  // how much may wait for the database; 0 for the default
-	AuditKey       string // the seeds of the keys that sign audit logs, instead of those in DataDir
-	AuditAnchor    string // the file that keeps what was signed; empty for one in DataDir
-	Witnesses      []string
+	// MonthCloseAfter is how long after its end a month still takes late
+	// events; zero for org.DefaultMonthCloseAfter, negative for not at all.
+	MonthCloseAfter time.Duration
+	OperatorKey     string // instead of the one in DataDir
+	SpoolMaxBytes   int64  // how much may wait for the database; 0 for the default
+	AuditKey        string // the seeds of the keys that sign audit logs, instead of those in DataDir
+	AuditAnchor     string // the file that keeps what was signed; empty for one in DataDir
+	Witnesses       []string
 	// SignInterval is the shortest time between two signings of audit logs; 0
 	// for the default. Negative: they are not signed.
 	SignInterval time.Duration
@@ -111,7 +115,7 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.Service, err = org.NewService(org.Config{Store: s.Store, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
-		RestoreWindow: c.RestoreWindow, OperatorHash: hash, Spool: s.Recorder, Keyring: keyring})
+		RestoreWindow: c.RestoreWindow, MonthCloseAfter: c.MonthCloseAfter, OperatorHash: hash, Spool: s.Recorder, Keyring: keyring})
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +146,13 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
-	go s.purge(background)
+	go func() {
+		defer close(s.done)
+		var wg sync.WaitGroup
+		wg.Go(func() { s.purge(background) })
+		wg.Go(func() { s.closeMonths(background) })
+		wg.Wait()
+	}()
 	if c.SignInterval >= 0 {
 		s.log.start(background)
 	}
@@ -295,7 +305,6 @@ const (
 )
 
 func (s *Server) purge(ctx context.Context) {
-	defer close(s.done)
 	wait := time.NewTimer(time.Minute)
 	defer wait.Stop()
 	for {
@@ -319,6 +328,42 @@ func (s *Server) purge(ctx context.Context) {
 			s.config.Log.Info("removed access events past their retention", "events", n)
 		}
 		wait.Reset(purgeInterval)
+	}
+}
+
+const (
+	// closeInterval is how late a month may be closed.
+	closeInterval = time.Second
+	// closeAgain is how often months are looked for that should have been
+	// closed, and events whose time is over.
+	closeAgain = time.Hour
+)
+
+// closeMonths closes the months whose time has come.
+func (s *Server) closeMonths(ctx context.Context) {
+	tick := time.NewTicker(closeInterval)
+	defer tick.Stop()
+	var next, again time.Time
+	for {
+		if now := s.config.Now(); !now.Before(next) || !now.Before(again) {
+			next, again = s.Service.NextClose(), now.Add(closeAgain)
+			n, err := s.Service.CloseMonths(ctx)
+			if n > 0 {
+				s.config.Log.Info("closed months", "months", n)
+			}
+			if err == nil {
+				err = s.Service.PruneUsage(ctx)
+			}
+			if err != nil && ctx.Err() == nil {
+				s.config.Log.Error("months could not be closed; it is tried again", "error", err)
+				next = now.Add(10 * closeInterval)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/usage"
 )
 
 const eventColumns = `root_id, at, seq, id, org_id, user_name, action, status, ip, user_agent, method, path, request_id, api_key_id`
@@ -132,7 +133,27 @@ func (t *tx) nextEvents(rootID string, n int) (before int64, err error) {
 // invalid UTF-8 and NUL, is replaced by U+FFFD, so that no client can make a
 // batch impossible to store. Errors are those of Write.
 func (s *Store) Flush(ctx context.Context, b access.Batch) error {
-	totals := rollUp(b.Usage)
+	for {
+		var last time.Time
+		for i := range b.Usage {
+			if at := b.Usage[i].At; at.After(last) {
+				last = at
+			}
+		}
+		err := s.flush(ctx, b, last)
+		var beyond *usage.RangeError
+		if !errors.As(err, &beyond) {
+			return err
+		}
+		// A quantity that no total can hold must not keep the rest from being
+		// stored.
+		b.Usage = slices.DeleteFunc(slices.Clone(b.Usage), func(u access.Usage) bool {
+			return u.Meter == beyond.Meter && strings.Contains("/"+u.Path, "/"+beyond.OrgID+"/")
+		})
+	}
+}
+
+func (s *Store) flush(ctx context.Context, b access.Batch, at time.Time) error {
 	return s.write(ctx, func(t *tx) error {
 		stored, err := t.moveSpool(b.SpoolID, b.From, b.Position)
 		if err != nil || stored {
@@ -141,7 +162,11 @@ func (s *Store) Flush(ctx context.Context, b access.Batch) error {
 		if err := t.insertEvents(b.Events); err != nil {
 			return err
 		}
-		if err := t.addTotals(totals); err != nil {
+		entries, err := t.recordedEntries(b.Usage)
+		if err != nil {
+			return err
+		}
+		if err := t.AddUsage(entries, at); err != nil {
 			return err
 		}
 		return t.touchKeys(b.Uses)

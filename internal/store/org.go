@@ -301,6 +301,12 @@ func (t *tx) Purge(rootID, deletionID string) (int64, error) {
 		`DELETE FROM access_claims WHERE root_id = $1`,
 		`DELETE FROM access_retentions WHERE root_id = $1`,
 		`DELETE FROM usage_totals WHERE root_id = $1`,
+		`DELETE FROM usage_days WHERE root_id = $1`,
+		`DELETE FROM usage_adjustments WHERE root_id = $1`,
+		`DELETE FROM usage_events WHERE root_id = $1`,
+		`DELETE FROM usage_states WHERE root_id = $1`,
+		`DELETE FROM usage_months WHERE root_id = $1`,
+		`DELETE FROM meters WHERE root_id = $1`,
 	} {
 		if _, err := t.exec(text, rootID); err != nil {
 			return 0, err

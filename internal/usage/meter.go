@@ -2,7 +2,10 @@ package usage
 
 import (
 	"fmt"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -35,8 +38,65 @@ type Meter struct {
 	Unit        string
 	Aggregation Aggregation
 	Description string
-	EventType   string // the type of the CloudEvents that it counts
-	Value       string // JSON Pointer (RFC 6901) into their data, to the quantity
+	EventType   string    // the type of the CloudEvents that it counts
+	Value       string    // JSON Pointer (RFC 6901) into their data, to the quantity
+	CreatedAt   time.Time // zero for a built-in meter, like all that follows
+	UpdatedAt   time.Time
+	Version     int64
+}
+
+// BuiltIn reports whether every root has the meter.
+func (m *Meter) BuiltIn() bool { return m.Version == 0 }
+
+// Limits of the texts of a meter, in characters.
+const (
+	maxUnit        = 32
+	maxDescription = 256
+	maxEventType   = 256
+	maxPointer     = 256
+)
+
+// Check returns an error, problem.InvalidBody, unless m may be defined. Its
+// slug is for CheckSlug to check.
+func (m *Meter) Check() error {
+	for _, f := range []struct {
+		pointer, text string
+		least, most   int
+	}{
+		{"/unit", m.Unit, 1, maxUnit}, {"/description", m.Description, 0, maxDescription},
+		{"/event_type", m.EventType, 1, maxEventType}, {"/value", m.Value, 0, maxPointer},
+	} {
+		if n := utf8.RuneCountInString(f.text); n < f.least || n > f.most {
+			return problem.Body(f.pointer, "must be %d to %d characters", f.least, f.most)
+		}
+		if strings.ContainsFunc(f.text, unicode.IsControl) {
+			return problem.Body(f.pointer, "must not contain control characters")
+		}
+	}
+	if !m.Aggregation.Valid() {
+		return problem.Body("/aggregation", "must be sum, count, max or latest")
+	}
+	if !validPointer(m.Value) {
+		return problem.Body("/value", "must be a JSON Pointer (RFC 6901) into the data of the event, such as %s", DefaultValue)
+	}
+	return nil
+}
+
+// validPointer reports whether s is a JSON Pointer (RFC 6901, section 3).
+func validPointer(s string) bool {
+	if s != "" && s[0] != '/' {
+		return false
+	}
+	for rest := s; ; {
+		_, after, found := strings.Cut(rest, "~")
+		if !found {
+			return true
+		}
+		if after == "" || after[0] != '0' && after[0] != '1' {
+			return false
+		}
+		rest = after
+	}
 }
 
 // DefaultValue is where the quantity of a CloudEvent is found unless its meter

@@ -51,3 +51,36 @@ func (m Month) Next() Month { return MonthOf(m.End()) }
 // Closes returns when m, which must be valid, stops to accept events if late
 // ones are accepted for grace after its end.
 func (m Month) Closes(grace time.Duration) time.Time { return m.End().Add(grace) }
+
+// Closed reports whether m, which must be valid, has stopped to accept events
+// at the time now.
+func (m Month) Closed(now time.Time, grace time.Duration) bool { return !now.Before(m.Closes(grace)) }
+
+// Day is a day in UTC, written "2026-11-25". Days compare as strings in the
+// order of time.
+type Day string
+
+// DayOf returns the day in which t lies in UTC.
+func DayOf(t time.Time) Day { return Day(t.UTC().Format(time.DateOnly)) }
+
+// Days returns the days of m, which must be valid, up to the one in which
+// until lies; none if m begins later.
+func (m Month) Days(until time.Time) []Day {
+	var days []Day
+	for t := m.Start(); t.Before(m.End()) && !t.After(until); t = t.AddDate(0, 0, 1) {
+		days = append(days, DayOf(t))
+	}
+	return days
+}
+
+// Months returns the months from first to last, both included and valid.
+func Months(first, last Month) []Month {
+	var months []Month
+	for m := first; m <= last && m.Valid(); m = m.Next() {
+		months = append(months, m)
+	}
+	return months
+}
+
+// Month returns the month in which d lies.
+func (d Day) Month() Month { return Month(d[:len(monthLayout)]) }

@@ -1,6 +1,9 @@
-// Package usage holds what organizations consume: meters, months, exact
-// quantities and their totals up the tree. It is pure: no storage, no HTTP.
+// Package usage holds what organizations consume: meters, months, events,
+// exact quantities and their totals up the tree. It is pure: no storage, no
+// HTTP.
 package usage
+
+import "time"
 
 // Total is what one organization consumed of one meter in one month while it
 // had one parent. An organization that moved within the month has one Total
@@ -18,4 +21,116 @@ type Total struct {
 	Meter    string
 	Own      Decimal
 	Total    Decimal // own and all descendants
+	Recorded Decimal // the part of Own that comes from recorded requests, which leave no Event
+}
+
+// DayTotal is what Total is, for one day (UTC). On meters that add up (Sum and
+// Count) the days of a month and its adjustments add up to the month; on the
+// others each day stands for itself. Adjustments belong to no day.
+type DayTotal struct {
+	RootID   string
+	OrgID    string
+	ParentID string
+	Day      Day
+	Meter    string
+	Own      Decimal
+	Total    Decimal
+}
+
+// Event is one event for one meter, as it is stored.
+type Event struct {
+	EventKey
+	OrgID    string
+	Meter    string
+	At       time.Time
+	Quantity Decimal
+}
+
+// EventKey is the identity of an event: Source and ID together name one event
+// of a root. An event that several meters count has a Part for each of them,
+// from 0.
+type EventKey struct {
+	RootID string
+	Source string
+	ID     string
+	Part   int
+}
+
+// Series is what an aggregate is of: the events of one organization for one
+// meter in one period.
+type Series struct {
+	RootID string
+	Period string // a Month or a Day
+	OrgID  string
+	Meter  string
+}
+
+// State is the aggregate of a Series, kept for the aggregations that need to
+// know it: Max and Latest.
+type State struct {
+	Value    Decimal
+	LatestAt time.Time // of the newest event; zero before the first
+}
+
+// Entry adds to the totals of the organization at the end of Path, and to
+// those of all its ancestors.
+type Entry struct {
+	Path     string // ids from the root down, each followed by a slash
+	Meter    string
+	Month    Month // in which it is counted
+	Quantity Decimal
+	Recorded bool    // it comes from recorded requests
+	Day      Day     // empty for what belongs to no day
+	OfDay    Decimal // added to the day
+	// For is the closed month that the entry is for, empty if it is for Month.
+	// What it adds is then also added to an Adjustment.
+	For Month
+}
+
+// Origin says where an Adjustment comes from.
+type Origin string
+
+const (
+	FromEvents   Origin = "events"   // events that were sent in after their month had closed
+	FromRecorder Origin = "requests" // requests that were recorded, and stored after their month had closed
+	FromActor    Origin = "actor"    // somebody made it
+)
+
+// Adjustment is consumption that is counted in one month for another, or a
+// correction. It is never changed, except that one from late events or
+// requests grows with every further one of the same organization, meter and
+// months.
+type Adjustment struct {
+	ID        string
+	RootID    string
+	OrgID     string
+	Month     Month // in which it is counted
+	For       Month // the month that it is for
+	Meter     string
+	Quantity  Decimal
+	Reason    string
+	Origin    Origin
+	CreatedBy string // the id of who made it; empty unless Origin is FromActor
+	CreatedAt time.Time
+}
+
+const (
+	// Window is how long after the end of its month an event is still taken,
+	// and its identity kept. An older one could not be told from one that was
+	// counted already.
+	Window = 35 * 24 * time.Hour
+	// Ahead is how far in the future an event may be, for clocks that differ.
+	Ahead = 5 * time.Minute
+)
+
+// RangeError says that a quantity would take what an organization and its
+// descendants consumed of a meter out of the range of a Decimal.
+type RangeError struct {
+	OrgID string
+	Meter string
+	Month Month
+}
+
+func (e *RangeError) Error() string {
+	return "the consumption of " + e.Meter + " by " + e.OrgID + " in " + string(e.Month) + " would be out of range"
 }

@@ -165,7 +165,12 @@ func (r *Request) DecodeAs(v any, mediaTypes ...string) error {
 }
 
 // DecodeJSON decodes strictly; see Request.Decode.
-func DecodeJSON(b []byte, v any) error {
+func DecodeJSON(b []byte, v any) error { return decodeJSON(b, v, true) }
+
+// DecodeOpenJSON is DecodeJSON for objects that may have further members.
+func DecodeOpenJSON(b []byte, v any) error { return decodeJSON(b, v, false) }
+
+func decodeJSON(b []byte, v any, closed bool) error {
 	if len(strings.TrimSpace(string(b[:min(len(b), 64)]))) == 0 && len(b) < 64 {
 		return problem.Body("", "is missing: the body is empty").WithFix("Send a JSON object.")
 	}
@@ -175,7 +180,7 @@ func DecodeJSON(b []byte, v any) error {
 	if depth(b) > maxDepth {
 		return problem.Body("", "is nested deeper than %d levels", maxDepth)
 	}
-	if err := json.Unmarshal(b, v, json.RejectUnknownMembers(true)); err != nil {
+	if err := json.Unmarshal(b, v, json.RejectUnknownMembers(closed)); err != nil {
 		return bodyError(err)
 	}
 	return nil

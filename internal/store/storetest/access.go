@@ -267,8 +267,8 @@ func testFlush(t *testing.T, s Store) {
 		Usage:  []access.Usage{use("r/a/b/", 1_000_000), use("r/a/b/", 500_000), use("r/a/", 1)}}
 	want := map[string][]usage.Total{
 		"r": {{RootID: "r", OrgID: "r", Month: month, Meter: usage.APICalls, Total: 1_500_001}},
-		"a": {{RootID: "r", OrgID: "a", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 1, Total: 1_500_001}},
-		"b": {{RootID: "r", OrgID: "b", ParentID: "a", Month: month, Meter: usage.APICalls, Own: 1_500_000, Total: 1_500_000}},
+		"a": {{RootID: "r", OrgID: "a", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 1, Total: 1_500_001, Recorded: 1}},
+		"b": {{RootID: "r", OrgID: "b", ParentID: "a", Month: month, Meter: usage.APICalls, Own: 1_500_000, Total: 1_500_000, Recorded: 1_500_000}},
 	}
 	check := func() {
 		t.Helper()
@@ -299,7 +299,7 @@ func testFlush(t *testing.T, s Store) {
 	batch.Usage = []access.Usage{use("r/b/", 2)} // after a move
 	flushBatch(t, s, batch)
 	want["r"][0].Total += 2
-	want["b"] = append(want["b"], usage.Total{RootID: "r", OrgID: "b", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 2, Total: 2})
+	want["b"] = append(want["b"], usage.Total{RootID: "r", OrgID: "b", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 2, Total: 2, Recorded: 2})
 	check()
 	wantEqual(t, get(t, s, func(tx org.Tx) ([]usage.Total, error) { return tx.Totals("r", "b", month.Next()) }), []usage.Total(nil))
 }

@@ -1,0 +1,171 @@
+package org
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/usage"
+)
+
+// DefaultMonthCloseAfter is how long after its end a month still takes late
+// events unless the operator says otherwise.
+const DefaultMonthCloseAfter = 72 * time.Hour
+
+// openMonth returns the month in which what belongs to month is counted: month
+// itself or, if it is closed, the first later one that is not. It keeps that
+// month from being closed until the transaction ends.
+//
+// A month of which nothing is known is closed when its time has come. One that
+// is known stays open until CloseMonth has closed it, a few seconds later.
+func (s *Service) openMonth(tx Tx, rootID string, month usage.Month, now time.Time) (usage.Month, error) {
+	for ; ; month = month.Next() {
+		closed, err := tx.HoldMonth(rootID, month)
+		if errors.Is(err, ErrAbsent) {
+			if closed = month.Closed(now, s.monthCloseAfter); closed {
+				continue
+			}
+			if err = tx.OpenMonth(rootID, month); err == nil {
+				closed, err = tx.HoldMonth(rootID, month)
+			}
+		}
+		if err != nil || !closed {
+			return month, err
+		}
+	}
+}
+
+// CloseMonth closes a month of a root for good: from then on nothing changes
+// what was consumed in it. What belongs to it and comes later is an adjustment
+// in a month that is open.
+//
+// It runs in one transaction, after every transaction that counts something in
+// the month and before every one that finds it closed: what is read here, after
+// Tx.CloseMonth, is final, and so is the place for what shall be said of the
+// month in the audit log. Closing a closed month does nothing.
+func (s *Service) CloseMonth(ctx context.Context, rootID string, month usage.Month) (audit.Receipt, error) {
+	call := &Call{Actor: key.System()}
+	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		o, err := c.locked(rootID)
+		if err != nil || o == nil {
+			return nil, nil, err
+		}
+		closed, err := c.Tx.CloseMonth(rootID, month, c.at)
+		if err != nil || !closed {
+			return nil, nil, err
+		}
+		return nil, []audit.Draft{c.entry(o, "month.closed", audit.Target{Type: "month", ID: string(month)},
+			[]audit.Change{{Pointer: "/status", Old: value("open"), New: value("closed")}})}, nil
+	})
+}
+
+// closeStep is how many months are looked up at a time.
+const closeStep = 100
+
+// lastMonth returns the newest month that ended at least after ago.
+func (s *Service) lastMonth(after time.Duration) usage.Month {
+	m := usage.MonthOf(s.Now())
+	for !m.Closed(s.Now(), after) {
+		m = usage.MonthOf(m.Start().Add(-time.Hour))
+	}
+	return m
+}
+
+// NextClose returns when the next month will have to be closed.
+func (s *Service) NextClose() time.Time {
+	return s.lastMonth(s.monthCloseAfter).Next().Closes(s.monthCloseAfter)
+}
+
+// CloseMonths closes all months whose time has come, and returns how many. It
+// stops at the first error.
+func (s *Service) CloseMonths(ctx context.Context) (int, error) {
+	n := 0
+	for ctx.Err() == nil {
+		last := s.lastMonth(s.monthCloseAfter)
+		var months []Month
+		err := s.store.Read(ctx, func(tx Tx) (err error) {
+			months, err = tx.MonthsToClose(last, closeStep)
+			return err
+		})
+		if err != nil || len(months) == 0 {
+			return n, err
+		}
+		for _, m := range months {
+			receipt, err := s.CloseMonth(ctx, m.RootID, m.Month)
+			if err != nil {
+				return n, err
+			}
+			if receipt.Origin == "" {
+				// Its root has been purged, and with it whoever could ask.
+				err = s.store.Write(ctx, func(tx Tx) error {
+					_, err := tx.CloseMonth(m.RootID, m.Month, s.Now())
+					return err
+				})
+				if err != nil {
+					return n, err
+				}
+			}
+			n++
+		}
+	}
+	return n, ctx.Err()
+}
+
+const (
+	// pruneStep is how many events a step of PruneUsage looks at.
+	pruneStep = 2000
+	// pruneMargin is how long the identities of events are kept after the last
+	// moment at which one of their month is taken: for requests under way, and
+	// for the clocks of other processes.
+	pruneMargin = time.Hour
+)
+
+// PruneUsage removes the events of months that take none any more, since their
+// identities are not needed any longer. Totals, days and adjustments stay. It
+// works in small steps, each a transaction of its own, and stops at the first
+// error.
+func (s *Service) PruneUsage(ctx context.Context) error {
+	last := s.lastMonth(usage.Window + pruneMargin)
+	for ctx.Err() == nil {
+		var months []Month
+		err := s.store.Read(ctx, func(tx Tx) (err error) {
+			months, err = tx.MonthsToPrune(last, closeStep)
+			return err
+		})
+		if err != nil || len(months) == 0 {
+			return err
+		}
+		for _, m := range months {
+			if err := s.pruneMonth(ctx, m); err != nil {
+				return err
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+func (s *Service) pruneMonth(ctx context.Context, m Month) error {
+	for after := (&usage.EventKey{RootID: m.RootID}); after != nil; {
+		var next *usage.EventKey
+		err := s.store.Write(ctx, func(tx Tx) (err error) {
+			next, err = tx.PruneEvents(m.RootID, m.Month.End(), *after, pruneStep)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		after = next
+	}
+	periods := []string{string(m.Month)}
+	for _, day := range m.Month.Days(m.Month.End()) {
+		periods = append(periods, string(day))
+	}
+	for _, period := range periods {
+		if err := s.store.Write(ctx, func(tx Tx) error { return tx.PruneStates(m.RootID, period) }); err != nil {
+			return err
+		}
+	}
+	return s.store.Write(ctx, func(tx Tx) error { return tx.MarkPruned(m.RootID, m.Month, s.Now()) })
+}

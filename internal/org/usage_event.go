@@ -1,0 +1,453 @@
+package org
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/usage"
+)
+
+// UsageEvent is an event as somebody sent it in. Exactly one of Meter and Type
+// is set.
+type UsageEvent struct {
+	ID     string
+	Source string
+	OrgID  string    // empty for the organization that the events were sent to
+	At     time.Time // zero for now
+	Meter  string    // the slug of the meter
+	Type   string    // the type of a CloudEvent: all meters with this event type count it
+	Line   int       // where it was in the body, from 1; 0 if the body had no lines
+	// Quantity returns the quantity that a meter finds in the event. The
+	// error is a *problem.Error about one place in the event.
+	Quantity func(m *usage.Meter) (usage.Decimal, error)
+}
+
+// Ingestion says what became of events that were sent in.
+type Ingestion struct {
+	Accepted   int
+	Duplicates int
+}
+
+// Limits of the texts of an event, in bytes.
+const (
+	maxUsageID     = 256
+	maxUsageSource = 512
+)
+
+// maxUsageErrors is the number of bad events that an error names.
+const maxUsageErrors = 100
+
+// usageErrors collects what is wrong with the events of a request.
+type usageErrors struct {
+	events []UsageEvent
+	fields []problem.Field
+	count  int
+}
+
+func (e *usageErrors) add(i int, pointer, detail string) {
+	if e.count++; len(e.fields) < maxUsageErrors {
+		e.fields = append(e.fields, problem.Field{Index: &i, Line: e.events[i].Line, Pointer: pointer, Detail: detail})
+	}
+}
+
+func (e *usageErrors) err() error {
+	if e.count == 0 {
+		return nil
+	}
+	p := problem.New(problem.EventInvalid, "%d of %d events are invalid; none was counted.", e.count, len(e.events)).
+		WithFix("Correct the events that errors names, and send all of them again.")
+	if e.count == 1 {
+		p.Detail = "An event is invalid, so none was counted: its " + strings.TrimSpace(e.fields[0].Pointer+" "+e.fields[0].Detail) + "."
+	}
+	p.Fields = e.fields
+	return p
+}
+
+// checkEvents checks what can be checked without the store, and gives events
+// without a time the time now.
+func checkEvents(events []UsageEvent, now time.Time) error {
+	bad := &usageErrors{events: events}
+	for i := range events {
+		e := &events[i]
+		switch {
+		case e.ID == "":
+			bad.add(i, "/id", "is missing: an event without an id could be counted twice")
+		case len(e.ID) > maxUsageID || strings.ContainsRune(e.ID, 0):
+			bad.add(i, "/id", "must be 1 to 256 bytes without NUL")
+		case len(e.Source) > maxUsageSource || strings.ContainsRune(e.Source, 0):
+			bad.add(i, "/source", "must be at most 512 bytes without NUL")
+		case e.At.IsZero():
+			e.At = now
+		case e.At.After(now.Add(usage.Ahead)):
+			bad.add(i, "/timestamp", "is more than 5 minutes in the future; the server's time is "+now.Format(time.RFC3339))
+		case e.At.Year() < 1970 || now.After(usage.MonthOf(e.At).Closes(usage.Window)):
+			bad.add(i, "/timestamp", "is in a month that ended more than 35 days ago; correct that month with an adjustment")
+		}
+		e.At = e.At.UTC().Truncate(time.Microsecond)
+	}
+	return bad.err()
+}
+
+// Ingest counts events, all or none of them, each exactly once: an event with
+// the source and id of one that was counted before, in the same root, changes
+// nothing. It returns once the events, their identities and all totals are
+// durable. An event counts for the organization that it names, which must lie
+// at or below the one with the id orgID, and for its ancestors at that moment.
+// With an empty orgID any organization that the actor sees will do.
+//
+// The error is problem.EventInvalid, naming the bad events, or
+// problem.LimitExceeded if those that are not duplicates do not all fit into
+// the hard limits.
+func (s *Service) Ingest(ctx context.Context, call *Call, orgID string, events []UsageEvent) (Ingestion, error) {
+	now := s.Now()
+	if err := checkEvents(events, now); err != nil {
+		return Ingestion{}, err
+	}
+	within := ""
+	if orgID != "" {
+		snap, err := s.Find(ctx, call.Actor, orgID)
+		if err != nil {
+			return Ingestion{}, err
+		}
+		within = snap.Path
+	}
+	in := &ingestion{service: s, call: call, now: now, orgID: orgID, events: events}
+	for i := range events {
+		if events[i].OrgID == "" {
+			events[i].OrgID = orgID
+		}
+		in.orgIDs = append(in.orgIDs, events[i].OrgID)
+	}
+	slices.Sort(in.orgIDs)
+	in.orgIDs = slices.Compact(in.orgIDs)
+	if err := in.watch(ctx, within); err != nil {
+		return Ingestion{}, err
+	}
+	var out Ingestion
+	err := s.store.Write(ctx, func(tx Tx) error {
+		in.reservation.Release() // of an attempt before
+		in.reservation = nil
+		var err error
+		if out, err = in.run(tx); err != nil {
+			return err
+		}
+		return remember(tx, call, now, out, audit.Receipt{})
+	})
+	switch {
+	case err == nil || problem.Is(err, problem.OutcomeUnknown):
+		in.reservation.Committed()
+	default:
+		in.reservation.Release()
+	}
+	var beyond *usage.RangeError
+	if errors.As(err, &beyond) {
+		err = problem.New(problem.EventInvalid, "The events would take the consumption of %s by %s in %s out of range; none was counted.", beyond.Meter, beyond.OrgID, beyond.Month).
+			WithFix("The consumption of an organization and its descendants in a month is between -9000000000000 and 9000000000000.")
+	}
+	return out, err
+}
+
+// ingestion is one call of Ingest.
+type ingestion struct {
+	service     *Service
+	call        *Call
+	now         time.Time
+	orgID       string
+	events      []UsageEvent
+	orgIDs      []string // of the events, each once
+	reservation *Reservation
+}
+
+// watch reads what the hard limits say about the events, before the
+// transaction.
+func (in *ingestion) watch(ctx context.Context, within string) error {
+	for _, id := range in.orgIDs {
+		snap, err := in.service.live(ctx, id)
+		if err != nil {
+			return err
+		}
+		if snap == nil || !in.call.Actor.Sees(snap.Path) || !strings.HasPrefix(snap.Path, within) {
+			continue // run says so
+		}
+		meters, err := in.service.metersOf(ctx, snap.RootID)
+		if err != nil {
+			return err
+		}
+		b, err := in.service.boundsOf(ctx, snap.RootID, snap.Path)
+		if err != nil {
+			return err
+		}
+		if len(b.limits) == 0 {
+			continue
+		}
+		var charges []Charge
+		for i := range meters {
+			for m := usage.MonthOf(in.now.Add(-usage.Window)); m <= usage.MonthOf(in.now.Add(usage.Ahead)); m = m.Next() {
+				charges = append(charges, Charge{RootID: snap.RootID, Path: snap.Path, Month: m, Meter: meters[i].Slug})
+			}
+		}
+		if err := in.service.watchLimits(ctx, charges...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run counts the events in a transaction.
+func (in *ingestion) run(tx Tx) (Ingestion, error) {
+	var out Ingestion
+	// Where the organizations are is read in the transaction that counts: a
+	// move cannot part an event from the ancestors it counts for.
+	places, err := tx.Places(in.orgIDs)
+	if err != nil {
+		return out, err
+	}
+	within := ""
+	if in.orgID != "" {
+		within = places[in.orgID].Path
+		if within == "" {
+			// No event may name it; it may have been deleted just now.
+			target, err := tx.Places([]string{in.orgID})
+			if err != nil {
+				return out, err
+			}
+			if within = target[in.orgID].Path; within == "" {
+				return out, NotFound()
+			}
+		}
+	}
+	bad := &usageErrors{events: in.events}
+	months, err := in.hold(tx, places)
+	if err != nil {
+		return out, err
+	}
+	metersByRoot := map[string][]usage.Meter{}
+	stored := make([]usage.Event, 0, len(in.events))
+	origin := make([]int, 0, len(in.events)) // index in in.events of each of stored
+	aggregation := make([]usage.Aggregation, 0, len(in.events))
+	for i := range in.events {
+		e := &in.events[i]
+		place, ok := places[e.OrgID]
+		if !ok || !in.call.Actor.Sees(place.Path) || !strings.HasPrefix(place.Path, within) {
+			switch {
+			case e.OrgID == "":
+				bad.add(i, "/subject", "is missing: it names the organization")
+			default:
+				bad.add(i, "/subject", "names no organization that this call reaches")
+			}
+			continue
+		}
+		all, ok := metersByRoot[place.RootID]
+		if !ok {
+			if all, err = meters(tx, place.RootID); err != nil {
+				return out, err
+			}
+			metersByRoot[place.RootID] = all
+		}
+		part := 0
+		for j := range all {
+			m := &all[j]
+			if e.Meter != m.Slug && (e.Type == "" || e.Type != m.EventType) {
+				continue
+			}
+			quantity, err := e.Quantity(m)
+			if err != nil {
+				p := problem.From(err)
+				if p.Code == problem.Internal {
+					return out, err
+				}
+				pointer, detail := "", p.Detail
+				if len(p.Fields) > 0 {
+					pointer, detail = p.Fields[0].Pointer, p.Fields[0].Detail
+				}
+				bad.add(i, pointer, detail)
+				part = 1
+				break
+			}
+			stored = append(stored, usage.Event{EventKey: usage.EventKey{RootID: place.RootID, Source: e.Source, ID: e.ID, Part: part},
+				OrgID: e.OrgID, Meter: m.Slug, At: e.At, Quantity: quantity})
+			origin = append(origin, i)
+			aggregation = append(aggregation, m.Aggregation)
+			part++
+		}
+		if part > 0 {
+			continue
+		}
+		if e.Meter != "" {
+			bad.add(i, "/meter", "names no meter of this root")
+		} else {
+			bad.add(i, "/type", "is one that no meter of this root counts")
+		}
+	}
+	if err := bad.err(); err != nil {
+		return out, err
+	}
+	fresh, err := tx.ClaimEvents(stored)
+	if err != nil {
+		return out, err
+	}
+	book := &booking{places: places, months: months, states: map[usage.Series]usage.State{}, entries: map[entryKey]*usage.Entry{}}
+	if book.states, err = tx.States(book.series(stored, fresh, aggregation)); err != nil {
+		return out, err
+	}
+	for n := range stored {
+		if stored[n].Part == 0 {
+			if fresh[n] {
+				out.Accepted++
+			} else {
+				out.Duplicates++
+			}
+		}
+		if !fresh[n] {
+			continue
+		}
+		if err := book.add(&stored[n], aggregation[n]); err != nil {
+			bad.add(origin[n], "", problem.From(err).Detail)
+		}
+	}
+	if err := bad.err(); err != nil {
+		return out, err
+	}
+	if len(book.order) == 0 {
+		return out, nil
+	}
+	entries := make([]usage.Entry, len(book.order))
+	charges := make([]Charge, len(book.order))
+	for i, e := range book.order {
+		entries[i] = *e
+		rootID, _, _ := strings.Cut(e.Path, "/")
+		charges[i] = Charge{RootID: rootID, Path: e.Path, Month: e.Month, Meter: e.Meter, Quantity: e.Quantity}
+	}
+	if in.reservation, err = in.service.admit(charges); err != nil {
+		return out, err
+	}
+	if err := tx.PutStates(book.states); err != nil {
+		return out, err
+	}
+	return out, tx.AddUsage(entries, in.now)
+}
+
+type rootMonth struct {
+	rootID string
+	month  usage.Month
+}
+
+// hold returns, for the months in which events of each root lie, those in
+// which they are counted, and keeps these from being closed.
+func (in *ingestion) hold(tx Tx, places map[string]Place) (map[rootMonth]usage.Month, error) {
+	held := map[rootMonth]usage.Month{}
+	var order []rootMonth
+	for i := range in.events {
+		e := &in.events[i]
+		place, ok := places[e.OrgID]
+		if !ok {
+			continue
+		}
+		m := rootMonth{place.RootID, usage.MonthOf(e.At)}
+		if _, ok := held[m]; !ok {
+			held[m] = ""
+			order = append(order, m)
+		}
+	}
+	slices.SortFunc(order, func(a, b rootMonth) int {
+		return cmp.Or(cmp.Compare(a.rootID, b.rootID), cmp.Compare(a.month, b.month))
+	})
+	for _, m := range order {
+		open, err := in.service.openMonth(tx, m.rootID, m.month, in.now)
+		if err != nil {
+			return nil, err
+		}
+		held[m] = open
+	}
+	return held, nil
+}
+
+type entryKey struct {
+	orgID string
+	meter string
+	month usage.Month
+	day   usage.Day
+}
+
+// booking adds up what events add to the consumption of their organizations.
+type booking struct {
+	places  map[string]Place
+	months  map[rootMonth]usage.Month
+	states  map[usage.Series]usage.State
+	entries map[entryKey]*usage.Entry
+	order   []*usage.Entry
+}
+
+// series returns the series whose states the events depend on.
+func (b *booking) series(events []usage.Event, fresh []bool, aggregation []usage.Aggregation) []usage.Series {
+	var list []usage.Series
+	seen := map[usage.Series]bool{}
+	for i := range events {
+		if e := &events[i]; fresh[i] && (aggregation[i] == usage.Max || aggregation[i] == usage.Latest) {
+			for _, period := range []string{string(usage.MonthOf(e.At)), string(usage.DayOf(e.At))} {
+				s := usage.Series{RootID: e.RootID, Period: period, OrgID: e.OrgID, Meter: e.Meter}
+				if !seen[s] {
+					seen[s] = true
+					list = append(list, s)
+				}
+			}
+		}
+	}
+	return list
+}
+
+// delta returns what an event adds in a period.
+func (b *booking) delta(e *usage.Event, a usage.Aggregation, period string) (usage.Decimal, error) {
+	switch a {
+	case usage.Sum:
+		return e.Quantity, nil
+	case usage.Count:
+		return usage.One, nil
+	}
+	s := usage.Series{RootID: e.RootID, Period: period, OrgID: e.OrgID, Meter: e.Meter}
+	state := b.states[s]
+	delta, latestAt, err := usage.Delta(a, state.Value, state.LatestAt, e.At, e.Quantity)
+	if err == nil {
+		state.Value += delta
+		state.LatestAt = latestAt
+		b.states[s] = state
+	}
+	return delta, err
+}
+
+func (b *booking) add(e *usage.Event, a usage.Aggregation) error {
+	month, day := usage.MonthOf(e.At), usage.DayOf(e.At)
+	open := b.months[rootMonth{e.RootID, month}]
+	ofMonth, err := b.delta(e, a, string(month))
+	if err != nil {
+		return err
+	}
+	ofDay, err := b.delta(e, a, string(day))
+	if err != nil {
+		return err
+	}
+	k := entryKey{e.OrgID, e.Meter, month, day}
+	if open != month {
+		k.day, ofDay = "", 0
+	}
+	entry := b.entries[k]
+	if entry == nil {
+		entry = &usage.Entry{Path: b.places[e.OrgID].Path, Meter: e.Meter, Month: open, Day: k.day}
+		if open != month {
+			entry.For = month
+		}
+		b.entries[k] = entry
+		b.order = append(b.order, entry)
+	}
+	if entry.Quantity, err = entry.Quantity.Add(ofMonth); err != nil {
+		return err
+	}
+	entry.OfDay, err = entry.OfDay.Add(ofDay)
+	return err
+}
