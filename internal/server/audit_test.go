@@ -101,7 +101,7 @@ func openDB(t testing.TB, c server.Config) *sql.DB {
 	return db
 }
 
-func exec(t testing.TB, db *sql.DB, text string, args ...any) {
+func execute(t testing.TB, db *sql.DB, text string, args ...any) {
 	t.Helper()
 	if _, err := db.Exec(text, args...); err != nil {
 		t.Fatalf("%s: %v", text, err)
@@ -134,14 +134,14 @@ func leaves(t testing.TB, db *sql.DB, rootID string) (all [][]byte) {
 func rewrite(t testing.TB, db *sql.DB, rootID string, all [][]byte) {
 	t.Helper()
 	head := audit.NewHead(rootID, "")
-	exec(t, db, `DELETE FROM audit_tiles WHERE root_id = $1`, rootID)
-	exec(t, db, `DELETE FROM audit_entries WHERE root_id = $1 AND seq >= $2`, rootID, len(all))
-	exec(t, db, `DELETE FROM audit_values WHERE root_id = $1 AND seq >= $2`, rootID, len(all))
+	execute(t, db, `DELETE FROM audit_tiles WHERE root_id = $1`, rootID)
+	execute(t, db, `DELETE FROM audit_entries WHERE root_id = $1 AND seq >= $2`, rootID, len(all))
+	execute(t, db, `DELETE FROM audit_values WHERE root_id = $1 AND seq >= $2`, rootID, len(all))
 	for seq, leaf := range all {
 		hash := sha256.Sum256(append([]byte{0}, leaf...))
-		exec(t, db, `UPDATE audit_entries SET leaf = $1, leaf_hash = $2 WHERE root_id = $3 AND seq = $4`, leaf, hash[:], rootID, seq)
+		execute(t, db, `UPDATE audit_entries SET leaf = $1, leaf_hash = $2 WHERE root_id = $3 AND seq = $4`, leaf, hash[:], rootID, seq)
 		for level, h := range head.Extend(hash) {
-			exec(t, db, `INSERT INTO audit_tiles (root_id, epoch, level, place, hash) VALUES ($1, 0, $2, $3, $4)`,
+			execute(t, db, `INSERT INTO audit_tiles (root_id, epoch, level, place, hash) VALUES ($1, 0, $2, $3, $4)`,
 				rootID, level+1, seq>>(8*(level+1)), h[:])
 		}
 	}
@@ -149,7 +149,7 @@ func rewrite(t testing.TB, db *sql.DB, rootID string, all [][]byte) {
 	for _, h := range head.Range {
 		compact = append(compact, h[:]...)
 	}
-	exec(t, db, `UPDATE audit_heads SET size = $1, root_hash = $2, hashes = $3 WHERE root_id = $4`, head.Size, head.Root[:], compact, rootID)
+	execute(t, db, `UPDATE audit_heads SET size = $1, root_hash = $2, hashes = $3 WHERE root_id = $4`, head.Size, head.Root[:], compact, rootID)
 }
 
 // mustRefuse checks that a log is not signed any more, that the server says so
@@ -280,7 +280,7 @@ func TestAttacksOnHashes(t *testing.T) {
 	engines(t, func(t *testing.T, engine string) {
 		tr := newTrail(t, testkit.Open(t, engine))
 		tr.again(t, func(db *sql.DB) {
-			exec(t, db, `UPDATE audit_tiles SET hash = $1 WHERE root_id = 'acme' AND level = 1 AND place = 0`, make([]byte, 32))
+			execute(t, db, `UPDATE audit_tiles SET hash = $1 WHERE root_id = 'acme' AND level = 1 AND place = 0`, make([]byte, 32))
 		})
 		tr.mustRefuse(t)
 	})
@@ -292,8 +292,8 @@ func TestAttacksOnValues(t *testing.T) {
 	engines(t, func(t *testing.T, engine string) {
 		tr := newTrail(t, testkit.Open(t, engine))
 		tr.again(t, func(db *sql.DB) {
-			exec(t, db, `UPDATE audit_values SET content = '{}' WHERE root_id = 'acme' AND seq = 12`)
-			exec(t, db, `UPDATE audit_values SET content = (SELECT content FROM audit_values WHERE root_id = 'acme' AND epoch = 0 AND seq = 13)
+			execute(t, db, `UPDATE audit_values SET content = '{}' WHERE root_id = 'acme' AND seq = 12`)
+			execute(t, db, `UPDATE audit_values SET content = (SELECT content FROM audit_values WHERE root_id = 'acme' AND epoch = 0 AND seq = 13)
 				WHERE root_id = 'acme' AND seq = 14`)
 		})
 		report, err := audit.Verify(bytes.NewReader(tr.export(t)), audit.Expect{Keys: []string{tr.vkey}})
@@ -329,7 +329,7 @@ func TestAttackOnTheCheckpoint(t *testing.T) {
 			if before, err = audit.SignCheckpoint(head, own); err != nil {
 				t.Fatal(err)
 			}
-			exec(t, db, `UPDATE audit_checkpoints SET size = 250, content = $1 WHERE root_id = 'acme'`, before)
+			execute(t, db, `UPDATE audit_checkpoints SET size = 250, content = $1 WHERE root_id = 'acme'`, before)
 		})
 		tr.checkpoint = before
 		tr.mustRefuse(t)
@@ -537,7 +537,7 @@ func TestDatabaseFallsBack(t *testing.T) {
 	for _, signed := range testkit.Anchored(t, one.Server)[strings.Split(one.receipts[0].Origin, "/")[1]] {
 		if c, err := audit.ParseCheckpoint(signed); err == nil && c.Size <= trailEntries {
 			before = signed
-			exec(t, db, `UPDATE audit_checkpoints SET size = $1, content = $2 WHERE root_id = 'acme'`, c.Size, signed)
+			execute(t, db, `UPDATE audit_checkpoints SET size = $1, content = $2 WHERE root_id = 'acme'`, c.Size, signed)
 		}
 	}
 	one.Server, one.checkpoint = idle, before
