@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/maypok86/otter/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/orgd/orgd/internal/key"
@@ -23,6 +24,7 @@ type API struct {
 	service  *org.Service
 	flusher  Flusher
 	limiter  *key.Limiter
+	queries  *otter.Cache[string, knownQuery] // of /forward_auth
 	status   Status
 	log      Log
 	now      func() time.Time
@@ -73,7 +75,11 @@ func New(c Config) (*API, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &API{service: c.Service, flusher: c.Flusher, limiter: c.Limiter, status: c.Status, log: c.Log, now: c.Now, basePath: c.BasePath,
+	queries, err := otter.New(&otter.Options[string, knownQuery]{MaximumSize: maxQueries})
+	if err != nil {
+		return nil, err
+	}
+	return &API{service: c.Service, flusher: c.Flusher, limiter: c.Limiter, queries: queries, status: c.Status, log: c.Log, now: c.Now, basePath: c.BasePath,
 		sealer: sealer, document: doc, metrics: c.Metrics}, nil
 }
 

@@ -44,11 +44,7 @@ func (a *API) prepareForwardAuth(r *web.Request) error {
 	case !ok || rest != "" && rest[0] != '/' && rest[0] != ';':
 		return problem.New(problem.NotFound, "There is nothing at this path.")
 	case rest == "":
-		var values url.Values
-		if values, err = url.ParseQuery(r.URL.RawQuery); err != nil {
-			return problem.New(problem.InvalidParameter, "The query string is malformed.").WithFix("Percent-encode the parameters.")
-		}
-		if err = demand(d, values); err == nil && r.Trusted {
+		if err = a.queryDemand(d, r.URL.RawQuery); err == nil && r.Trusted {
 			err = originalRequest(d, r.Header)
 		}
 	case rest[0] == ';':
@@ -88,6 +84,33 @@ func (a *API) prepareForwardAuth(r *web.Request) error {
 	d.Path, _, _ = strings.Cut(d.Path, "?")
 	d.Path = key.Redact(d.Path)
 	r.Decision = d
+	return nil
+}
+
+// maxQueries is how many queries are kept with what they demand: they are those
+// of the proxies' configurations, and of the organizations named in them.
+const maxQueries = 10_000
+
+// knownQuery is what a query demands.
+type knownQuery struct {
+	demand org.Demand
+	action string
+}
+
+// queryDemand reads the demands of a query.
+func (a *API) queryDemand(d *web.Decision, raw string) error {
+	if known, ok := a.queries.GetIfPresent(raw); ok {
+		d.Demand, d.Action = known.demand, known.action
+		return nil
+	}
+	values, err := url.ParseQuery(raw)
+	if err != nil {
+		return problem.New(problem.InvalidParameter, "The query string is malformed.").WithFix("Percent-encode the parameters.")
+	}
+	if err := demand(d, values); err != nil {
+		return err
+	}
+	a.queries.Set(strings.Clone(raw), knownQuery{d.Demand, d.Action})
 	return nil
 }
 
@@ -242,6 +265,9 @@ func (a *API) forwardAuth(r *web.Request) (*web.Response, error) {
 func (a *API) decide(r *web.Request, d *web.Decision) error {
 	dec, err := a.service.Decide(r.Context(), d.Actor, &d.Demand, r.At)
 	d.Org, d.Usage, d.Reservation = dec.Org, dec.Usage, dec.Reservation
+	if err == nil {
+		return nil
+	}
 	if problem.Is(err, problem.NotFound) {
 		return problem.New(problem.PermissionDenied, "There is no such organization, or this key cannot see it.").
 			WithFix("Use a key of the organization or of one of its ancestors.")

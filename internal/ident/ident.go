@@ -17,6 +17,9 @@ type Source func(prefix string) string
 
 var encoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
 
+// Identifiers are not secrets: their random bits may wait in memory.
+func init() { uuid.EnableRandPool() }
+
 // New returns prefix followed by 26 characters that encode a UUIDv7 (RFC
 // 9562): identifiers made later sort later, to the millisecond. The alphabet
 // is Crockford's base 32 in lower case.

@@ -104,7 +104,11 @@ func Follow(f *Feed) *Response {
 func (r *Response) send(w http.ResponseWriter, head bool) error {
 	h := w.Header()
 	for i := 0; i+1 < len(r.Header); i += 2 {
-		h[r.Header[i]] = append(h[r.Header[i]], r.Header[i+1])
+		if values := h[r.Header[i]]; values != nil {
+			h[r.Header[i]] = append(values, r.Header[i+1])
+		} else {
+			h[r.Header[i]] = r.Header[i+1 : i+2 : i+2]
+		}
 	}
 	if r.ContentType != "" {
 		h["Content-Type"] = []string{r.ContentType}

@@ -507,9 +507,14 @@ func (s *Server) clientIP(r *http.Request) netip.Addr {
 	}
 	// The header lists the way from the client on; what stands left of the
 	// last address that is not a trusted proxy can be forged by the client.
-	hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
-	for i := len(hops) - 1; i >= 0; i-- {
-		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+	for hops := strings.Join(r.Header["X-Forwarded-For"], ","); hops != ""; {
+		last := hops
+		if i := strings.LastIndexByte(hops, ','); i >= 0 {
+			hops, last = hops[:i], hops[i+1:]
+		} else {
+			hops = ""
+		}
+		hop, err := netip.ParseAddr(strings.TrimSpace(last))
 		if err != nil {
 			return ip
 		}
