@@ -103,8 +103,9 @@ func startIn(dir string) (*rig, error) {
 	if err != nil {
 		return nil, err
 	}
+	lines := server.NewLogWriter(log) // as orgd serve writes
 	s, err := server.Open(context.Background(), server.Config{DataDir: dir, RestoreWindow: 24 * time.Hour, Version: "bench",
-		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, Log: slog.New(slog.NewTextHandler(log, nil))})
+		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, Log: slog.New(lines.Handler(slog.NewTextHandler(lines, nil)))})
 	if err != nil {
 		return nil, err
 	}
@@ -119,6 +120,7 @@ func startIn(dir string) (*rig, error) {
 		cancel()
 		<-done
 		s.Close()
+		lines.Close()
 		log.Close()
 	}}
 	r.stop = func() {

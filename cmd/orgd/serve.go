@@ -67,7 +67,7 @@ func fromEnvironment(fs *pflag.FlagSet) error {
 }
 
 // logger returns the logger that the flags ask for, and what it writes to.
-func (f *serveFlags) logger() (*slog.Logger, *logWriter, error) {
+func (f *serveFlags) logger() (*slog.Logger, *server.LogWriter, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 		return nil, nil, usageError("--log-level must be debug, info, warn or error, not %q", f.logLevel)
@@ -76,12 +76,12 @@ func (f *serveFlags) logger() (*slog.Logger, *logWriter, error) {
 	if f.logFormat != "text" && f.logFormat != "json" {
 		return nil, nil, usageError("--log-format must be text or json, not %q", f.logFormat)
 	}
-	w := newLogWriter(os.Stderr)
+	w := server.NewLogWriter(os.Stderr)
 	var h slog.Handler = slog.NewTextHandler(w, opt)
 	if f.logFormat == "json" {
 		h = slog.NewJSONHandler(w, opt)
 	}
-	return slog.New(promptHandler{h, w}), w, nil
+	return slog.New(w.Handler(h)), w, nil
 }
 
 func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {

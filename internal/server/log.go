@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"context"
@@ -16,12 +16,12 @@ const (
 	logBuffer = 256 << 10
 )
 
-// logWriter gathers lines and writes many of them at once, so that requests
+// LogWriter gathers lines and writes many of them at once, so that requests
 // do not queue for one system call each. Lines stay whole and in order. What
 // was written and not yet passed on is lost if the process is killed, at most
 // logDelay of it; a warning or an error, with all before it, is passed on
 // before the call that logs it returns.
-type logWriter struct {
+type LogWriter struct {
 	out io.Writer
 
 	mu      sync.Mutex
@@ -33,8 +33,9 @@ type logWriter struct {
 	once          sync.Once
 }
 
-func newLogWriter(out io.Writer) *logWriter {
-	w := &logWriter{out: out, stop: make(chan struct{}), stopped: make(chan struct{})}
+// NewLogWriter returns a writer that passes lines on to out. It must be closed.
+func NewLogWriter(out io.Writer) *LogWriter {
+	w := &LogWriter{out: out, stop: make(chan struct{}), stopped: make(chan struct{})}
 	go func() {
 		defer close(w.stopped)
 		tick := time.NewTicker(logDelay)
@@ -52,7 +53,7 @@ func newLogWriter(out io.Writer) *logWriter {
 }
 
 // Write takes a line. It returns before the line is written out.
-func (w *logWriter) Write(line []byte) (int, error) {
+func (w *LogWriter) Write(line []byte) (int, error) {
 	w.mu.Lock()
 	w.buf = append(w.buf, line...)
 	full := len(w.buf) >= logBuffer
@@ -65,7 +66,7 @@ func (w *logWriter) Write(line []byte) (int, error) {
 
 // Flush writes out all lines taken before the call. What out refuses is
 // dropped: there is nowhere to say so.
-func (w *logWriter) Flush() {
+func (w *LogWriter) Flush() {
 	w.writing.Lock()
 	defer w.writing.Unlock()
 	w.mu.Lock()
@@ -82,7 +83,7 @@ func (w *logWriter) Flush() {
 
 // Close writes out what waits. From then on lines are written out with Flush
 // only.
-func (w *logWriter) Close() error {
+func (w *LogWriter) Close() error {
 	w.once.Do(func() {
 		close(w.stop)
 		<-w.stopped
@@ -91,10 +92,14 @@ func (w *logWriter) Close() error {
 	return nil
 }
 
+// Handler returns a handler that formats for w and passes warnings and errors
+// on at once. inner must write to w.
+func (w *LogWriter) Handler(inner slog.Handler) slog.Handler { return promptHandler{inner, w} }
+
 // promptHandler passes warnings and errors on at once.
 type promptHandler struct {
 	slog.Handler
-	w *logWriter
+	w *LogWriter
 }
 
 func (h promptHandler) Handle(ctx context.Context, r slog.Record) error {

@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"bytes"
@@ -38,7 +38,7 @@ func (s *slowBuffer) String() string {
 // with none missing after Close, and in far fewer writes.
 func TestLogWriterKeepsLines(t *testing.T) {
 	var out slowBuffer
-	w := newLogWriter(&out)
+	w := NewLogWriter(&out)
 	log := slog.New(promptHandler{slog.NewTextHandler(w, nil), w})
 	const goroutines, lines = 8, 2000
 	var wg sync.WaitGroup
@@ -77,7 +77,7 @@ func TestLogWriterKeepsLines(t *testing.T) {
 // lines follow soon.
 func TestLogWriterIsPrompt(t *testing.T) {
 	var out slowBuffer
-	w := newLogWriter(&out)
+	w := NewLogWriter(&out)
 	defer w.Close()
 	log := slog.New(promptHandler{slog.NewJSONHandler(w, nil), w}).With("a", 1).WithGroup("g")
 	log.Info("first")
@@ -100,7 +100,7 @@ func BenchmarkLog(b *testing.B) {
 	}{
 		{"each", func(f *os.File) (*slog.Logger, io.Closer) { return slog.New(slog.NewTextHandler(f, nil)), f }},
 		{"gathered", func(f *os.File) (*slog.Logger, io.Closer) {
-			w := newLogWriter(f)
+			w := NewLogWriter(f)
 			return slog.New(promptHandler{slog.NewTextHandler(w, nil), w}), w
 		}},
 	} {
