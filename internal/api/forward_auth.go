@@ -246,6 +246,9 @@ func validAction(s string) bool {
 // configuration (400) or of the server.
 func (a *API) forwardAuth(r *web.Request) (*web.Response, error) {
 	d := r.Decision
+	if err := ownDemands(r, d); err != nil {
+		return nil, err
+	}
 	if err := a.decide(r, d); err != nil {
 		return nil, err
 	}
@@ -257,6 +260,30 @@ func (a *API) forwardAuth(r *web.Request) (*web.Response, error) {
 		"X-Orgd-Key-Id", actor.ID,
 		"X-Orgd-Permissions", strings.Join(actor.Permissions, ","),
 	}}, nil
+}
+
+// ownDemands refuses what somebody may not demand of a request of their own. A
+// peer that is no proxy of the operator's, and not on this machine, is whoever
+// holds the key. It may learn whether it is allowed, and counts one call as
+// with any other; it must not write into logs and consumption what its key
+// does not permit.
+func ownDemands(r *web.Request, d *web.Decision) error {
+	if r.Trusted || r.Local() {
+		return nil
+	}
+	needs := ""
+	switch {
+	case d.Demand.Meter != "" && (d.Demand.Meter != usage.APICalls || d.Demand.Quantity > usage.One):
+		needs = key.ConsumptionWrite
+	case d.Action != "":
+		needs = key.AccessLogWrite
+	}
+	if needs == "" || d.Actor.May(needs) {
+		return nil
+	}
+	d.Action = ""
+	return problem.New(problem.PermissionDenied, "This request does not come from a trusted proxy; what it is to count or to be called needs the permission %s.", needs).
+		WithFix("Name the proxy in --trusted-proxies.").With("permission", needs)
 }
 
 // decide decides by the demand of d, and notes in d what has to be recorded.

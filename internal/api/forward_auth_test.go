@@ -3,6 +3,7 @@ package api_test
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
@@ -180,6 +181,43 @@ func TestForwardAuthDemands(t *testing.T) {
 	}
 	if got := s.Must(200, "GET", "/forward_auth?org=leaf&meter=api_calls&permission=app:x", s.OperatorKey, "").Header.Get("X-Orgd-Key-Id"); got != "operator" {
 		t.Errorf("the operator is %q", got)
+	}
+}
+
+// Whoever holds a key may ask about it from anywhere, but not make up what is
+// counted and recorded.
+func TestForwardAuthFromElsewhere(t *testing.T) {
+	s := startTree(t, "sqlite", trusting)
+	plain, _ := s.NewKey("leaf", `"permissions":["app:x"]`)
+	writer, _ := s.NewKey("leaf", `"permissions":["consumption:write","access_log:write"]`)
+	for _, tt := range []struct {
+		query, key, peer string
+		status           int
+	}{
+		{"permission=app:x&meter=api_calls&quantity=1", plain, "198.51.100.9:4711", 200},
+		{"meter=api_calls&quantity=1.000001", plain, "198.51.100.9:4711", 403},
+		{"action=DELETE_ALL", plain, "198.51.100.9:4711", 403},
+		{"action=DELETE_ALL&meter=api_calls&quantity=2", writer, "198.51.100.9:4711", 200},
+		{"action=BUY&meter=api_calls&quantity=2", plain, "[::1]:4711", 200},
+		{"action=BUY&meter=api_calls&quantity=2", plain, "127.0.0.2:4711", 200},
+	} {
+		r := httptest.NewRequest("GET", "/forward_auth?"+tt.query, nil)
+		r.RemoteAddr = tt.peer
+		r.Header.Set("Authorization", "Bearer "+tt.key)
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, r)
+		if w.Code != tt.status {
+			t.Errorf("%s from %s: status %d, want %d: %s", tt.query, tt.peer, w.Code, tt.status, w.Body)
+		}
+	}
+	if event, n, calls := lastEvent(s, "leaf"); n != 6 || calls != 7.0 {
+		t.Errorf("leaf has %d events and %v calls, the last event is %s", n, calls, event)
+	}
+	list, _ := s.Must(200, "GET", "/orgs/leaf/access_log?status=DENIED", s.OperatorKey, "").JSON().([]any)
+	for _, e := range list {
+		if action := e.(map[string]any)["action"]; action != "FORWARD_AUTH" {
+			t.Errorf("a refused request is called %v", action)
+		}
 	}
 }
 

@@ -45,6 +45,12 @@ type Request struct {
 	extra      []string // header fields of the answer, whatever it is
 }
 
+// Local reports whether the request comes straight from this machine.
+func (r *Request) Local() bool {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && peer.Addr().Unmap().IsLoopback()
+}
+
 // Decision is a decision about a request that somebody makes to a product.
 type Decision struct {
 	// Actor is whose request it is; nil if nobody known, and then nothing is
