@@ -47,7 +47,7 @@ func (a *API) putCustomizations(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	if match := r.Header.Get("If-Match"); match != "" {
+	if match := r.IfMatch(); match != "" {
 		c, err := a.service.Customizations(r.Context(), r.Actor, r.Org.ID, false)
 		if err != nil {
 			return nil, err
@@ -129,7 +129,7 @@ func (a *API) matchSchema(r *web.Request) error {
 	if q := parameters(r); q.err != nil {
 		return q.err
 	}
-	match := r.Header.Get("If-Match")
+	match := r.IfMatch()
 	if match == "" {
 		return nil
 	}

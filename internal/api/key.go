@@ -136,7 +136,7 @@ func (a *API) matchKey(r *web.Request) (*key.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	return k, org.CheckMatch(r.Header.Get("If-Match"), org.KeyETag(k))
+	return k, org.CheckMatch(r.IfMatch(), org.KeyETag(k))
 }
 
 func (a *API) updateKey(r *web.Request) (*web.Response, error) {

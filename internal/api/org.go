@@ -151,7 +151,7 @@ func (a *API) createChild(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	if err := org.CheckMatch(r.Header.Get("If-Match"), r.Org.ETag); err != nil {
+	if err := org.CheckMatch(r.IfMatch(), r.Org.ETag); err != nil {
 		return nil, err
 	}
 	var body orgCreateBody
@@ -250,7 +250,7 @@ func (a *API) updateOrg(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	if err := org.CheckMatch(r.Header.Get("If-Match"), r.Org.ETag); err != nil {
+	if err := org.CheckMatch(r.IfMatch(), r.Org.ETag); err != nil {
 		return nil, err
 	}
 	var body orgUpdateBody
@@ -275,7 +275,7 @@ func (a *API) deleteOrg(r *web.Request) (*web.Response, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	if err := org.CheckMatch(r.Header.Get("If-Match"), r.Org.ETag); err != nil {
+	if err := org.CheckMatch(r.IfMatch(), r.Org.ETag); err != nil {
 		return nil, err
 	}
 	if err := r.NoBody(); err != nil {
@@ -321,7 +321,7 @@ func (a *API) restoreOrg(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	if err := org.CheckMatch(r.Header.Get("If-Match"), r.Org.ETag); err != nil {
+	if err := org.CheckMatch(r.IfMatch(), r.Org.ETag); err != nil {
 		return nil, err
 	}
 	if err := r.NoBody(); err != nil {
@@ -342,7 +342,7 @@ func (a *API) moveOrg(r *web.Request) (*web.Response, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	if err := org.CheckMatch(r.Header.Get("If-Match"), r.Org.ETag); err != nil {
+	if err := org.CheckMatch(r.IfMatch(), r.Org.ETag); err != nil {
 		return nil, err
 	}
 	var body struct {
@@ -530,7 +530,7 @@ func (a *API) changeTag(r *web.Request, change func(context.Context, *org.Call, 
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	if err := org.CheckMatch(r.Header.Get("If-Match"), r.Org.ETag); err != nil {
+	if err := org.CheckMatch(r.IfMatch(), r.Org.ETag); err != nil {
 		return nil, err
 	}
 	if err := r.NoBody(); err != nil {

@@ -12,7 +12,7 @@ import (
 
 // Bounds of what a key may be given.
 const (
-	maxNameLen       = 256 // characters
+	MaxNameLen       = 256 // characters
 	maxRequests      = 1_000_000
 	maxPeriodSeconds = 24 * 60 * 60
 )
@@ -56,7 +56,7 @@ func Grant(creator *Actor, req Request, now time.Time) (*Terms, *problem.Error) 
 		cidrs = nil
 	}
 	var p *problem.Error
-	if t.Name, p = checkName("/name", req.Name); p != nil {
+	if t.Name, p = CheckName("/name", req.Name); p != nil {
 		return nil, p
 	}
 	if req.Permissions != nil {
@@ -175,18 +175,28 @@ func Within(a *Actor, k *Key) *problem.Error {
 	return e
 }
 
-// checkName returns a name without the white space around it.
-func checkName(pointer, name string) (string, *problem.Error) {
+// CheckName returns a name, of a key or of an organization, without the white
+// space around it: 1 to 256 characters of any script, without any that would
+// let one line of a log look like two, or like another.
+func CheckName(pointer, name string) (string, *problem.Error) {
+	if !utf8.ValidString(name) {
+		return "", problem.Body(pointer, "must be valid UTF-8")
+	}
 	name = strings.TrimSpace(name)
-	switch {
-	case name == "":
-		return "", problem.Body(pointer, "is missing or blank").WithFix("Give the key a name of 1 to %d characters.", maxNameLen)
-	case !utf8.ValidString(name):
-		return "", problem.Body(pointer, "is not valid UTF-8")
-	case utf8.RuneCountInString(name) > maxNameLen:
-		return "", problem.Body(pointer, "is longer than %d characters", maxNameLen)
-	case strings.ContainsFunc(name, unicode.IsControl):
-		return "", problem.Body(pointer, "contains a control character")
+	if n := utf8.RuneCountInString(name); n < 1 || n > MaxNameLen {
+		return "", problem.Body(pointer, "must be 1 to %d characters, without the space around it; it has %d", MaxNameLen, n)
+	}
+	for _, r := range name {
+		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || reorders(r) {
+			return "", problem.Body(pointer, "must not contain control characters; it contains %U", r)
+		}
 	}
 	return name, nil
+}
+
+// reorders reports whether r embeds, overrides or isolates a direction of
+// text (Unicode Standard Annex 9). The plain marks U+200E, U+200F and U+061C
+// do not: names in right-to-left scripts need them.
+func reorders(r rune) bool {
+	return '\u202a' <= r && r <= '\u202e' || '\u2066' <= r && r <= '\u2069'
 }

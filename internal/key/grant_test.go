@@ -169,3 +169,35 @@ func TestGrantNeverEscalates(t *testing.T) {
 		}
 	})
 }
+
+func TestCheckName(t *testing.T) {
+	for _, tt := range []struct {
+		in, want string
+		ok       bool
+	}{
+		{"Acme", "Acme", true},
+		{" \t\u00a0Acme Inc.\u2003\n", "Acme Inc.", true},
+		{"株式会社アクメ", "株式会社アクメ", true},
+		{"שלום \u200fAcme", "שלום \u200fAcme", true},
+		{strings.Repeat("é", 256), strings.Repeat("é", 256), true},
+		{strings.Repeat("é", 257), "", false},
+		{"", "", false},
+		{" \u3000 ", "", false},
+		{"a\x00b", "", false},
+		{"a\nb", "", false},
+		{"a\u0085b", "", false},
+		{"a\u2028b", "", false},
+		{"a\u2029b", "", false},
+		{"abc\u202egnp.exe", "", false},
+		{"a\u2066b", "", false},
+		{"a\xffb", "", false},
+	} {
+		got, err := CheckName("/name", tt.in)
+		if (err == nil) != tt.ok || got != tt.want {
+			t.Errorf("CheckName(%q) = %q, %v; want %q, ok %v", tt.in, got, err, tt.want, tt.ok)
+		}
+		if err != nil && (len(err.Fields) != 1 || err.Fields[0].Pointer != "/name") {
+			t.Errorf("CheckName(%q) blames %v, want /name", tt.in, err.Fields)
+		}
+	}
+}

@@ -36,7 +36,7 @@ func (s *Service) check(in OrgCreate) (*Organization, error) {
 	} else {
 		o.ID = s.newID("org_")
 	}
-	if o.Name, p = CheckName("/name", in.Name); p != nil {
+	if o.Name, p = key.CheckName("/name", in.Name); p != nil {
 		return nil, p
 	}
 	if o.Type == "" {

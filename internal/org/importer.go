@@ -14,6 +14,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -251,7 +252,7 @@ func (row *ImportRow) check() (p *problem.Error) {
 			return p
 		}
 	}
-	if row.Name, p = CheckName("/name", row.Name); p != nil {
+	if row.Name, p = key.CheckName("/name", row.Name); p != nil {
 		return p
 	}
 	if row.Type != "" {

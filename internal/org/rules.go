@@ -14,7 +14,6 @@ import (
 // Limits of an organization's members. Lengths are in characters (Unicode
 // code points).
 const (
-	MaxNameLen        = 256
 	MaxDescriptionLen = 4096
 	MaxExternalIDLen  = 255
 	MaxTagLen         = 64
@@ -28,32 +27,6 @@ func CheckID(pointer, id string) *problem.Error {
 		return problem.Body(pointer, ident.Rule)
 	}
 	return nil
-}
-
-// CheckName returns name without the space around it. A name is one line of 1
-// to 256 characters of any script, without characters that could make it look
-// like another name by reordering its text.
-func CheckName(pointer, name string) (string, *problem.Error) {
-	if !utf8.ValidString(name) {
-		return "", problem.Body(pointer, "must be valid UTF-8")
-	}
-	name = strings.TrimSpace(name)
-	if n := utf8.RuneCountInString(name); n < 1 || n > MaxNameLen {
-		return "", problem.Body(pointer, "must be 1 to %d characters, without the space around it; it has %d", MaxNameLen, n)
-	}
-	for _, r := range name {
-		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || reorders(r) {
-			return "", problem.Body(pointer, "must not contain control characters; it contains %U", r)
-		}
-	}
-	return name, nil
-}
-
-// reorders reports whether r embeds, overrides or isolates a direction of
-// text (Unicode Standard Annex 9). The plain marks U+200E, U+200F and U+061C
-// do not: names in right-to-left scripts need them.
-func reorders(r rune) bool {
-	return '\u202a' <= r && r <= '\u202e' || '\u2066' <= r && r <= '\u2069'
 }
 
 // CheckType checks an organization's type.

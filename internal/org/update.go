@@ -71,7 +71,7 @@ func (u *OrgUpdate) Apply(o *Organization) (*Organization, []audit.Change, error
 	var changes []audit.Change
 	var p *problem.Error
 	if u.Name != nil {
-		if after.Name, p = CheckName("/name", *u.Name); p != nil {
+		if after.Name, p = key.CheckName("/name", *u.Name); p != nil {
 			return nil, nil, p
 		}
 		changes = replaced(changes, "/name", o.Name, after.Name)

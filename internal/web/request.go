@@ -80,12 +80,15 @@ const (
 	maxDepth    = 64
 )
 
+// IfMatch returns the header If-Match as one list (RFC 9110, section 5.3).
+func (r *Request) IfMatch() string { return strings.Join(r.Header["If-Match"], ",") }
+
 // Call returns what the service needs to know of the request. render turns
 // the result of a change into the answer: it runs again for the answer that
 // is kept for an Idempotency-Key.
 func (r *Request) Call(render func(result any) *Response) *org.Call {
 	c := &org.Call{Actor: r.Actor, RequestID: r.ID, IP: r.IP.String(),
-		UserAgent: cut(r.UserAgent(), 512), IfMatch: r.Header.Get("If-Match")}
+		UserAgent: cut(r.UserAgent(), 512), IfMatch: r.IfMatch()}
 	if r.idempotent != nil && render != nil {
 		idem := *r.idempotent
 		idem.Render = func(result any, receipt audit.Receipt) ([]byte, error) {
