@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -43,26 +44,40 @@ var orgs = list[client.Org]{
 }
 
 func orgGetCommand(s *session) *cobra.Command {
-	return &cobra.Command{
+	var asOf string
+	cmd := &cobra.Command{
 		Use: "get ORG", Short: "Show an organization", Args: cobra.ExactArgs(1),
+		Example: `  orgd org get acme
+  orgd org get acme --as-of 7d`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			at, err := parseTime("as-of", asOf, time.Now(), -1)
+			if err != nil {
+				return err
+			}
 			c, err := s.connect()
 			if err != nil {
 				return err
 			}
-			o, err := c.Org(cmd.Context(), args[0])
+			o, err := c.Org(cmd.Context(), args[0], client.AsOf(at))
 			if err != nil {
 				return err
 			}
 			return printOrg(cmd, s, o)
 		},
 	}
+	asOfFlag(cmd, &asOf)
+	return cmd
+}
+
+func asOfFlag(cmd *cobra.Command, asOf *string) {
+	cmd.Flags().StringVar(asOf, "as-of", "", "as it was at this `time`: a time, a day, or a duration ago such as 24h")
 }
 
 func orgListCommand(s *session) *cobra.Command {
 	var q client.OrgQuery
 	var recursive bool
 	var depth, limit int
+	var asOf string
 	cmd := &cobra.Command{
 		Use: "list [ORG]", Short: "List the children of an organization, or find organizations", Args: cobra.MaximumNArgs(1),
 		Long: `List the children of an organization, or find organizations.
@@ -72,6 +87,7 @@ parent before its children. Without ORG it lists all organizations that the key
 can see and that the other flags select.`,
 		Example: `  orgd org list acme
   orgd org list acme --recursive --depth 2
+  orgd org list acme --recursive --as-of 2026-11-01
   orgd org list --name rel --tag on-call`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			search := q != client.OrgQuery{}
@@ -84,6 +100,13 @@ can see and that the other flags select.`,
 			if depth < 0 || limit < 0 {
 				return usageError("--depth and --limit cannot be negative")
 			}
+			at, err := parseTime("as-of", asOf, time.Now(), -1)
+			if err != nil {
+				return err
+			}
+			if !at.IsZero() && (len(args) == 0 || !recursive && depth == 0) {
+				return usageError("--as-of lists the descendants that an organization had: give ORG, and --recursive or --depth")
+			}
 			c, err := s.connect()
 			if err != nil {
 				return err
@@ -92,7 +115,7 @@ can see and that the other flags select.`,
 			if len(args) == 1 {
 				found = c.Children(cmd.Context(), args[0], client.PageSize(pageSize(limit)))
 				if recursive || depth > 0 {
-					found = c.Descendants(cmd.Context(), args[0], depth, client.PageSize(pageSize(limit)))
+					found = c.Descendants(cmd.Context(), args[0], depth, client.PageSize(pageSize(limit)), client.AsOf(at))
 				}
 			}
 			return orgs.print(cmd, s, found, limit)
@@ -105,6 +128,7 @@ can see and that the other flags select.`,
 	fs.StringVar(&q.Name, "name", "", "find names that start with this `prefix`, in any case")
 	fs.StringVar(&q.Tag, "tag", "", "find organizations with this `tag`")
 	fs.StringVar(&q.ExternalID, "external-id", "", "find the organizations with this external `id`")
+	asOfFlag(cmd, &asOf)
 	limitFlag(cmd, &limit, 0)
 	return cmd
 }
