@@ -31,6 +31,9 @@ type Options struct {
 	MaxBytes int64
 	// SegmentBytes is the size at which a new segment is started. Default 16 MiB.
 	SegmentBytes int64
+	// SegmentAge is the age at which a segment is ended, so that no file of the
+	// spool keeps for longer what the Sink has stored. Default 10 minutes.
+	SegmentAge time.Duration
 	// FlushInterval is how long a record waits for others to be stored with
 	// it. Default 100 ms.
 	FlushInterval time.Duration
@@ -53,6 +56,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.SegmentBytes == 0 {
 		o.SegmentBytes = 16 << 20
+	}
+	if o.SegmentAge == 0 {
+		o.SegmentAge = 10 * time.Minute
 	}
 	if o.FlushInterval == 0 {
 		o.FlushInterval = 100 * time.Millisecond
@@ -181,6 +187,9 @@ func (r *Recorder) start(ctx context.Context) error {
 	if r.bytes > 0 {
 		r.opts.Logger.Info("storing what an earlier process recorded", "spool", r.id, "records", r.records, "bytes", r.bytes)
 		signal(r.hurry)
+	}
+	if r.spool.begun.IsZero() {
+		r.spool.begun = time.Now()
 	}
 	if r.opts.SyncInterval > 0 {
 		r.spool.spare = r.spool.makeSpare() == nil
@@ -347,18 +356,27 @@ func (r *Recorder) Drain(ctx context.Context) error {
 // and no file of the spool holds it any more. If ctx ends first, the error is
 // problem.Unavailable.
 func (r *Recorder) Forget(ctx context.Context) error {
-	r.mu.Lock()
-	var err error
-	if last := r.spool.last(); last.size > 0 && !r.closed {
-		if err = r.spool.roll(last.number + 1); err == nil {
-			r.forget = r.spool.last().number
-		}
-	}
-	r.mu.Unlock()
-	if err != nil {
+	if err := r.endSegment(0); err != nil {
 		return writeError(err)
 	}
 	return r.Drain(ctx)
+}
+
+// endSegment starts a new segment if the last one has records and is at least
+// of an age, and has the ones before it removed once they are stored.
+func (r *Recorder) endSegment(age time.Duration) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	last := r.spool.last()
+	if last.size == 0 || r.closed || time.Since(r.spool.begun) < age {
+		return nil
+	}
+	if err := r.spool.roll(last.number + 1); err != nil {
+		return err
+	}
+	r.forget = r.spool.last().number
+	signal(r.hurry)
+	return nil
 }
 
 // reached says whether nothing before target waits to be stored, or to be
@@ -659,6 +677,9 @@ func (r *Recorder) sync(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+			if err := r.endSegment(r.opts.SegmentAge); err != nil {
+				r.opts.Logger.Warn("a segment cannot be ended; it is tried again", "spool", r.id, "error", err)
+			}
 			if err := r.syncFiles(); err != nil {
 				r.opts.Logger.Error("the spool cannot be synced; a loss of power would lose what is not stored", "spool", r.id, "error", err)
 			}

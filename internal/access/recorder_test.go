@@ -1067,3 +1067,34 @@ func TestForget(t *testing.T) {
 		t.Error("the last record is still in a file of the spool")
 	}
 }
+
+// What is stored leaves the files of the spool after a while by itself.
+func TestSegmentAge(t *testing.T) {
+	dir, sink := t.TempDir(), newMemorySink()
+	opts := fast()
+	opts.SegmentAge, opts.SyncInterval = 20*time.Millisecond, 5*time.Millisecond
+	r := open(t, dir, sink, opts)
+	record(t, r, 0, 10)
+	drain(t, r)
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		size := int64(0)
+		entries, err := filepath.Glob(filepath.Join(dir, "*"+segmentExt))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range entries {
+			if info, err := os.Stat(name); err == nil {
+				size += info.Size()
+			}
+		}
+		if size == 0 && len(entries) > 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d bytes are still in %d segments", size, len(entries))
+		}
+	}
+	record(t, r, 10, 20)
+	drain(t, r)
+	wantIDs(t, sink, 0, 20)
+}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/orgd/orgd/internal/ident"
 )
@@ -58,7 +59,8 @@ type spool struct {
 	open     func(name string) (file, error)
 	limit    int64 // the size from which on a segment gets no more records
 	segments []segment
-	active   file // the last segment
+	active   file      // the last segment
+	begun    time.Time // when it was started, or opened again
 	// torn says that the last segment may hold bytes after its size, which
 	// a failed write left there.
 	torn bool
@@ -155,7 +157,7 @@ func (s *spool) roll(number int64) error {
 	if s.active != nil {
 		s.sealed = append(s.sealed, s.active)
 	}
-	s.active, s.written, s.created = f, false, true
+	s.active, s.written, s.created, s.begun = f, false, true, time.Now()
 	s.reserve()
 	s.segments = append(s.segments, segment{number: number})
 	return nil

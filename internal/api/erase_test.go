@@ -158,3 +158,82 @@ func TestErasure(t *testing.T) {
 		})
 	}
 }
+
+// Many values take several steps, each with an entry of its own; the answer to
+// an Idempotency-Key is that of the whole.
+func TestErasureInSteps(t *testing.T) {
+	bothEngines(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		s.Must(201, "POST", "/orgs", op, `{"id":"acme","name":"Acme"}`)
+		rows := strings.Builder{}
+		rows.WriteString("id,parent_id,name,description\n")
+		const n = 5200
+		for i := range n {
+			fmt.Fprintf(&rows, "o%d,acme,Org,of ann@example.com and bob@example.com\n", i)
+		}
+		s.Must(200, "POST", "/orgs/import", op, rows.String(), "Content-Type", "text/csv")
+		body := `{"subject":"ann@example.com","basis":"Request 1"}`
+		first := s.Must(200, "POST", "/orgs/acme/audit_erasures", op, body, "Idempotency-Key", "k1")
+		if first.JSON("erased", "audit_values") != float64(n) || first.JSON("remaining", "organizations") != float64(n) {
+			t.Errorf("erased: %s", first.Body)
+		}
+		again := s.Must(200, "POST", "/orgs/acme/audit_erasures", op, body, "Idempotency-Key", "k1")
+		if string(again.Body) != string(first.Body) || again.Header.Get("Orgd-Audit-Receipt") != first.Header.Get("Orgd-Audit-Receipt") {
+			t.Errorf("again: %s", again.Body)
+		}
+		erasures := s.Must(200, "GET", "/orgs/acme/children_audit?action=erasure", op, "").JSON().([]any)
+		if len(erasures) != 2 {
+			t.Errorf("%d entries of erasures", len(erasures))
+		}
+	})
+}
+
+// Erasures at the same time, of values that are partly the same, while changes
+// go on: each value is erased once, and what each entry lists is true, which is
+// checked when the server ends.
+func TestErasuresAtOnce(t *testing.T) {
+	bothEngines(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		s.Must(201, "POST", "/orgs", op, `{"id":"acme","name":"Acme"}`)
+		for i := range 40 {
+			s.Must(201, "POST", "/orgs/acme/children", op, fmt.Sprintf(`{"id":"o%d","name":"Org","description":"of ann@example.com","external_id":"bob@example.com","customizations":{"both":"ann@example.com, bob@example.com"}}`, i))
+		}
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		total := 0.0
+		for i, subject := range []string{"ann@example.com", "bob@example.com", "ann@example.com"} {
+			wg.Go(func() {
+				a, err := s.TryDo("POST", "/orgs/acme/audit_erasures", op, `{"subject":"`+subject+`","basis":"Request 1"}`)
+				if err != nil || a.Status != 200 {
+					t.Errorf("erasure %d: %v %s", i, err, a.Body)
+					return
+				}
+				n, _ := a.JSON("erased", "audit_values").(float64)
+				mu.Lock()
+				total += n
+				mu.Unlock()
+			})
+		}
+		for i := range 4 {
+			wg.Go(func() {
+				for n := range 10 {
+					if _, err := s.TryDo("PATCH", fmt.Sprintf("/orgs/o%d", 10*i+n), op, `{"description":"","external_id":null,"customizations":{"both":null}}`); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		for _, subject := range []string{"ann@example.com", "bob@example.com"} {
+			a := s.Must(200, "POST", "/orgs/acme/audit_erasures", op, `{"subject":"`+subject+`","basis":"Request 2"}`)
+			n, _ := a.JSON("erased", "audit_values").(float64)
+			total += n
+			if a.JSON("remaining", "organizations") != 0.0 {
+				t.Errorf("remaining: %s", a.Body)
+			}
+		}
+		if total != 40*3*2 {
+			t.Errorf("%v values were erased, want %d: old and new ones of three members", total, 40*3*2)
+		}
+	})
+}
