@@ -9,7 +9,7 @@ import (
 )
 
 func auditCommand(s *session) *cobra.Command {
-	cmd := group("audit", "Audit trail: list, tail, erase, verify, export, checkpoint, proof, key, new-epoch, rotate-key", auditListCommand(s), auditTailCommand(s), auditEraseCommand(s),
+	cmd := group("audit", "Audit trail: list, tail, erase, statement, verify, export, checkpoint, proof, key, new-epoch, rotate-key", auditListCommand(s), auditTailCommand(s), auditEraseCommand(s), auditStatementCommand(s),
 		auditVerifyCommand(s), auditExportCommand(s), auditCheckpointCommand(s), auditProofCommand(s), auditKeyCommand(s),
 		auditNewEpochCommand(s), auditRotateKeyCommand(s))
 	s.outputFlag(cmd)

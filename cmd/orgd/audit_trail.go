@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -139,5 +140,47 @@ organization, stays and is counted: change it first.`,
 	fs.StringVar(&basis, "basis", "", "on which `ground`, without the subject")
 	fs.BoolVar(&dryRun, "dry-run", false, "erase nothing and say what would be")
 	fs.BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return cmd
+}
+
+func auditStatementCommand(s *session) *cobra.Command {
+	var month, proof string
+	cmd := &cobra.Command{
+		Use: "statement ROOT --month MONTH", Short: "Write the statement of a closed month, and its proof", Args: cobra.ExactArgs(1),
+		Long: `Write the statement of a closed month: what every organization of a root consumed
+in it, byte for byte as the audit log commits to it. With --proof it also writes
+the proof, which 'orgd audit verify' checks the statement against.`,
+		Example: `  orgd audit statement acme --month 2026-10 --proof 2026-10.proof > 2026-10.json
+  orgd audit verify 2026-10.proof --key acme.vkey --statement 2026-10.json`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if month == "" {
+				return usageError("give --month")
+			}
+			c, err := s.connect()
+			if err != nil {
+				return err
+			}
+			st, err := c.Statement(cmd.Context(), args[0], month)
+			if err != nil {
+				return err
+			}
+			if proof != "" {
+				text, err := c.AuditProof(cmd.Context(), args[0], st.EntryID)
+				if err != nil {
+					return err
+				}
+				if err := writeFile(proof, func(w io.Writer) error {
+					_, err := w.Write(text)
+					return err
+				}); err != nil {
+					return err
+				}
+			}
+			_, err = cmd.OutOrStdout().Write(st.Raw)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&month, "month", "", "a `month` such as 2026-10")
+	cmd.Flags().StringVar(&proof, "proof", "", "write the proof to this `file`")
 	return cmd
 }

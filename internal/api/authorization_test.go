@@ -55,6 +55,7 @@ var samples = map[string]sample{
 	"getAccessLogRetention":     {path: "/orgs/ORG/access_log/retention"},
 	"putAccessLogRetention":     {path: "/orgs/ORG/access_log/retention", body: `{"days":30}`},
 	"getChildrenAudit":          {path: "/orgs/ORG/children_audit"},
+	"getStatement":              {path: "/orgs/ORG/consumption/statement?month=2026-10"},
 	"eraseSubject":              {path: "/orgs/ORG/audit_erasures", body: `{"subject":"jane@example.com","basis":"Request 7"}`},
 	"getConsumption":            {path: "/orgs/ORG/consumption"},
 	"getAuditEntry":             {path: "/orgs/ORG/children_audit/ENTRY"},
@@ -185,7 +186,7 @@ func expected(operation string, sm sample, keyName, target string) int {
 		if keyName == "self reach" {
 			return http.StatusForbidden // the key to change reaches further
 		}
-	case "getCustomizationSchema", "putCustomizationSchema", "deleteCustomizationSchema", "getAuditTile", "exportAuditLog",
+	case "getCustomizationSchema", "putCustomizationSchema", "deleteCustomizationSchema", "getAuditTile", "exportAuditLog", "getStatement",
 		"getAccessLogRetention", "putAccessLogRetention",
 		"listMeters", "getMeter", "putMeter", "deleteMeter":
 		return http.StatusConflict // visible and permitted, but not a root

@@ -19,6 +19,8 @@ func (a *API) trailRoutes() []web.Route {
 			Rule: web.Rule{Target: "org_id", Permissions: []string{key.AuditErase}}, Handle: a.eraseSubject},
 		{Method: "GET", Pattern: "/orgs/{org_id}/children_audit/{entry_id}", Operation: "getAuditEntry", Action: "GET_AUDIT_ENTRY",
 			Rule: web.Rule{Target: "org_id", Permissions: []string{key.AuditRead}}, Handle: a.getEntry},
+		{Method: "GET", Pattern: "/orgs/{org_id}/consumption/statement", Operation: "getStatement", Action: "GET_STATEMENT",
+			Rule: web.Rule{Target: "org_id", Permissions: []string{key.ConsumptionRead}}, Handle: a.getStatement},
 	}
 }
 

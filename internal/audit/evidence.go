@@ -2,7 +2,6 @@ package audit
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"time"
 
@@ -147,8 +146,13 @@ func CloseMonth(month string, statement []byte) ([]Change, error) {
 	if !isCanonical(statement) {
 		return nil, fmt.Errorf("audit: the statement of %s is not canonical JSON", month)
 	}
-	sum := sha256.Sum256(statement)
-	return []Change{{Pointer: "/statement", New: jsonValue(closedMonth{month, hex.EncodeToString(sum[:])})}}, nil
+	return ClosedMonth(month, sha256.Sum256(statement)), nil
+}
+
+// ClosedMonth is CloseMonth for a statement of which only the SHA-256 is at
+// hand.
+func ClosedMonth(month string, statement Hash) []Change {
+	return []Change{{Pointer: "/statement", New: jsonValue(closedMonth{month, statement.String()})}}
 }
 
 func isCanonical(b []byte) bool {

@@ -474,7 +474,7 @@ func structural(e *audit.Entry, slot string) bool {
 	case "api_key", "customization_schema":
 		return false
 	}
-	return p != "/description" && p != "/reason"
+	return p != "/description"
 }
 
 // blankEvent returns an event without what it says of the subject: whatever

@@ -85,9 +85,11 @@ func (f *Fold) add(e *audit.Entry) error {
 		return f.foldLimit(o, verb, e)
 	case "meter":
 		return f.foldMeter(o, verb, e)
-	case "month":
-		f.Closed[o.ID] = append(f.Closed[o.ID], usage.Month(e.Target.ID))
 	case "consumption":
+		if e.Action == audit.ActionMonthClosed {
+			f.Closed[o.ID] = append(f.Closed[o.ID], usage.Month(e.Target.ID))
+			return nil
+		}
 		return f.foldAdjustment(o, e)
 	case "access_log_retention":
 		if slices.Contains(e.Erased, allChanges) {

@@ -43,8 +43,8 @@ func (s *Service) openMonth(tx Tx, rootID string, month usage.Month, now time.Ti
 //
 // It runs in one transaction, after every transaction that counts something in
 // the month and before every one that finds it closed: what is read here, after
-// Tx.CloseMonth, is final, and so is the place for what shall be said of the
-// month in the audit log. Closing a closed month does nothing.
+// Tx.CloseMonth, is final. The month's statement is written from it, and its
+// hash is what the audit entry holds. Closing a closed month does nothing.
 func (s *Service) CloseMonth(ctx context.Context, rootID string, month usage.Month) (audit.Receipt, error) {
 	call := &Call{Actor: key.System()}
 	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
@@ -56,8 +56,8 @@ func (s *Service) CloseMonth(ctx context.Context, rootID string, month usage.Mon
 		if err != nil || !closed {
 			return nil, nil, err
 		}
-		return nil, []audit.Draft{c.entry(o, "month.closed", audit.Target{Type: "month", ID: string(month)},
-			[]audit.Change{{Pointer: "/status", Old: value("open"), New: value("closed")}})}, nil
+		entry, err := c.stateMonth(o, month)
+		return nil, []audit.Draft{entry}, err
 	})
 }
 

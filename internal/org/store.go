@@ -171,6 +171,7 @@ type Tx interface {
 	AuditEntries(q AuditQuery) (AuditPage, error)
 	ErasureTx
 	PastTx
+	StatementTx
 
 	// AccessEvents returns one page of access events, newest first.
 	AccessEvents(q AccessQuery) (AccessPage, error)

@@ -51,6 +51,8 @@ INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES
 	('usage_days', 'usage_days', '30000000 3000000 60 2 2 1'),
 	('usage_adjustments', 'usage_adjustments', '100000 10000 4 2 1'),
 	('usage_limits', 'usage_limits', '100000 10000 2 1'),
+	('usage_statements', 'usage_statements', '10000 100 1'),
+	('usage_statement_parts', 'usage_statement_parts', '100000 1000 10 1'),
 	('spool_positions', 'spool_positions', '10 1'),
 	('idempotency', 'idempotency', '100000 1000 1'),
 	('idempotency', 'idempotency_created', '100000 2');

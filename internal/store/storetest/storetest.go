@@ -60,6 +60,7 @@ func Run(t *testing.T, open func(testing.TB) Store) {
 		"AccessFeed":         testAccessFeed,
 		"AccessFeedBounded":  testAccessFeedBounded,
 		"ChildrenAt":         testChildrenAt,
+		"Statements":         testStatements,
 		"Holding":            testHolding,
 		"Erase":              testErase,
 		"AccessIngest":       testAccessIngest,

@@ -1,0 +1,43 @@
+package api
+
+import (
+	"io"
+	"net/http"
+
+	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/usage"
+	"github.com/orgd/orgd/internal/web"
+)
+
+func (a *API) getStatement(r *web.Request) (*web.Response, error) {
+	q := parameters(r, "month")
+	month, err := usage.ParseMonth(q.text("month"))
+	if err != nil {
+		q.fail(problem.Param("month", "must be a month such as 2026-11"))
+	}
+	if q.err != nil {
+		return nil, q.err
+	}
+	if err := whole(r); err != nil {
+		return nil, err
+	}
+	st, err := a.service.Statement(r.Context(), r.Org.ID, month)
+	if err != nil {
+		return nil, err
+	}
+	resp := &web.Response{Status: http.StatusOK, ContentType: "application/json"}
+	resp.With("Orgd-Audit-Entry", st.EntryID)
+	resp.Stream = func(w io.Writer) error {
+		for part := range st.Parts {
+			text, err := a.service.StatementPart(r.Context(), st, part)
+			if err != nil {
+				return err
+			}
+			if _, err := w.Write(text); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return resp, nil
+}

@@ -1,0 +1,68 @@
+package storetest
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/usage"
+)
+
+func testStatements(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/b/", "r/b/c/", "q/")
+	flushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: 1},
+		Usage: []access.Usage{use("r/a/", usage.One), use("r/b/c/", 2*usage.One), use("r/", 5), use("q/", 7)}})
+	month := usage.MonthOf(use("r/", 1).At)
+	all := func(rootID string, limit int) (list []usage.Total) {
+		t.Helper()
+		for after := (usage.Total{}); ; {
+			page := get(t, s, func(tx org.Tx) ([]usage.Total, error) { return tx.MonthTotals(rootID, month, after, limit) })
+			if len(page) > limit {
+				t.Fatalf("a page of %d, limit %d", len(page), limit)
+			}
+			list = append(list, page...)
+			if len(page) < limit {
+				return list
+			}
+			after = page[len(page)-1]
+		}
+	}
+	for _, limit := range []int{1, 2, 100} {
+		var got []string
+		for _, total := range all("r", limit) {
+			got = append(got, total.OrgID+"<"+total.ParentID+" "+total.Own.String()+" "+total.Total.String())
+		}
+		want := "a<r 1 1, b<r 0 2, c<b 2 2, r< 0.000005 3.000005"
+		if strings.Join(got, ", ") != want {
+			t.Errorf("by %d: %s, want %s", limit, strings.Join(got, ", "), want)
+		}
+	}
+	wantEqual(t, len(all("q", 10)), 1)
+
+	st := &org.Statement{RootID: "r", Month: month, EntryID: "aud_1", Size: 7, Parts: 2}
+	read(t, s, func(tx org.Tx) error {
+		_, err := tx.Statement("r", month)
+		wantErr(t, err, org.ErrAbsent)
+		_, err = tx.StatementPart("r", month, 0)
+		wantErr(t, err, org.ErrAbsent)
+		return nil
+	})
+	write(t, s, func(tx org.Tx) error {
+		for part, text := range []string{`{"a`, `":1}`} {
+			if err := tx.PutStatementPart("r", month, part, []byte(text)); err != nil {
+				return err
+			}
+		}
+		return tx.PutStatement(st)
+	})
+	wantEqual(t, get(t, s, func(tx org.Tx) (*org.Statement, error) { return tx.Statement("r", month) }), st)
+	wantEqual(t, string(get(t, s, func(tx org.Tx) ([]byte, error) { return tx.StatementPart("r", month, 1) })), `":1}`)
+	read(t, s, func(tx org.Tx) error {
+		_, err := tx.Statement("q", month)
+		wantErr(t, err, org.ErrAbsent)
+		_, err = tx.StatementPart("r", month, 2)
+		wantErr(t, err, org.ErrAbsent)
+		return nil
+	})
+}
