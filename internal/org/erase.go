@@ -66,7 +66,7 @@ type Remaining struct {
 	Organizations        int64 `json:"organizations"` // by id, name, description, external id, tags or customizations; deleted ones too
 	APIKeys              int64 `json:"api_keys"`      // by name or CIDRs, those that are not revoked
 	CustomizationSchemas int64 `json:"customization_schemas"`
-	AuditEntries         int64 `json:"audit_entries"` // by an id, a path, a pointer or a request id
+	AuditEntries         int64 `json:"audit_entries"` // by an id, a path, a pointer, a request id or what was said of usage
 	AccessEvents         int64 `json:"access_events"` // by id, action or method
 }
 
@@ -459,7 +459,7 @@ func erasable(r *audit.Record, subject audit.Subject) (slots []string, stays boo
 // structural reports whether a slot holds a value without which no state could
 // be rebuilt, and which says nothing of people: what places an organization in
 // the tree, or a number or a kind. Of entries about anything but organizations,
-// keys and schemas only free text is erased.
+// keys and schemas only what they say of the actor is erased.
 func structural(e *audit.Entry, slot string) bool {
 	rest, ok := strings.CutPrefix(slot, "changes/")
 	number, _, _ := strings.Cut(rest, "/")
@@ -474,7 +474,7 @@ func structural(e *audit.Entry, slot string) bool {
 	case "api_key", "customization_schema":
 		return false
 	}
-	return p != "/description"
+	return true
 }
 
 // blankEvent returns an event without what it says of the subject: whatever
