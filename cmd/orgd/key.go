@@ -79,9 +79,9 @@ flag says is as in the creating key.
 
 Permissions are orgs:read, orgs:write, orgs:delete, customizations:read,
 customizations:write, tags:write, access_log:read, access_log:write, audit:read,
-consumption:read, consumption:write, keys:read, keys:write and keys:verify; read,
-write and admin stand for several of them. Those that start with app: are your
-product's own.`,
+audit:erase, consumption:read, consumption:write, keys:read, keys:write and
+keys:verify; read, write and admin stand for several of them. Those that start
+with app: are your product's own.`,
 		Example: `  orgd key create acme CRM --permissions read --expires 90d
   ORGD_KEY=$(orgd key create acme deploy --permissions orgs:read,orgs:write --reach self)`,
 		RunE: func(cmd *cobra.Command, args []string) error {
