@@ -75,6 +75,10 @@ type Remaining struct {
 // wait long for theirs; each is complete in itself.
 const eraseStep = 5000
 
+// eraseBytes bounds the values of the audit entries that one transaction
+// erases something of, beyond the first.
+const eraseBytes = 32 << 20
+
 // eraseRun is a search for a subject, and what it has found.
 type eraseRun struct {
 	s       *Service
@@ -86,10 +90,11 @@ type eraseRun struct {
 	receipt audit.Receipt
 
 	// Found and not erased yet.
-	records []audit.Record
+	records []string // ids of audit entries
 	events  []access.Event
 	keys    []*key.Key
 	slots   int
+	bytes   int // of the values of the audit entries
 }
 
 // Erase erases every value of a subject that the organization and what is
@@ -146,7 +151,7 @@ func (run *eraseRun) search(ctx context.Context) error {
 	}
 	needle := run.subject.Needle()
 
-	aq := AuditQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, Holding: needle, Ascending: true, Limit: 500}
+	aq := AuditQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, Holding: needle, Ascending: true, Limit: 100}
 	for aq.After >= 0 {
 		var page AuditPage
 		if err := run.read(ctx, func(tx Tx) (err error) {
@@ -235,7 +240,7 @@ func (run *eraseRun) read(ctx context.Context, fn func(Tx) error) error {
 
 // found makes room for n more to erase.
 func (run *eraseRun) found(ctx context.Context, n int) error {
-	if run.done.DryRun || run.pending()+n <= eraseStep || run.pending() == 0 {
+	if run.done.DryRun || run.pending() == 0 || run.pending()+n <= eraseStep && run.bytes < eraseBytes {
 		return nil
 	}
 	return run.step(ctx, nil)
@@ -262,8 +267,9 @@ func (run *eraseRun) record(ctx context.Context, r *audit.Record) error {
 	if err := run.found(ctx, len(slots)); err != nil {
 		return err
 	}
-	run.records = append(run.records, *r)
+	run.records = append(run.records, r.ID)
 	run.slots += len(slots)
+	run.bytes += len(r.Values)
 	return nil
 }
 
@@ -317,7 +323,7 @@ func (run *eraseRun) step(ctx context.Context, idem *Idempotency) error {
 		if err != nil {
 			return nil, nil, err
 		}
-		records, places, err := run.recordsNow(c)
+		records, places, err := run.recordsNow(c, o.RootID)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -355,7 +361,7 @@ func (run *eraseRun) step(ctx context.Context, idem *Idempotency) error {
 		run.receipt = receipt
 	}
 	run.done = after
-	run.records, run.events, run.keys, run.slots = nil, nil, nil, 0
+	run.records, run.events, run.keys, run.slots, run.bytes = nil, nil, nil, 0, 0
 	return nil
 }
 
@@ -374,9 +380,9 @@ func (run *eraseRun) entry(c *change, o *Organization, changes []audit.Change) a
 	return d
 }
 
-func (run *eraseRun) recordsNow(c *change) (records []audit.Record, places []audit.Place, err error) {
-	for i := range run.records {
-		r, err := c.AuditEntry(run.records[i].RootID, run.records[i].ID)
+func (run *eraseRun) recordsNow(c *change, rootID string) (records []audit.Record, places []audit.Place, err error) {
+	for _, id := range run.records {
+		r, err := c.AuditEntry(rootID, id)
 		if err != nil {
 			return nil, nil, err
 		}
