@@ -116,7 +116,6 @@ func (a *API) Routes() []web.Route {
 		{Method: "DELETE", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "revokeKey", Action: "REVOKE_KEY", Rule: needs(key.KeysWrite), Handle: a.revokeKey},
 		{Method: "POST", Pattern: "/orgs/{org_id}/api_keys/{key_id}/rotate", Operation: "rotateKey", Action: "ROTATE_KEY", Rule: needs(key.KeysWrite), Handle: a.rotateKey},
 		{Method: "GET", Pattern: "/orgs/{org_id}/children_audit", Operation: "getChildrenAudit", Action: "GET_CHILDREN_AUDIT", Rule: needs(key.AuditRead), Handle: a.getChildrenAudit},
-		{Method: "GET", Pattern: "/orgs/{org_id}/consumption", Operation: "getConsumption", Action: "GET_CONSUMPTION", Rule: needs(key.ConsumptionRead), Handle: a.getConsumption},
 
 		{Method: "GET", Pattern: "/service_status", Operation: "serviceStatus", Rule: open, Handle: a.serviceStatus},
 		{Method: "GET", Pattern: "/healthz", Operation: "healthz", Rule: open, Handle: a.healthz},
@@ -125,7 +124,7 @@ func (a *API) Routes() []web.Route {
 		{Method: "GET", Pattern: "/openapi.json", Operation: "openapiJSON", Rule: open, Handle: a.openapiJSON},
 		{Method: "GET", Pattern: "/openapi.yaml", Operation: "openapiYAML", Rule: open, Handle: a.openapiYAML},
 		{Method: "GET", Pattern: "/docs", Operation: "docs", Rule: open, Handle: a.docs},
-	}, a.trailRoutes(), a.meterRoutes(), a.usageEventRoutes())
+	}, a.trailRoutes(), a.consumptionRoutes(), a.meterRoutes(), a.usageEventRoutes())
 }
 
 var open = web.Rule{Open: true}

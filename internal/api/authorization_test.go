@@ -75,6 +75,11 @@ var samples = map[string]sample{
 	"deleteLimit":               {path: "/orgs/ORG/limits/api_calls"},
 	"verify":                    {path: "/verify", body: `{"key":"SECRET"}`, elsewhere: true},
 	"forwardAuth":               {path: "/forward_auth?org=ORG&permission=orgs:read&meter=api_calls"},
+	"getConsumptionHistory":     {path: "/orgs/ORG/consumption/history"},
+	"getDailyConsumption":       {path: "/orgs/ORG/consumption/daily"},
+	"listChildConsumption":      {path: "/orgs/ORG/consumption/children"},
+	"listAdjustments":           {path: "/orgs/ORG/consumption/adjustments"},
+	"createAdjustment":          {path: "/orgs/ORG/consumption/adjustments", body: `{"meter":"api_calls","quantity":1,"reason":"test"}`},
 	"ingestUsage":               {path: "/orgs/ORG/consumption/events", body: `{"id":"NEW","meter":"api_calls","quantity":1}`},
 	"ingestEvents":              {path: "/api/v1/events", body: `{"specversion":"1.0","id":"NEW","source":"test","type":"api_calls","data":{"quantity":1}}`, elsewhere: true},
 	"listMeters":                {path: "/orgs/ORG/meters"},
@@ -181,6 +186,10 @@ func expected(operation string, sm sample, keyName, target string) int {
 	case "putLimit", "deleteLimit":
 		if target == "own" {
 			return http.StatusForbidden // limits are set from above
+		}
+	case "listChildConsumption":
+		if keyName == "self reach" {
+			return http.StatusForbidden
 		}
 	case "updateKey", "rotateKey":
 		if keyName == "self reach" {

@@ -2,8 +2,14 @@ package org
 
 import (
 	"context"
+	"errors"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
+	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -97,4 +103,184 @@ func (s *Service) isClosed(known map[usage.Month]bool, month usage.Month) bool {
 		return closed
 	}
 	return month.Closed(s.now(), s.monthCloseAfter)
+}
+
+// DayConsumption is what an organization consumed on one day.
+type DayConsumption struct {
+	Day    usage.Day
+	Meters []MeterTotal // by slug, without limits
+}
+
+// Daily returns what an organization consumed on each day of a month that has
+// begun. Adjustments belong to no day.
+func (s *Service) Daily(ctx context.Context, actor *key.Actor, id string, month usage.Month) ([]DayConsumption, error) {
+	snap, err := s.Find(ctx, actor, id)
+	if err != nil {
+		return nil, err
+	}
+	days := month.Days(s.now())
+	if len(days) == 0 {
+		return nil, nil
+	}
+	var list []DayConsumption
+	err = s.store.Read(ctx, func(tx Tx) error {
+		meters, err := meters(tx, snap.RootID)
+		if err != nil {
+			return err
+		}
+		totals, err := tx.DayTotals(snap.RootID, id, days[0], usage.DayOf(month.End().Add(-1)))
+		if err != nil {
+			return err
+		}
+		if n := len(totals); n > 0 && totals[n-1].Day > days[len(days)-1] {
+			// Of an event from a clock that is ahead.
+			days = append(days, totals[n-1].Day)
+		}
+		list = make([]DayConsumption, len(days))
+		for i, day := range days {
+			list[i] = DayConsumption{day, make([]MeterTotal, len(meters))}
+			for j := range meters {
+				list[i].Meters[j].Meter = meters[j]
+			}
+			for ; len(totals) > 0 && totals[0].Day == day; totals = totals[1:] {
+				for j := range meters {
+					if m := &list[i].Meters[j]; m.Slug == totals[0].Meter {
+						m.Own += totals[0].Own
+						m.Total += totals[0].Total
+					}
+				}
+			}
+		}
+		return nil
+	})
+	return list, err
+}
+
+// Position returns where a child is in the order of the query.
+func (q *ChildQuery) Position(c *ChildTotal) ChildPosition {
+	p := ChildPosition{OrgID: c.OrgID}
+	switch q.Sort {
+	case ByOwn:
+		p.Value = c.Own
+	case ByDescendants:
+		p.Value = c.Total - c.Own
+	case ByTotal:
+		p.Value = c.Total
+	}
+	return p
+}
+
+// Children returns one page of what the children of an organization consumed,
+// which the actor must see, and whether there are more. What a child consumed
+// is what it did while it was one, so that all children together consumed what
+// the organization's descendants did.
+func (s *Service) Children(ctx context.Context, q ChildQuery) (list []ChildTotal, more bool, err error) {
+	limit := q.Limit
+	q.Limit++
+	err = s.store.Read(ctx, func(tx Tx) (err error) {
+		list, err = tx.ChildTotals(q)
+		return err
+	})
+	if len(list) > limit {
+		return list[:limit], true, err
+	}
+	return list, false, err
+}
+
+// MeterOf returns a meter of a root by its slug, for a parameter of a request.
+func (s *Service) MeterOf(ctx context.Context, rootID, slug string) (*usage.Meter, error) {
+	all, err := s.metersOf(ctx, rootID)
+	if err != nil {
+		return nil, err
+	}
+	if m := meterOf(all, slug); m != nil {
+		return m, nil
+	}
+	return nil, problem.Param("meter", "names no meter of this root")
+}
+
+// Adjustments returns one page of the adjustments of an organization, which
+// the actor must see, and whether there are more.
+func (s *Service) Adjustments(ctx context.Context, q AdjustmentQuery) (list []usage.Adjustment, more bool, err error) {
+	limit := q.Limit
+	q.Limit++
+	err = s.store.Read(ctx, func(tx Tx) (err error) {
+		list, err = tx.Adjustments(q)
+		return err
+	})
+	if len(list) > limit {
+		return list[:limit], true, err
+	}
+	return list, false, err
+}
+
+// NewAdjustment corrects what an organization consumed.
+type NewAdjustment struct {
+	Month    usage.Month // that is corrected
+	Meter    string
+	Quantity usage.Decimal // what is added; negative to take away
+	Reason   string
+}
+
+// maxReason is the length of a reason, in characters.
+const maxReason = 500
+
+// Check returns problem.InvalidBody if anything is wrong with the adjustment by
+// itself.
+func (n *NewAdjustment) Check() error {
+	n.Reason = strings.TrimSpace(n.Reason)
+	switch count := utf8.RuneCountInString(n.Reason); {
+	case n.Meter == "":
+		return problem.Body("/meter", "is missing")
+	case n.Quantity == 0:
+		return problem.Body("/quantity", "must not be zero")
+	case count == 0 || count > maxReason:
+		return problem.Body("/reason", "must be 1 to %d characters", maxReason)
+	case strings.ContainsFunc(n.Reason, unicode.IsControl):
+		return problem.Body("/reason", "must not contain control characters")
+	}
+	return nil
+}
+
+// Adjust corrects what an organization consumed, in the month that the
+// adjustment is for or, if that is closed, in the first later one that is open.
+// Nothing that was counted before is changed. Limits do not bind it.
+func (s *Service) Adjust(ctx context.Context, call *Call, id string, n NewAdjustment) (*usage.Adjustment, audit.Receipt, error) {
+	var made *usage.Adjustment
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		o, err := c.target(id, key.ConsumptionWrite)
+		if err != nil {
+			return nil, nil, err
+		}
+		all, err := meters(c, o.RootID)
+		if err != nil {
+			return nil, nil, err
+		}
+		if meterOf(all, n.Meter) == nil {
+			return nil, nil, problem.Body("/meter", "names no meter of this root")
+		}
+		if n.Month > usage.MonthOf(c.at) {
+			return nil, nil, problem.Body("/month", "has not begun")
+		}
+		month, err := s.openMonth(c, o.RootID, n.Month, c.at)
+		if err != nil {
+			return nil, nil, err
+		}
+		made = &usage.Adjustment{ID: c.newID("adj_"), RootID: o.RootID, OrgID: o.ID, Month: month, For: n.Month, Meter: n.Meter,
+			Quantity: n.Quantity, Reason: n.Reason, Origin: usage.FromActor, CreatedBy: call.Actor.ID, CreatedAt: c.at}
+		if err := c.AddUsage([]usage.Entry{{Path: o.Path, Meter: n.Meter, Month: month, Quantity: n.Quantity}}, c.at); err != nil {
+			return nil, nil, err
+		}
+		if err := c.PutAdjustments([]usage.Adjustment{*made}); err != nil {
+			return nil, nil, err
+		}
+		return made, []audit.Draft{c.entry(o, "consumption.adjusted", audit.Target{Type: "adjustment", ID: made.ID}, []audit.Change{
+			{Pointer: "/month", New: value(made.Month)}, {Pointer: "/for_month", New: value(made.For)}, {Pointer: "/meter", New: value(made.Meter)},
+			{Pointer: "/quantity", New: value(made.Quantity)}, {Pointer: "/reason", New: value(made.Reason)}})}, nil
+	})
+	var beyond *usage.RangeError
+	if errors.As(err, &beyond) {
+		err = problem.Body("/quantity", "would take the consumption of %s by %s in %s out of range", beyond.Meter, beyond.OrgID, beyond.Month)
+	}
+	return made, receipt, err
 }
