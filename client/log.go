@@ -63,29 +63,3 @@ func (cl *Client) ChildrenAudit(ctx context.Context, orgID string, q AuditQuery,
 	return list[AuditEntry](ctx, cl, newCall("GET", []string{"orgs", orgID, "children_audit"}, opts).setTime("from", q.From).setTime("to", q.To).
 		set("action", q.Action).set("actor", q.Actor).set("org", q.Org).set("scope", q.Scope))
 }
-
-// Consumption is what an organization and its descendants consumed in a
-// month.
-type Consumption struct {
-	OrgID  string           `json:"org_id"`
-	Month  string           `json:"month"`  // 2026-11
-	Status string           `json:"status"` // open or closed
-	Meters map[string]Meter `json:"meters"`
-	Meta   `json:"-"`
-}
-
-// Meter is a month's total of one meter. Quantities are exact decimals.
-type Meter struct {
-	Unit        string       `json:"unit"`
-	Aggregation string       `json:"aggregation"`
-	Own         json.Number  `json:"own"`
-	Descendants json.Number  `json:"descendants"`
-	Total       json.Number  `json:"total"` // own + descendants
-	Limit       *json.Number `json:"limit"`
-}
-
-// Consumption returns the consumption of a month such as 2026-11; of this
-// month if it is empty.
-func (cl *Client) Consumption(ctx context.Context, orgID, month string, opts ...CallOption) (*Consumption, error) {
-	return get[Consumption](ctx, cl, newCall("GET", []string{"orgs", orgID, "consumption"}, opts).set("month", month))
-}

@@ -189,12 +189,11 @@ func (s *Service) PutLimit(ctx context.Context, call *Call, id, meter string, am
 
 // knownMeter fails with NotFound unless the root has the meter.
 func knownMeter(tx Tx, rootID, slug string) error {
-	for _, m := range usage.BuiltIn() {
-		if m.Slug == slug {
-			return nil
-		}
+	all, err := meters(tx, rootID)
+	if err == nil && meterOf(all, slug) == nil {
+		err = noMeter(slug)
 	}
-	return problem.New(problem.NotFound, "This root has no meter %s.", slug)
+	return err
 }
 
 // DeleteLimit removes the limit on an organization for a meter.
