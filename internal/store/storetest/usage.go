@@ -1,0 +1,393 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/usage"
+)
+
+func usageEvent(source, id string, part int, orgID string) usage.Event {
+	return usage.Event{EventKey: usage.EventKey{RootID: "r", Source: source, ID: id, Part: part}, OrgID: orgID, Meter: "tokens",
+		At: epoch, Quantity: usage.One}
+}
+
+func claim(t testing.TB, s Store, events ...usage.Event) (fresh []bool) {
+	t.Helper()
+	write(t, s, func(tx org.Tx) (err error) {
+		fresh, err = tx.ClaimEvents(events)
+		return err
+	})
+	return fresh
+}
+
+func testClaimEvents(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/")
+	a, b := usageEvent("s", "1", 0, "a"), usageEvent("s", "2", 0, "a")
+	wantEqual(t, claim(t, s, b, a, a), []bool{true, true, false})
+	wantEqual(t, claim(t, s, a, usageEvent("s", "3", 0, "r"), b), []bool{false, true, false})
+	// The same id from another source, or in another root, is another event.
+	elsewhere := a
+	elsewhere.RootID = "q"
+	wantEqual(t, claim(t, s, usageEvent("t", "1", 0, "a"), elsewhere), []bool{true, true})
+	// Parts go with part 0.
+	wantEqual(t, claim(t, s, usageEvent("s", "1", 0, "a"), usageEvent("s", "1", 1, "a"), usageEvent("s", "4", 0, "a"), usageEvent("s", "4", 1, "a")),
+		[]bool{false, false, true, true})
+	wantEqual(t, claim(t, s), []bool(nil))
+	var ids []string
+	var last usage.EventKey
+	for {
+		page := get(t, s, func(tx org.Tx) ([]usage.Event, error) { return tx.UsageEvents("r", last, 2) })
+		for _, e := range page {
+			ids = append(ids, fmt.Sprint(e.Source, e.ID, e.Part))
+			last = e.EventKey
+		}
+		if len(page) < 2 {
+			break
+		}
+	}
+	wantEqual(t, ids, []string{"s10", "s20", "s30", "s40", "s41", "t10"})
+	// What a transaction that fails has claimed is free.
+	failed := errors.New("failed")
+	err := s.Write(t.Context(), func(tx org.Tx) error {
+		_, err := tx.ClaimEvents([]usage.Event{usageEvent("s", "9", 0, "a")})
+		return errors.Join(err, failed)
+	})
+	wantErr(t, err, failed)
+	wantEqual(t, claim(t, s, usageEvent("s", "9", 0, "a")), []bool{true})
+}
+
+// testClaimRace: of many transactions that claim the same events in any order,
+// each event belongs to exactly one, and none fails.
+func testClaimRace(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/")
+	const events = 40
+	var won [events]atomic.Int64
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 5 {
+				order := rand.Perm(events)
+				var list []usage.Event
+				for _, i := range order {
+					list = append(list, usageEvent("s", fmt.Sprint(i), 0, "a"))
+				}
+				var fresh []bool
+				err := s.Write(context.Background(), func(tx org.Tx) (err error) {
+					if fresh, err = tx.ClaimEvents(list); err != nil {
+						return err
+					}
+					var entries []usage.Entry
+					for n := range fresh {
+						if fresh[n] {
+							entries = append(entries, usage.Entry{Path: "r/a/", Meter: "tokens", Month: "2026-11", Quantity: usage.One})
+						}
+					}
+					return tx.AddUsage(entries, epoch)
+				})
+				if err != nil {
+					t.Error(err)
+				}
+				for n, i := range order {
+					if fresh[n] {
+						won[i].Add(1)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i := range won {
+		if n := won[i].Load(); n != 1 {
+			t.Errorf("event %d was claimed %d times", i, n)
+		}
+	}
+	for _, x := range get(t, s, func(tx org.Tx) ([]usage.Total, error) { return tx.Totals("r", "r", "2026-11") }) {
+		wantEqual(t, x.Total, events*usage.One)
+	}
+}
+
+func testAddUsage(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/a/b/")
+	const month, late = usage.Month("2026-11"), usage.Month("2026-10")
+	add := func(entries ...usage.Entry) error {
+		return s.Write(t.Context(), func(tx org.Tx) error { return tx.AddUsage(entries, epoch) })
+	}
+	entry := func(path string, quantity, ofDay usage.Decimal, day usage.Day) usage.Entry {
+		return usage.Entry{Path: path, Meter: "m", Month: month, Quantity: quantity, Day: day, OfDay: ofDay}
+	}
+	wantErr(t, add(entry("r/a/b/", 5, 4, "2026-11-02"), entry("r/a/", 1, 1, "2026-11-02"), entry("r/a/b/", 2, 2, "2026-11-03")), nil)
+	wantErr(t, add(usage.Entry{Path: "r/a/b/", Meter: "m", Month: month, Quantity: 10, For: late}), nil)
+	wantErr(t, add(usage.Entry{Path: "r/a/b/", Meter: "m", Month: month, Quantity: 20, For: late, Recorded: true},
+		usage.Entry{Path: "r/a/b/", Meter: "m", Month: month, Quantity: 30, For: late}), nil)
+	totals := func(id string) []usage.Total {
+		t.Helper()
+		return get(t, s, func(tx org.Tx) ([]usage.Total, error) { return tx.Totals("r", id, month) })
+	}
+	wantEqual(t, totals("b"), []usage.Total{{RootID: "r", OrgID: "b", ParentID: "a", Month: month, Meter: "m", Own: 67, Total: 67}})
+	wantEqual(t, totals("a"), []usage.Total{{RootID: "r", OrgID: "a", ParentID: "r", Month: month, Meter: "m", Own: 1, Total: 68}})
+	wantEqual(t, totals("r"), []usage.Total{{RootID: "r", OrgID: "r", Month: month, Meter: "m", Total: 68}})
+	days := func(id string, first, last usage.Day) []usage.DayTotal {
+		t.Helper()
+		return get(t, s, func(tx org.Tx) ([]usage.DayTotal, error) { return tx.DayTotals("r", id, first, last) })
+	}
+	wantEqual(t, days("a", "2026-11-01", "2026-11-02"), []usage.DayTotal{{RootID: "r", OrgID: "a", ParentID: "r", Day: "2026-11-02", Meter: "m", Own: 1, Total: 5}})
+	wantEqual(t, len(days("b", "2026-11-01", "2026-11-30")), 2)
+
+	list := get(t, s, func(tx org.Tx) ([]usage.Adjustment, error) {
+		return tx.Adjustments(org.AdjustmentQuery{RootID: "r", OrgID: "b", Limit: 10})
+	})
+	sums := map[usage.Origin]usage.Decimal{}
+	for _, a := range list {
+		sums[a.Origin] += a.Quantity
+		if a.Month != month || a.For != late || a.Meter != "m" || !a.CreatedAt.Equal(epoch) || a.Reason == "" {
+			t.Errorf("adjustment %+v", a)
+		}
+	}
+	wantEqual(t, sums, map[usage.Origin]usage.Decimal{usage.FromEvents: 40, usage.FromRecorder: 20})
+
+	// A sum that is out of range changes nothing, wherever it is in the tree.
+	var beyond *usage.RangeError
+	wantErr(t, add(entry("r/a/", usage.MaxDecimal-100, 0, "")), nil)
+	for _, e := range []usage.Entry{entry("r/a/b/", 200, 0, ""), entry("r/a/", usage.MaxDecimal, 0, ""), entry("r/a/b/", -usage.MaxDecimal, 0, "")} {
+		if err := add(entry("r/a/b/", 1, 0, ""), e); e.Quantity > 0 && !errors.As(err, &beyond) || e.Quantity < 0 && err != nil {
+			t.Errorf("adding %s: %v", e.Quantity, err)
+		}
+	}
+	wantEqual(t, totals("b")[0].Own, 68-usage.MaxDecimal)
+	wantEqual(t, totals("r")[0].Total, usage.Decimal(69-100))
+
+	// What is recorded and out of range does not keep the rest of its batch.
+	flushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: 9}, Usage: []access.Usage{
+		{RootID: "r", Path: "r/a/", At: epoch, Meter: "n", Quantity: usage.MaxDecimal}, {RootID: "r", Path: "r/", At: epoch, Meter: "n", Quantity: 1},
+		{RootID: "r", Path: "r/", At: epoch, Meter: "o", Quantity: 7}}})
+	for _, x := range totals("r") {
+		if x.Meter == "o" && x.Total != 7 || x.Total != x.Own && x.Meter != "m" && x.Meter != "n" {
+			t.Errorf("total %+v", x)
+		}
+	}
+}
+
+func testMonths(t *testing.T, s Store) {
+	plant(t, s, "r/", "q/")
+	const october, november = usage.Month("2026-10"), usage.Month("2026-11")
+	read(t, s, func(tx org.Tx) error {
+		months, err := tx.MonthsToClose(october, 10)
+		wantEqual(t, months, []org.Month(nil)) // the roots are younger
+		return err
+	})
+	write(t, s, func(tx org.Tx) error {
+		_, err := tx.HoldMonth("r", october)
+		wantErr(t, err, org.ErrAbsent)
+		err = errors.Join(tx.OpenMonth("r", october), tx.OpenMonth("r", october))
+		closed, held := tx.HoldMonth("r", october)
+		wantEqual(t, closed, false)
+		return errors.Join(err, held)
+	})
+	toClose := func(last usage.Month) (list []string) {
+		t.Helper()
+		for _, m := range get(t, s, func(tx org.Tx) ([]org.Month, error) { return tx.MonthsToClose(last, 10) }) {
+			list = append(list, m.RootID+" "+string(m.Month))
+		}
+		return list
+	}
+	wantEqual(t, toClose("2026-09"), []string(nil))
+	wantEqual(t, toClose(november), []string{"r 2026-10"})
+	closeMonth := func(rootID string, month usage.Month) (closed bool) {
+		t.Helper()
+		write(t, s, func(tx org.Tx) (err error) {
+			closed, err = tx.CloseMonth(rootID, month, epoch)
+			return err
+		})
+		return closed
+	}
+	wantEqual(t, closeMonth("r", october), true)
+	wantEqual(t, closeMonth("r", october), false)
+	wantEqual(t, toClose(november), []string{"q 2026-11", "r 2026-11"})
+	wantEqual(t, closeMonth("q", november), true)
+	wantEqual(t, toClose(november), []string{"r 2026-11"})
+	wantEqual(t, get(t, s, func(tx org.Tx) ([]org.Month, error) { return tx.Months("r") }), []org.Month{{RootID: "r", Month: october, ClosedAt: new(epoch)}})
+
+	// Who holds a month keeps it from being closed.
+	holding, release := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	var order []string
+	var mu sync.Mutex
+	note := func(what string) {
+		mu.Lock()
+		defer mu.Unlock()
+		order = append(order, what)
+	}
+	write(t, s, func(tx org.Tx) error { return tx.OpenMonth("r", november) })
+	wg.Go(func() {
+		once := sync.OnceFunc(func() { close(holding) })
+		if err := s.Write(context.Background(), func(tx org.Tx) error {
+			closed, err := tx.HoldMonth("r", november)
+			if closed {
+				t.Error("it is closed already")
+			}
+			once()
+			<-release
+			note("held")
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+	<-holding
+	for _, lock := range []func(tx org.Tx) error{
+		func(tx org.Tx) error { _, err := tx.CloseMonth("r", november, epoch); return err },
+		func(tx org.Tx) error { return tx.LockMonths("r") },
+	} {
+		wg.Go(func() {
+			if err := s.Write(context.Background(), func(tx org.Tx) error {
+				err := lock(tx)
+				note("locked")
+				return err
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	time.Sleep(50 * time.Millisecond)
+	close(release)
+	wg.Wait()
+	wantEqual(t, order, []string{"held", "locked", "locked"})
+
+	// Recorded requests of a closed month are counted in the next open one.
+	write(t, s, func(tx org.Tx) error { return tx.OpenMonth("r", "2026-12") })
+	flushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: 1}, Usage: []access.Usage{
+		{RootID: "r", Path: "r/", At: october.Start(), Meter: "m", Quantity: 3}, {RootID: "r", Path: "r/", At: november.Start(), Meter: "m", Quantity: 4}}})
+	got := get(t, s, func(tx org.Tx) ([]usage.Total, error) { return tx.Totals("r", "r", "2026-12") })
+	wantEqual(t, got, []usage.Total{{RootID: "r", OrgID: "r", Month: "2026-12", Meter: "m", Own: 7, Total: 7}})
+}
+
+func testPruneUsage(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/")
+	var events []usage.Event
+	for i := range 10 {
+		e := usageEvent("s", fmt.Sprint(i), 0, "a")
+		if i%2 == 0 {
+			e.At = epoch.AddDate(0, -1, 0)
+		}
+		events = append(events, e)
+	}
+	claim(t, s, events...)
+	month := usage.MonthOf(epoch.AddDate(0, -1, 0))
+	write(t, s, func(tx org.Tx) error {
+		_, err := tx.CloseMonth("r", month, epoch)
+		return errors.Join(err, tx.OpenMonth("r", month.Next()))
+	})
+	wantEqual(t, len(get(t, s, func(tx org.Tx) ([]org.Month, error) { return tx.MonthsToPrune(month.Next(), 10) })), 1)
+	steps := 0
+	for after := new(usage.EventKey{RootID: "r"}); after != nil; steps++ {
+		write(t, s, func(tx org.Tx) (err error) {
+			after, err = tx.PruneEvents("r", month.End(), *after, 3)
+			return err
+		})
+	}
+	wantEqual(t, steps, 4)
+	var left []string
+	for _, e := range get(t, s, func(tx org.Tx) ([]usage.Event, error) { return tx.UsageEvents("r", usage.EventKey{}, 100) }) {
+		left = append(left, e.ID)
+	}
+	wantEqual(t, left, []string{"1", "3", "5", "7", "9"})
+	write(t, s, func(tx org.Tx) error { return tx.MarkPruned("r", month, epoch) })
+	wantEqual(t, len(get(t, s, func(tx org.Tx) ([]org.Month, error) { return tx.MonthsToPrune(month.Next(), 10) })), 0)
+}
+
+func testStates(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/")
+	a := usage.Series{RootID: "r", Period: "2026-11", OrgID: "a", Meter: "m"}
+	b := usage.Series{RootID: "r", Period: "2026-11-03", OrgID: "r", Meter: "m"}
+	write(t, s, func(tx org.Tx) error {
+		got, err := tx.States([]usage.Series{b, a})
+		wantEqual(t, got, map[usage.Series]usage.State{a: {}, b: {}})
+		return errors.Join(err, tx.PutStates(map[usage.Series]usage.State{a: {Value: -5, LatestAt: epoch}, b: {Value: 7, LatestAt: at(1)}}))
+	})
+	write(t, s, func(tx org.Tx) error {
+		got, err := tx.States([]usage.Series{a, b})
+		wantEqual(t, got, map[usage.Series]usage.State{a: {Value: -5, LatestAt: epoch}, b: {Value: 7, LatestAt: at(1)}})
+		return errors.Join(err, tx.PruneStates("r", "2026-11"))
+	})
+	write(t, s, func(tx org.Tx) error {
+		got, err := tx.States([]usage.Series{a, b})
+		wantEqual(t, got, map[usage.Series]usage.State{a: {}, b: {Value: 7, LatestAt: at(1)}})
+		return err
+	})
+	// Nobody else changes a state between States and the end.
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 10 {
+				if err := s.Write(context.Background(), func(tx org.Tx) error {
+					got, err := tx.States([]usage.Series{b, a})
+					if err != nil {
+						return err
+					}
+					for k, v := range got {
+						v.Value++
+						v.LatestAt = epoch
+						got[k] = v
+					}
+					return tx.PutStates(got)
+				}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	write(t, s, func(tx org.Tx) error {
+		got, err := tx.States([]usage.Series{a, b})
+		wantEqual(t, []usage.Decimal{got[a].Value, got[b].Value}, []usage.Decimal{40, 47})
+		return err
+	})
+}
+
+func testMeters(t *testing.T, s Store) {
+	plant(t, s, "r/", "q/")
+	m := usage.Meter{Slug: "tokens", Unit: "tokens", Aggregation: usage.Max, Description: "d", EventType: "e", Value: "/v",
+		CreatedAt: epoch, UpdatedAt: at(1), Version: 1}
+	write(t, s, func(tx org.Tx) error { return tx.PutMeter("r", &m) })
+	m.Unit, m.UpdatedAt, m.Version = "x", at(2), 2
+	other := m
+	other.Slug = "a"
+	write(t, s, func(tx org.Tx) error { return errors.Join(tx.PutMeter("r", &m), tx.PutMeter("r", &other)) })
+	meters := func(rootID string) []usage.Meter {
+		t.Helper()
+		return get(t, s, func(tx org.Tx) ([]usage.Meter, error) { return tx.Meters(rootID) })
+	}
+	wantEqual(t, meters("r"), []usage.Meter{other, m})
+	wantEqual(t, meters("q"), []usage.Meter(nil))
+	used := func(slug string) bool {
+		t.Helper()
+		return get(t, s, func(tx org.Tx) (bool, error) { return tx.MeterUsed("r", slug) })
+	}
+	wantEqual(t, used("tokens"), false)
+	write(t, s, func(tx org.Tx) error {
+		return errors.Join(tx.OpenMonth("r", "2026-11"), tx.AddUsage([]usage.Entry{{Path: "r/x/", Meter: "tokens", Month: "2026-11"}}, epoch))
+	})
+	wantEqual(t, used("tokens"), true)
+	wantEqual(t, used("a"), false)
+	write(t, s, func(tx org.Tx) error { return tx.DeleteMeter("r", "a") })
+	wantEqual(t, meters("r"), []usage.Meter{m})
+}
+
+func testPlaces(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/a/b/", "q/")
+	write(t, s, func(tx org.Tx) error {
+		_, err := tx.MarkDeleted("r", "r/a/b/", "d", epoch)
+		return err
+	})
+	got := get(t, s, func(tx org.Tx) (map[string]org.Place, error) { return tx.Places([]string{"a", "b", "q", "none"}) })
+	wantEqual(t, got, map[string]org.Place{"a": {RootID: "r", Path: "r/a/"}, "q": {RootID: "q", Path: "q/"}})
+}
