@@ -18,7 +18,7 @@ import (
 	"github.com/orgd/orgd/internal/org"
 )
 
-var events = flag.Int("events", 10_000_000, "access events of the large log; 0 leaves it out")
+var events = flag.Int("events", 10_000_000, "access events and usage events of the large measurements; 0 leaves them out")
 
 // fill writes access events of the tree in a data directory that no server has
 // open: one every few seconds of the last 300 days, by the 64 teams in turn.

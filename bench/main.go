@@ -67,7 +67,7 @@ func main() {
 	for _, m := range []struct {
 		name string
 		run  func() error
-	}{{"process", process}, {"get", get}, {"forward_auth", forwardAuth}, {"patch", patch}, {"import", imports}, {"pages", pages}, {"access log", accessLog}} {
+	}{{"process", process}, {"get", get}, {"forward_auth", forwardAuth}, {"patch", patch}, {"import", imports}, {"pages", pages}, {"access log", accessLog}, {"usage events", ingest}, {"consumption", consumption}} {
 		if !strings.Contains(m.name, *only) {
 			continue
 		}
