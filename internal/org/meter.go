@@ -147,6 +147,10 @@ func (c *change) unused(rootID, slug, fix string) error {
 // keeps its aggregation: problem.Conflict. m must satisfy usage.CheckSlug and
 // Check; its times and version are set.
 func (s *Service) PutMeter(ctx context.Context, call *Call, rootID string, m usage.Meter) (*usage.Meter, audit.Receipt, error) {
+	// What was recorded must be stored for it to be known that it counts.
+	if err := s.spool.Drain(ctx); err != nil {
+		return nil, audit.Receipt{}, err
+	}
 	var out *usage.Meter
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, defined, old, err := c.meterTarget(rootID, m.Slug)
@@ -190,6 +194,9 @@ func (s *Service) PutMeter(ctx context.Context, call *Call, rootID string, m usa
 // DeleteMeter removes a meter that a root has defined and nothing was counted
 // on: problem.Conflict otherwise.
 func (s *Service) DeleteMeter(ctx context.Context, call *Call, rootID, slug string) (audit.Receipt, error) {
+	if err := s.spool.Drain(ctx); err != nil {
+		return audit.Receipt{}, err
+	}
 	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, _, m, err := c.meterTarget(rootID, slug)
 		if err != nil {

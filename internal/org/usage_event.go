@@ -50,7 +50,17 @@ type usageErrors struct {
 	count  int
 }
 
+// add notes what is wrong with event i at pointer. In CloudEvents some members
+// have other names.
 func (e *usageErrors) add(i int, pointer, detail string) {
+	if e.events[i].Type != "" {
+		switch pointer {
+		case "/org_id":
+			pointer = "/subject"
+		case "/timestamp":
+			pointer = "/time"
+		}
+	}
 	if e.count++; len(e.fields) < maxUsageErrors {
 		e.fields = append(e.fields, problem.Field{Index: &i, Line: e.events[i].Line, Pointer: pointer, Detail: detail})
 	}
@@ -237,9 +247,9 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 		if !ok || !in.call.Actor.Sees(place.Path) || !strings.HasPrefix(place.Path, within) {
 			switch {
 			case e.OrgID == "":
-				bad.add(i, "/subject", "is missing: it names the organization")
+				bad.add(i, "/org_id", "is missing: it names the organization")
 			default:
-				bad.add(i, "/subject", "names no organization that this call reaches")
+				bad.add(i, "/org_id", "names no organization that this call reaches")
 			}
 			continue
 		}
