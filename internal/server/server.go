@@ -132,7 +132,9 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_spool_records", Help: "Recorded requests that wait for the database."},
 			func() float64 { n, _ := s.Recorder.Lag(); return float64(n) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_spool_bytes", Help: "Bytes of recorded requests that wait for the database."},
-			func() float64 { _, n := s.Recorder.Lag(); return float64(n) }))
+			func() float64 { _, n := s.Recorder.Lag(); return float64(n) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "orgd_spool_damaged_total", Help: "Segments of recorded requests that could not be read to their end."},
+			func() float64 { return float64(s.Recorder.Damaged()) }))
 	limiter := key.NewLimiter()
 	a, err := api.New(api.Config{Service: s.Service, Flusher: s.Recorder, Limiter: limiter, Status: s, Log: s.log, Now: c.Now,
 		BasePath: c.BasePath, Secret: []byte(s.OperatorKey), Metrics: metrics})
