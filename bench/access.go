@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -107,6 +109,64 @@ func accessLog() error {
 		}
 		row("access log of "+fmt.Sprint(*events)+", "+q.name, "%v, %d events %s (to reach: at most 20ms, or a bounded page with a cursor)", took, n, how)
 	}
+	if err := r.streamLog(); err != nil {
+		return err
+	}
+	return r.sendEvents()
+}
+
+// streamLog measures an export of a tenth of the log, and the memory that the
+// server takes for it.
+func (r *rig) streamLog() error {
+	var before, now, most runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	req, err := http.NewRequest("GET", "http://"+r.addr+"/orgs/acme/access_log?scope=subtree&format=ndjson&from="+
+		time.Now().AddDate(0, 0, -30).UTC().Format(time.RFC3339), nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+r.token)
+	begin := time.Now()
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	lines, size := 0, 0
+	for in := bufio.NewScanner(resp.Body); in.Scan(); lines++ {
+		size += len(in.Bytes()) + 1
+		if lines%50_000 == 0 {
+			runtime.GC()
+			if runtime.ReadMemStats(&now); now.HeapAlloc > most.HeapAlloc {
+				most = now
+			}
+		}
+	}
+	took := time.Since(begin)
+	row("access log, stream of "+fmt.Sprint(lines)+" events", "%.0f events/s, %.1f MB/s; the heap grows by %.1f MiB at most",
+		float64(lines)/took.Seconds(), float64(size)/took.Seconds()/1e6, (float64(most.HeapAlloc)-float64(before.HeapAlloc))/(1<<20))
+	return nil
+}
+
+// sendEvents measures how many access events with ids of their own are
+// stored, in requests of 1,000.
+func (r *rig) sendEvents() error {
+	const each, conns = 1000, 4
+	perSecond, err := load(r.addr, conns, *duration, func(c, n int) []byte {
+		var b strings.Builder
+		for i := range each {
+			fmt.Fprintf(&b, `{"id":"%08x-%04d-%d-%d","user":"jo@example.com","action":"LOGIN","status":"SUCCESS","ip":"192.0.2.7","org_id":"team-%d"}`+"\n",
+				(uint32(c)<<20+uint32(n))*2654435761, i, c, n, i%64)
+		}
+		body := b.String()
+		return fmt.Appendf(nil, "POST /orgs/acme/access_log HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer %s\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n%s",
+			r.token, len(body), body)
+	})
+	if err != nil {
+		return err
+	}
+	row("access events sent, 1,000 a request, 4 connections", "%.0f events/s stored, on top of %d", perSecond*each, *events)
 	return nil
 }
 

@@ -40,9 +40,12 @@ func (t *tx) AccessEvents(q org.AccessQuery) (org.AccessPage, error) {
 		w.bound(`(at, seq) < (` + w.arg(micros(q.Before.At)) + `, ` + w.arg(q.Before.Seq) + `)`)
 	}
 	w.wantEvents(&q)
-	if len(w.filter) > 0 && q.Scope == org.ScopeSelf {
-		// The rows of one organization lie apart in the table.
-		w.scan = MaxScan / 5
+	switch {
+	case len(w.filter) == 0:
+	case q.Scope == org.ScopeSelf:
+		w.scan = MaxScan / 5 // the rows of one organization lie apart in the table
+	case q.Path != q.RootID+"/":
+		w.scan = MaxScan / 2 // each row's organization is looked up
 	}
 	var page org.AccessPage
 	var at, seq int64
