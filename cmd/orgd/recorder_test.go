@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -216,4 +217,79 @@ func lastOf(m map[string]bool, prefix string) string {
 		}
 	}
 	return ""
+}
+
+// The process is killed again and again while clients send events, which they
+// repeat until they are acknowledged: in the end each event is there once.
+func TestKill9WhileEventsAreSent(t *testing.T) {
+	dir := t.TempDir()
+	const clients, batches, each = 4, 40, 25
+	var url atomic.Pointer[string]
+	var key string
+	var wg sync.WaitGroup
+	var acknowledged, repeated atomic.Int64
+	p := startProcess(t, dir)
+	if _, err := client.New(p.url, p.key).CreateOrg(t.Context(), client.OrgCreate{ID: "acme", Name: "Acme"}); err != nil {
+		t.Fatal(err)
+	}
+	key = p.key
+	url.Store(&p.url)
+	for c := range clients {
+		wg.Go(func() {
+			for n := range batches {
+				var events []client.NewAccessEvent
+				for i := range each {
+					events = append(events, client.NewAccessEvent{ID: fmt.Sprintf("%d-%d-%d", c, n, i), User: "jo", Action: "SENT", Status: "SUCCESS"})
+				}
+				for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+					got, err := client.New(*url.Load(), key, client.WithRetries(0)).SendAccessEvents(t.Context(), "acme", events)
+					if err == nil {
+						acknowledged.Add(got.Accepted + got.Duplicates)
+						repeated.Add(got.Duplicates)
+						break
+					}
+					if time.Now().After(deadline) {
+						t.Errorf("batch %d of client %d is not acknowledged: %v", n, c, err)
+						return
+					}
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+		})
+	}
+	sent := make(chan struct{})
+	go func() { wg.Wait(); close(sent) }()
+	kills := 0
+	for more := true; more; {
+		select {
+		case <-sent:
+			more = false
+		case <-time.After(time.Duration(60+40*kills) * time.Millisecond):
+			if kills == 8 {
+				continue
+			}
+			kills++
+			p.cmd.Process.Kill()
+			<-p.ended
+			p = startProcess(t, dir)
+			url.Store(&p.url)
+		}
+	}
+	stored := map[string]bool{}
+	for e, err := range client.New(p.url, p.key).AccessLog(t.Context(), "acme", client.AccessQuery{Action: "SENT"}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if stored[e.ID] {
+			t.Errorf("the event %s is stored twice", e.ID)
+		}
+		stored[e.ID] = true
+	}
+	t.Logf("killed %d times; %d events stored, %d acknowledged, of which %d had been stored before a kill", kills, len(stored), acknowledged.Load(), repeated.Load())
+	if n := clients * batches * each; len(stored) != n || acknowledged.Load() != int64(n) {
+		t.Errorf("%d events are stored and %d acknowledged, want %d", len(stored), acknowledged.Load(), n)
+	}
+	if kills < 3 {
+		t.Errorf("killed only %d times", kills)
+	}
 }

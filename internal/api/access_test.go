@@ -12,6 +12,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"github.com/orgd/orgd/internal/server"
 	"github.com/orgd/orgd/internal/testkit"
 )
 
@@ -426,4 +427,50 @@ func TestAccessLogRetention(t *testing.T) {
 			t.Errorf("%d audit entries: %s", n, audit.Body)
 		}
 	})
+}
+
+// With two processes on one database, whoever follows the log at one of them
+// gets what both record, each event once.
+func TestFollowWithTwoProcesses(t *testing.T) {
+	url := testkit.Postgres(t)
+	one := testkit.Start(t, "postgres", func(c *server.Config) { c.Database = url })
+	two := testkit.Start(t, "postgres", func(c *server.Config) { c.Database, c.OperatorKey = url, one.OperatorKey })
+	newFixture(one, "f-")
+	path := "/orgs/f-root/access_log?follow=true&scope=subtree&action=GET_ORG"
+	feed := one.Follow(path, one.OperatorKey, "")
+	const clients, each = 3, 80
+	var wg sync.WaitGroup
+	for _, s := range []*testkit.Server{one, two} {
+		for c := range clients {
+			wg.Go(func() {
+				for i := range each {
+					if a, err := s.TryDo("GET", "/orgs/f-"+[]string{"root", "own", "child"}[(c+i)%3], one.OperatorKey, ""); err != nil || a.Status != 200 {
+						t.Errorf("%v %v", a, err)
+					}
+				}
+			})
+		}
+	}
+	const want = 2 * clients * each
+	seen := map[string]bool{}
+	for deadline := time.Now().Add(20 * time.Second); len(seen) < want && time.Now().Before(deadline); {
+		time.Sleep(100 * time.Millisecond)
+		feed.Close()
+		for m := range feed.Messages {
+			var e event
+			if err := json.Unmarshal([]byte(m.Data), &e); err != nil {
+				t.Fatal(err)
+			}
+			if seen[e.ID] {
+				t.Errorf("the event %s came twice", e.ID)
+			}
+			seen[e.ID] = true
+		}
+		feed = two.Follow(path, one.OperatorKey, feed.LastID)
+		one, two = two, one
+	}
+	wg.Wait()
+	if len(seen) != want {
+		t.Errorf("%d events came, want %d", len(seen), want)
+	}
 }
