@@ -96,9 +96,10 @@ func Problem(e *problem.Error, instance string) *Response {
 	return r
 }
 
-// Follow returns an answer that sends a feed.
+// Follow returns an answer that sends a feed. nginx would keep messages back
+// until its buffer is full, unless it is told not to.
 func Follow(f *Feed) *Response {
-	return &Response{Status: http.StatusOK, ContentType: "text/event-stream", Feed: f}
+	return (&Response{Status: http.StatusOK, ContentType: "text/event-stream", Feed: f}).With("X-Accel-Buffering", "no")
 }
 
 func (r *Response) send(w http.ResponseWriter, head bool) error {
