@@ -85,7 +85,7 @@ func TestMonthsClose(t *testing.T) {
 			}
 			// The closing is in the audit trail, of every root.
 			for _, root := range []string{"acme", "other"} {
-				a = s.Must(200, "GET", "/orgs/"+root+"/children_audit?action=month.closed", op, "")
+				a = s.Must(200, "GET", "/orgs/"+root+"/children_audit?action=consumption.closed", op, "")
 				if !strings.Contains(string(a.Body), `"2026-10"`) || strings.Contains(string(a.Body), `"2026-09"`) {
 					t.Errorf("closings of %s: %s", root, a.Body)
 				}
