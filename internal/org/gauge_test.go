@@ -1,0 +1,243 @@
+package org
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+	"pgregory.net/rapid"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/usage"
+)
+
+// limited is a store and a spool as far as limits need them: a root with two
+// organizations in a row, hard limits on each of them, and what is consumed of
+// them.
+type limited struct {
+	Store    // what is not needed
+	mu       sync.Mutex
+	now      time.Time
+	limits   map[string]usage.Decimal // by organization
+	consumed map[string]usage.Decimal
+	position access.Position
+	waiting  []waitingCharge // recorded and not stored
+	end      access.Position
+	after    func() // what happens once, after the snapshot of the next read
+}
+
+type waitingCharge struct {
+	end    access.Position
+	path   string
+	amount usage.Decimal
+}
+
+func (l *limited) Read(_ context.Context, fn func(Tx) error) error {
+	l.mu.Lock()
+	err := fn(limitedTx{l: l})
+	after := l.after
+	l.after = nil
+	l.mu.Unlock()
+	if after != nil {
+		after()
+	}
+	return err
+}
+
+func (l *limited) Generation(string) uint64 { return 1 }
+
+type limitedTx struct {
+	Tx
+	l *limited
+}
+
+func (t limitedTx) Limits(_ string, ids []string) ([]Limit, error) {
+	var list []Limit
+	for id, amount := range t.l.limits {
+		if slices.Contains(ids, id) {
+			list = append(list, Limit{RootID: "r", OrgID: id, Meter: "m", Amount: amount, Enforcement: Hard})
+		}
+	}
+	return list, nil
+}
+
+func (t limitedTx) Consumed(_, id string, _ usage.Month, _ string) (usage.Decimal, error) {
+	return t.l.consumed[id], nil
+}
+
+func (t limitedTx) SpoolPosition(string) (access.Position, error) { return t.l.position, nil }
+
+func (l *limited) ID() string { return "spool" }
+
+func (l *limited) Drain(context.Context) error {
+	l.store(len(l.waiting))
+	return nil
+}
+
+// store stores the first n charges that wait.
+func (l *limited) store(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.waiting[:n] {
+		l.add(c.path, c.amount)
+		l.position = c.end
+	}
+	l.waiting = slices.Clone(l.waiting[n:])
+}
+
+func (l *limited) add(path string, amount usage.Decimal) {
+	for _, id := range SplitPath(path) {
+		l.consumed[id] += amount
+	}
+}
+
+func (l *limited) clock() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.now
+}
+
+// In one process exactly what fits is let through, whatever has been let
+// through, recorded, stored, committed and given up before, in whatever order,
+// and whenever the store is read.
+func TestGaugesAreExact(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		l := &limited{now: time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC), consumed: map[string]usage.Decimal{},
+			limits: map[string]usage.Decimal{"r": 100, "a": 60, "b": 40}}
+		bounds, err := otter.New(&otter.Options[string, *bounds]{MaximumSize: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &Service{store: l, spool: l, now: l.clock, bounds: bounds, gauges: newGauges()}
+		// From here on the limits are watched.
+		if _, err := s.Admit(context.Background(), Charge{RootID: "r", Path: "r/a/b/", Month: "2026-11", Meter: "m"}); err != nil {
+			t.Fatal(err)
+		}
+		type let struct {
+			path   string
+			amount usage.Decimal
+			r      *Reservation
+		}
+		var under []let                    // let through, and neither recorded, committed nor given up
+		sums := map[string]usage.Decimal{} // let through and not given up, by organization
+		paths := []string{"r/", "r/a/", "r/a/b/"}
+		count := func(path string, amount usage.Decimal) {
+			for _, id := range SplitPath(path) {
+				sums[id] += amount
+			}
+		}
+		take := func() let {
+			i := rapid.IntRange(0, len(under)-1).Draw(t, "which")
+			x := under[i]
+			under = slices.Delete(under, i, i+1)
+			return x
+		}
+		read := func(t *rapid.T) {
+			if err := s.readGauges(context.Background(), -1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"ask": func(t *rapid.T) {
+				path := rapid.SampledFrom(paths).Draw(t, "path")
+				amount := usage.Decimal(rapid.IntRange(0, 25).Draw(t, "amount"))
+				fits := true
+				for _, id := range SplitPath(path) {
+					fits = fits && (amount == 0 || sums[id]+amount <= l.limits[id])
+				}
+				r, err := s.Admit(context.Background(), Charge{RootID: "r", Path: path, Month: "2026-11", Meter: "m", Quantity: amount})
+				if err != nil && !problem.Is(err, problem.LimitExceeded) {
+					t.Fatal(err)
+				}
+				if (err == nil) != fits {
+					t.Fatalf("%d at %s, beside %v of %v: %v", amount, path, sums, l.limits, err)
+				}
+				if err == nil {
+					under = append(under, let{path, amount, r})
+					count(path, amount)
+				}
+			},
+			"count without asking": func(t *rapid.T) {
+				path := rapid.SampledFrom(paths).Draw(t, "path")
+				amount := usage.Decimal(rapid.IntRange(0, 5).Draw(t, "amount"))
+				under = append(under, let{path, amount, s.Count(context.Background(), Charge{RootID: "r", Path: path, Month: "2026-11", Meter: "m", Quantity: amount})})
+				count(path, amount)
+			},
+			"record": func(t *rapid.T) {
+				if len(under) == 0 {
+					t.Skip()
+				}
+				x := take()
+				l.mu.Lock()
+				l.end.Offset++
+				if rapid.IntRange(0, 9).Draw(t, "segment") == 0 {
+					l.end = access.Position{Segment: l.end.Segment + 1, Offset: 1}
+				}
+				end := l.end
+				l.waiting = append(l.waiting, waitingCharge{end, x.path, x.amount})
+				l.mu.Unlock()
+				if rapid.Bool().Draw(t, "stored and read before it is known") {
+					l.store(len(l.waiting))
+					read(t)
+				}
+				x.r.Recorded(end)
+			},
+			"commit": func(t *rapid.T) {
+				if len(under) == 0 {
+					t.Skip()
+				}
+				x := take()
+				l.mu.Lock()
+				l.add(x.path, x.amount)
+				l.mu.Unlock()
+				x.r.Committed()
+			},
+			"commit while the store is read": func(t *rapid.T) {
+				if len(under) == 0 {
+					t.Skip()
+				}
+				x := take()
+				done := make(chan struct{})
+				commit := func() {
+					l.mu.Lock()
+					l.add(x.path, x.amount)
+					l.mu.Unlock()
+					x.r.Committed()
+					close(done)
+				}
+				l.mu.Lock()
+				l.after = commit
+				l.mu.Unlock()
+				read(t)
+				l.mu.Lock()
+				left := l.after != nil // nothing was read
+				l.after = nil
+				l.mu.Unlock()
+				if left {
+					commit()
+				}
+				<-done
+			},
+			"give up": func(t *rapid.T) {
+				if len(under) == 0 {
+					t.Skip()
+				}
+				x := take()
+				count(x.path, -x.amount)
+				x.r.Release()
+			},
+			"store": func(t *rapid.T) {
+				l.store(rapid.IntRange(0, len(l.waiting)).Draw(t, "records"))
+			},
+			"wait": func(t *rapid.T) {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				l.now = l.now.Add(time.Duration(rapid.IntRange(1, 1500).Draw(t, "milliseconds")) * time.Millisecond)
+			},
+		})
+	})
+}
