@@ -207,6 +207,50 @@ func TestHardLimitIsExact(t *testing.T) {
 	})
 }
 
+// One limit for all ways to count on a meter that a root has defined.
+func TestHardLimitOfDefinedMeter(t *testing.T) {
+	on(t, func(t *testing.T, engine string) {
+		s := startTree(t, engine)
+		op := s.OperatorKey
+		key, _ := s.NewKey("leaf", `"permissions":["app:x"]`)
+		s.Must(200, "PUT", "/orgs/root/meters/tokens", op, `{"unit":"tokens","aggregation":"sum"}`)
+		s.Must(200, "PUT", "/orgs/root/meters/jobs", op, `{"unit":"jobs","aggregation":"count"}`)
+		s.Must(404, "PUT", "/orgs/other/limits/tokens", op, `{"limit":10,"enforcement":"hard"}`)
+		s.Must(200, "PUT", "/orgs/a/limits/tokens", op, `{"limit":10,"enforcement":"hard"}`)
+		s.Must(200, "PUT", "/orgs/a/limits/jobs", op, `{"limit":2,"enforcement":"hard"}`)
+		send := func(status int, id, meter, quantity string) {
+			t.Helper()
+			s.Must(status, "POST", "/orgs/leaf/consumption/events", op, fmt.Sprintf(`{"id":%q,"source":"test","meter":%q,"quantity":%s}`, id, meter, quantity))
+		}
+		verify := func(code, meter, quantity string) {
+			t.Helper()
+			if a := s.Must(200, "POST", "/verify", op, fmt.Sprintf(`{"key":%q,"meter":%q,"quantity":%s}`, key, meter, quantity)); a.String("code") != code {
+				t.Errorf("verify: %s", a.Body)
+			}
+		}
+		s.Must(200, "GET", "/forward_auth?meter=tokens&quantity=4", key, "")
+		send(200, "1", "tokens", "4")
+		verify("limit_exceeded", "tokens", "2.5")
+		send(429, "2", "tokens", "2.5")
+		s.Must(429, "GET", "/forward_auth?meter=tokens&quantity=2.5", key, "")
+		send(200, "1", "tokens", "4") // a duplicate counts nothing
+		verify("", "tokens", "1.5")
+		send(200, "3", "tokens", "0.5")
+		s.Must(429, "GET", "/forward_auth?meter=tokens&quantity=0.000001", key, "")
+		verify("", "jobs", "17")
+		send(200, "4", "jobs", "17")
+		s.Must(429, "GET", "/forward_auth?meter=jobs&quantity=0.1", key, "")
+		for meter, used := range map[string]float64{"tokens": 10, "jobs": 2} {
+			if got := s.Must(200, "GET", "/orgs/a/limits/"+meter, op, "").JSON("used"); got != used {
+				t.Errorf("a used %v %s, want %v", got, meter, used)
+			}
+			if got := s.Must(200, "GET", "/orgs/leaf/consumption", op, "").JSON("meters", meter, "limit"); got != used {
+				t.Errorf("the limit on %s of leaf is %v, want %v", meter, got, used)
+			}
+		}
+	})
+}
+
 // A server that starts knows what was let through before, stored or not.
 func TestHardLimitSurvivesRestart(t *testing.T) {
 	dir := t.TempDir()
