@@ -212,14 +212,15 @@ func (s *Server) handler(rt *Route) http.Handler {
 		if resp.Feed == nil {
 			sent = resp.send(w, hr.Method == http.MethodHead)
 		}
-		took := s.now().Sub(start)
+		end := s.now()
+		took := end.Sub(start)
 		duration.Observe(took.Seconds())
 		counter, ok := counters.Load(resp.Status)
 		if !ok {
 			counter, _ = counters.LoadOrStore(resp.Status, s.requests.WithLabelValues(rt.Operation, strconv.Itoa(resp.Status)))
 		}
 		counter.(prometheus.Counter).Inc()
-		s.logRequest(rt, r, resp.Status, took)
+		s.logRequest(rt, r, resp.Status, end, took)
 		if resp.Feed != nil {
 			resp.send(w, true)
 			if hr.Method != http.MethodHead {
@@ -472,18 +473,26 @@ func (s *Server) eventStatus(rt *Route, r *Request, status int) string {
 	}
 }
 
-func (s *Server) logRequest(rt *Route, r *Request, status int, took time.Duration) {
-	attrs := []slog.Attr{
-		slog.String("request_id", r.ID), slog.String("operation", rt.Operation), slog.String("method", r.Method),
-		slog.String("path", cut(r.URL.EscapedPath(), 1024)), slog.Int("status", status), slog.Duration("took", took), slog.String("ip", r.IP.String()),
+// logRequest logs one line. It makes the record itself: a Logger would look up
+// which line of the program called it.
+func (s *Server) logRequest(rt *Route, r *Request, status int, end time.Time, took time.Duration) {
+	ctx, h := context.Background(), s.log.Handler()
+	if !h.Enabled(ctx, slog.LevelInfo) {
+		return
 	}
+	rec := slog.NewRecord(end, slog.LevelInfo, "request", 0)
+	var more [9]slog.Attr
+	attrs := append(more[:0],
+		slog.String("request_id", r.ID), slog.String("operation", rt.Operation), slog.String("method", r.Method),
+		slog.String("path", cut(r.URL.EscapedPath(), 1024)), slog.Int("status", status), slog.Duration("took", took), slog.String("ip", r.IP.String()))
 	if r.Actor != nil {
 		attrs = append(attrs, slog.String("actor", r.Actor.ID))
 	}
 	if tp := r.Header.Get("Traceparent"); len(tp) == 55 && tp[2] == '-' && tp[35] == '-' {
 		attrs = append(attrs, slog.String("trace_id", tp[3:35]))
 	}
-	s.log.LogAttrs(context.Background(), slog.LevelInfo, "request", attrs...)
+	rec.AddAttrs(attrs...)
+	_ = h.Handle(ctx, rec) // there is nowhere to say that it failed
 }
 
 // requestID returns the caller's X-Request-Id if it is sane, or a new one.
