@@ -54,6 +54,8 @@ func TestErasure(t *testing.T) {
 			johns := s.Must(201, "POST", "/orgs/eu/api_keys", op, `{"name":"john.doe@example.com","permissions":["admin"]}`)
 			janes := s.Must(201, "POST", "/orgs/acme/api_keys", op, `{"name":"jane.roe@example.org","permissions":["admin"]}`)
 
+			s.Must(200, "POST", "/orgs/eu/consumption/adjustments", op, `{"meter":"api_calls","quantity":1,"reason":"Asked by John.Doe@example.com"}`)
+
 			// Both work for a while, at the same time, so that their values are
 			// mixed on the pages of the database.
 			var working sync.WaitGroup
@@ -118,6 +120,9 @@ func TestErasure(t *testing.T) {
 				if len(found(t, dir, other)) == 0 {
 					t.Error("somebody else's values are gone too")
 				}
+			}
+			if a := s.Must(200, "GET", "/orgs/eu/consumption/adjustments", op, ""); !strings.Contains(string(a.Body), `"reason":""`) {
+				t.Errorf("the adjustments are %s", a.Body)
 			}
 			for _, list := range []string{"/orgs/acme/children_audit?limit=1000", "/orgs/acme/access_log?scope=subtree&limit=1000"} {
 				b := bytes.ToLower(s.Must(200, "GET", list, op, "").Body)

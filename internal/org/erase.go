@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/usage"
 )
 
 // ErasureTx is the part of a Tx that finds and erases values of somebody who
@@ -24,6 +26,9 @@ type ErasureTx interface {
 	PutAuditValues(rootID string, records []audit.Record) error
 	// AccessEvent returns an event.
 	AccessEvent(rootID string, at time.Time, seq int64) (access.Event, error)
+	// BlankReasons removes the reasons of adjustments, which RootID, OrgID and
+	// ID name.
+	BlankReasons(adjustments []usage.Adjustment) error
 	// PutAccessEvents replaces user, address, user agent, path and request id
 	// of events. ErrStale if one does not exist.
 	PutAccessEvents(events []access.Event) error
@@ -66,7 +71,7 @@ type Remaining struct {
 	Organizations        int64 `json:"organizations"` // by id, name, description, external id, tags or customizations; deleted ones too
 	APIKeys              int64 `json:"api_keys"`      // by name or CIDRs, those that are not revoked
 	CustomizationSchemas int64 `json:"customization_schemas"`
-	AuditEntries         int64 `json:"audit_entries"` // by an id, a path, a pointer, a request id or what was said of usage
+	AuditEntries         int64 `json:"audit_entries"` // by an id, a path, a pointer, a request id or what was said of meters and limits
 	AccessEvents         int64 `json:"access_events"` // by id, action or method
 }
 
@@ -323,7 +328,7 @@ func (run *eraseRun) step(ctx context.Context, idem *Idempotency) error {
 		if err != nil {
 			return nil, nil, err
 		}
-		records, places, err := run.recordsNow(c, o.RootID)
+		records, places, adjustments, err := run.recordsNow(c, o.RootID)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -335,7 +340,7 @@ func (run *eraseRun) step(ctx context.Context, idem *Idempotency) error {
 		if err != nil || len(places)+len(events)+len(keys) == 0 {
 			return nil, nil, err
 		}
-		if err := errors.Join(c.PutAuditValues(o.RootID, records), c.PutAccessEvents(events), c.PutKeyUse(keys)); err != nil {
+		if err := errors.Join(c.PutAuditValues(o.RootID, records), c.BlankReasons(adjustments), c.PutAccessEvents(events), c.PutKeyUse(keys)); err != nil {
 			return nil, nil, err
 		}
 		after.Values += int64(len(places))
@@ -380,28 +385,37 @@ func (run *eraseRun) entry(c *change, o *Organization, changes []audit.Change) a
 	return d
 }
 
-func (run *eraseRun) recordsNow(c *change, rootID string) (records []audit.Record, places []audit.Place, err error) {
+// recordsNow erases what was found from records as they are now. The reason of
+// an adjustment is kept beside its entry too: adjustments are those that lose it.
+func (run *eraseRun) recordsNow(c *change, rootID string) (records []audit.Record, places []audit.Place, adjustments []usage.Adjustment, err error) {
 	for _, id := range run.records {
 		r, err := c.AuditEntry(rootID, id)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		slots, _, err := erasable(r, run.subject)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		if len(slots) == 0 {
 			continue
 		}
+		if strings.HasPrefix(r.Action, "consumption.") && slices.ContainsFunc(slots, func(slot string) bool { return strings.HasPrefix(slot, "changes") }) {
+			e, err := r.Entry()
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			adjustments = append(adjustments, usage.Adjustment{RootID: rootID, OrgID: e.OrgID, ID: e.Target.ID})
+		}
 		if err := r.Erase(slots); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		records = append(records, *r)
 		for _, slot := range slots {
 			places = append(places, audit.Place{Epoch: r.Epoch, Seq: r.Seq, Slot: slot})
 		}
 	}
-	return records, places, nil
+	return records, places, adjustments, nil
 }
 
 func (run *eraseRun) eventsNow(c *change) (events []access.Event, err error) {
@@ -465,7 +479,8 @@ func erasable(r *audit.Record, subject audit.Subject) (slots []string, stays boo
 // structural reports whether a slot holds a value without which no state could
 // be rebuilt, and which says nothing of people: what places an organization in
 // the tree, or a number or a kind. Of entries about anything but organizations,
-// keys and schemas only what they say of the actor is erased.
+// keys and schemas only what they say of the actor and the reasons of adjustments
+// are erased.
 func structural(e *audit.Entry, slot string) bool {
 	rest, ok := strings.CutPrefix(slot, "changes/")
 	number, _, _ := strings.Cut(rest, "/")
@@ -479,6 +494,8 @@ func structural(e *audit.Entry, slot string) bool {
 		return p == "/parent_id" || p == "/type" || p == "/deletion_id" || strings.HasPrefix(p, "/deleted/") || strings.HasPrefix(p, "/restored/")
 	case "api_key", "customization_schema":
 		return false
+	case "consumption":
+		return p != "/reason"
 	}
 	return true
 }

@@ -378,6 +378,9 @@ func (f *Fold) foldAdjustment(o *Organization, e *audit.Entry) error {
 	a := usage.Adjustment{ID: e.Target.ID, RootID: o.RootID, OrgID: o.ID, Origin: usage.FromActor, CreatedBy: e.Actor.ID, CreatedAt: e.Timestamp}
 	err := foldChanges(e.Changes, map[string]any{"/month": &a.Month, "/for_month": &a.For, "/meter": &a.Meter,
 		"/quantity": &a.Quantity, "/reason": &a.Reason})
+	if a.Reason == ErasedText {
+		a.Reason = "" // the adjustment has lost it too
+	}
 	f.Adjustments[o.ID] = append(f.Adjustments[o.ID], a)
 	return err
 }

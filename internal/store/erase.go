@@ -10,6 +10,7 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/usage"
 )
 
 // likeEscaper escapes the patterns of LIKE … ESCAPE '!'.
@@ -42,6 +43,14 @@ func (t *tx) PutAuditValues(rootID string, records []audit.Record) error {
 			r := &records[i]
 			return []any{rootID, head.Ordinal + r.Epoch, r.Seq, string(r.Values)}
 		}, oneRow)
+}
+
+func (t *tx) BlankReasons(adjustments []usage.Adjustment) error {
+	return t.execEach(`UPDATE usage_adjustments SET reason = '' WHERE root_id = $1 AND org_id = $2 AND id = $3`,
+		len(adjustments), func(i int) []any {
+			a := &adjustments[i]
+			return []any{a.RootID, a.OrgID, a.ID}
+		}, nil)
 }
 
 func (t *tx) AccessEvent(rootID string, at time.Time, seq int64) (e access.Event, err error) {

@@ -7,6 +7,7 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/usage"
 )
 
 // testHolding: what holds a text is found whatever the case of its letters,
@@ -91,6 +92,24 @@ func testErase(t *testing.T, s Store) {
 	flush(t, s, 1, one, two)
 	one.Seq, two.Seq = 1, 2
 	flushUses(t, s, 2, keyUse("k", false, 3), keyUse("old", true, 4))
+
+	adjustment := usage.Adjustment{RootID: "r", OrgID: "r", Month: "2026-11", ID: "adj_1", For: "2026-10", Meter: "api_calls", Quantity: 1,
+		Reason: "why", Origin: usage.FromActor, CreatedBy: "operator", CreatedAt: at(5)}
+	write(t, s, func(tx org.Tx) error {
+		other := adjustment
+		other.ID = "adj_2"
+		if err := tx.PutAdjustments([]usage.Adjustment{adjustment, other}); err != nil {
+			return err
+		}
+		return tx.BlankReasons([]usage.Adjustment{{RootID: "r", OrgID: "r", ID: "adj_1"}, {RootID: "q", OrgID: "q", ID: "adj_2"}})
+	})
+	var reasons []string
+	for _, a := range get(t, s, func(tx org.Tx) ([]usage.Adjustment, error) {
+		return tx.Adjustments(org.AdjustmentQuery{RootID: "r", OrgID: "r", Limit: 10})
+	}) {
+		reasons = append(reasons, a.ID+" "+a.Reason)
+	}
+	wantEqual(t, sorted(reasons), []string{"adj_1 ", "adj_2 why"})
 
 	wantErr(t, s.Write(t.Context(), func(tx org.Tx) error {
 		return tx.PutAuditValues("r", []audit.Record{{Seq: 2, Values: []byte("{}")}})
