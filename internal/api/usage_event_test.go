@@ -252,7 +252,7 @@ func TestMeters(t *testing.T) {
 			if a = s.Must(200, "PUT", meter, op, `{"unit":"GB","aggregation":"max"}`); a.Header.Get("Orgd-Audit-Receipt") != "" || a.Header.Get("ETag") != etag {
 				t.Errorf("the same again: %v", a.Header)
 			}
-			a = s.Must(200, "PUT", meter, op, `{"unit":"GiB","aggregation":"latest"}`, "If-Match", etag)
+			s.Must(200, "PUT", meter, op, `{"unit":"GiB","aggregation":"latest"}`, "If-Match", etag)
 			s.Must(412, "PUT", meter, op, `{"unit":"TB","aggregation":"latest"}`, "If-Match", etag)
 			s.Must(412, "PUT", "/orgs/acme/meters/new", op, `{"unit":"TB","aggregation":"latest"}`, "If-Match", etag)
 			for _, bad := range []string{`{"unit":"","aggregation":"sum"}`, `{"unit":"x","aggregation":"mean"}`, `{"aggregation":"sum"}`, `{"unit":"x"}`,
