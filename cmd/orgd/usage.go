@@ -307,7 +307,7 @@ func badLines(cmd *cobra.Command, name string, before int, err error) error {
 		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", at, clean(f.Detail))
 	}
-	return &exitError{exitFailure, fmt.Errorf("%s\nrequest %s", clean(answer.Detail), clean(answer.RequestID))}
+	return &exitError{exitFailure, messagef("%s\nThe request's id is %s.", clean(answer.Detail), clean(answer.RequestID))}
 }
 
 func usageAdjustCommand(s *session) *cobra.Command {
