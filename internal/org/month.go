@@ -3,6 +3,7 @@ package org
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
@@ -61,8 +62,12 @@ func (s *Service) CloseMonth(ctx context.Context, rootID string, month usage.Mon
 	})
 }
 
-// closeStep is how many months are looked up at a time.
-const closeStep = 100
+const (
+	// closeStep is how many months are looked up at a time.
+	closeStep = 100
+	// closeAtOnce is how many of them are closed at the same time.
+	closeAtOnce = 8
+)
 
 // lastMonth returns the newest month that ended at least after ago.
 func (s *Service) lastMonth(after time.Duration) usage.Month {
@@ -81,36 +86,59 @@ func (s *Service) NextClose() time.Time {
 // CloseMonths closes all months whose time has come, and returns how many. It
 // stops at the first error.
 func (s *Service) CloseMonths(ctx context.Context) (int, error) {
+	last := s.lastMonth(s.monthCloseAfter)
 	n := 0
-	for ctx.Err() == nil {
-		last := s.lastMonth(s.monthCloseAfter)
+	for after, known := "", true; ctx.Err() == nil; {
 		var months []Month
 		err := s.store.Read(ctx, func(tx Tx) (err error) {
-			months, err = tx.MonthsToClose(last, closeStep)
+			if known {
+				if months, err = tx.OpenMonths(last, closeStep); err != nil || len(months) > 0 {
+					return err
+				}
+				known = false
+			}
+			// Roots that consumed nothing close their months too.
+			roots, err := tx.RootsWithout(last, after, closeStep)
+			for _, rootID := range roots {
+				months = append(months, Month{RootID: rootID, Month: last})
+				after = rootID
+			}
 			return err
 		})
 		if err != nil || len(months) == 0 {
 			return n, err
 		}
-		for _, m := range months {
+		if err := s.closeAll(ctx, months); err != nil {
+			return n, err
+		}
+		n += len(months)
+	}
+	return n, ctx.Err()
+}
+
+// closeAll closes months, several at a time: they share commits.
+func (s *Service) closeAll(ctx context.Context, months []Month) error {
+	errs := make([]error, len(months))
+	tokens := make(chan struct{}, closeAtOnce)
+	var wg sync.WaitGroup
+	for i, m := range months {
+		tokens <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-tokens }()
 			receipt, err := s.CloseMonth(ctx, m.RootID, m.Month)
-			if err != nil {
-				return n, err
-			}
-			if receipt.Origin == "" {
-				// Its root has been purged, and with it whoever could ask.
+			if err == nil && receipt.Origin == "" {
+				// Another process has closed it, or its root has been purged,
+				// and with it whoever could ask.
 				err = s.store.Write(ctx, func(tx Tx) error {
 					_, err := tx.CloseMonth(m.RootID, m.Month, s.Now())
 					return err
 				})
-				if err != nil {
-					return n, err
-				}
 			}
-			n++
-		}
+			errs[i] = err
+		})
 	}
-	return n, ctx.Err()
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 const (

@@ -231,9 +231,12 @@ type Tx interface {
 	CloseMonth(rootID string, month usage.Month, at time.Time) (bool, error)
 	// Months returns the months of a root that are known, in ascending order.
 	Months(rootID string) ([]Month, error)
-	// MonthsToClose returns up to limit months, up to last, that are open or,
-	// for last itself, not known to live roots that are older than its end.
-	MonthsToClose(last usage.Month, limit int) ([]Month, error)
+	// OpenMonths returns up to limit months, up to last, that are known and
+	// open.
+	OpenMonths(last usage.Month, limit int) ([]Month, error)
+	// RootsWithout returns up to limit live roots that follow after in the
+	// order of paths, are older than the end of a month, and do not know it.
+	RootsWithout(month usage.Month, after string, limit int) ([]string, error)
 
 	// Places returns where live organizations are; those that do not exist or
 	// are deleted are missing.

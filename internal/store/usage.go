@@ -75,24 +75,28 @@ func (t *tx) Months(rootID string) ([]org.Month, error) {
 	return months, err
 }
 
-func (t *tx) MonthsToClose(last usage.Month, limit int) ([]org.Month, error) {
+func (t *tx) OpenMonths(last usage.Month, limit int) ([]org.Month, error) {
 	var months []org.Month
-	scan := func(r row) error {
+	err := t.query(func(r row) error {
 		m := org.Month{}
 		err := r.Scan(&m.RootID, (*string)(&m.Month))
 		months = append(months, m)
 		return err
-	}
-	err := t.query(scan, `SELECT root_id, month FROM usage_months WHERE closed_at = 0 AND month <= $1 ORDER BY month, root_id LIMIT $2`,
-		string(last), limit)
-	if err != nil || len(months) > 0 {
-		return months, err
-	}
-	// Roots that consumed nothing close their months too.
-	err = t.query(scan, `SELECT o.root_id, $1 FROM orgs AS o WHERE o.parent_id = '' AND o.deleted_at = 0 AND o.created_at < $2
-		AND NOT EXISTS (SELECT 1 FROM usage_months AS m WHERE m.root_id = o.root_id AND m.month = $3) ORDER BY o.path LIMIT $4`,
-		string(last), micros(last.End()), string(last), limit)
+	}, `SELECT root_id, month FROM usage_months WHERE closed_at = 0 AND month <= $1 ORDER BY month, root_id LIMIT $2`, string(last), limit)
 	return months, err
+}
+
+func (t *tx) RootsWithout(month usage.Month, after string, limit int) ([]string, error) {
+	var roots []string
+	err := t.query(func(r row) error {
+		var id string
+		err := r.Scan(&id)
+		roots = append(roots, id)
+		return err
+	}, `SELECT o.root_id FROM orgs AS o WHERE o.parent_id = '' AND o.deleted_at = 0 AND o.path > $1 AND o.created_at < $2
+		AND NOT EXISTS (SELECT 1 FROM usage_months AS m WHERE m.root_id = o.root_id AND m.month = $3) ORDER BY o.path LIMIT $4`,
+		after+"/", micros(month.End()), string(month), limit)
+	return roots, err
 }
 
 func (t *tx) Places(ids []string) (map[string]org.Place, error) {

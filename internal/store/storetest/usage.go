@@ -180,8 +180,8 @@ func testMonths(t *testing.T, s Store) {
 	plant(t, s, "r/", "q/")
 	const october, november = usage.Month("2026-10"), usage.Month("2026-11")
 	read(t, s, func(tx org.Tx) error {
-		months, err := tx.MonthsToClose(october, 10)
-		wantEqual(t, months, []org.Month(nil)) // the roots are younger
+		roots, err := tx.RootsWithout(october, "", 10)
+		wantEqual(t, roots, []string(nil)) // the roots are younger
 		return err
 	})
 	write(t, s, func(tx org.Tx) error {
@@ -194,7 +194,7 @@ func testMonths(t *testing.T, s Store) {
 	})
 	toClose := func(last usage.Month) (list []string) {
 		t.Helper()
-		for _, m := range get(t, s, func(tx org.Tx) ([]org.Month, error) { return tx.MonthsToClose(last, 10) }) {
+		for _, m := range get(t, s, func(tx org.Tx) ([]org.Month, error) { return tx.OpenMonths(last, 10) }) {
 			list = append(list, m.RootID+" "+string(m.Month))
 		}
 		return list
@@ -211,9 +211,15 @@ func testMonths(t *testing.T, s Store) {
 	}
 	wantEqual(t, closeMonth("r", october), true)
 	wantEqual(t, closeMonth("r", october), false)
-	wantEqual(t, toClose(november), []string{"q 2026-11", "r 2026-11"})
+	wantEqual(t, toClose(november), []string(nil))
+	without := func(after string) []string {
+		t.Helper()
+		return get(t, s, func(tx org.Tx) ([]string, error) { return tx.RootsWithout(november, after, 10) })
+	}
+	wantEqual(t, without(""), []string{"q", "r"})
+	wantEqual(t, without("q"), []string{"r"})
 	wantEqual(t, closeMonth("q", november), true)
-	wantEqual(t, toClose(november), []string{"r 2026-11"})
+	wantEqual(t, without(""), []string{"r"})
 	wantEqual(t, get(t, s, func(tx org.Tx) ([]org.Month, error) { return tx.Months("r") }), []org.Month{{RootID: "r", Month: october, ClosedAt: new(epoch)}})
 
 	// Who holds a month keeps it from being closed.
