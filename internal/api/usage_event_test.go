@@ -295,3 +295,30 @@ func TestMeters(t *testing.T) {
 		})
 	}
 }
+
+// Requests to a product count on the meters that its root has defined, if these
+// add up.
+func TestRequestsCountOnDefinedMeters(t *testing.T) {
+	s, _ := metered(t, "sqlite", "2026-11-14T12:00:00Z")
+	op := s.OperatorKey
+	secret, _ := s.NewKey("shop", `"permissions":["orgs:read"]`)
+	for slug, aggregation := range map[string]string{"tokens": "sum", "requests": "count", "peak": "max"} {
+		s.Must(200, "PUT", "/orgs/acme/meters/"+slug, op, fmt.Sprintf(`{"unit":"x","aggregation":%q}`, aggregation))
+	}
+	s.Must(200, "GET", "/forward_auth?meter=tokens&quantity=2.5", secret, "")
+	s.Must(200, "GET", "/forward_auth?meter=tokens&quantity=2.5", secret, "")
+	s.Must(200, "GET", "/forward_auth?meter=requests&quantity=7", secret, "")
+	s.Must(400, "GET", "/forward_auth?meter=peak&quantity=7", secret, "")
+	s.Must(400, "GET", "/forward_auth?meter=none&quantity=7", secret, "")
+	sendUsage(s, "1", "shop", "tokens", "2026-11-14T11:00:00Z", 1)
+	wantQuantities(t, s, "2026-11", "tokens", map[string]string{"shop": "6 0 6", "acme": "0 6 6"})
+	wantQuantities(t, s, "2026-11", "requests", map[string]string{"shop": "1 0 1", "acme": "0 1 1"})
+	s.Must(409, "PUT", "/orgs/acme/meters/requests", op, `{"unit":"x","aggregation":"sum"}`)
+	s.Must(200, "PUT", "/orgs/acme/limits/tokens", op, `{"limit":7,"enforcement":"hard"}`)
+	if a := s.Must(429, "GET", "/forward_auth?meter=tokens&quantity=2", secret, ""); a.String("limit_org_id") != "acme" {
+		t.Errorf("beyond the limit: %s", a.Body)
+	}
+	if a := s.Must(429, "POST", "/orgs/acme/consumption/events", op, `{"id":"2","meter":"tokens","quantity":2,"org_id":"us"}`); a.String("limit_org_id") != "acme" {
+		t.Errorf("beyond the limit: %s", a.Body)
+	}
+}
