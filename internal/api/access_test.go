@@ -184,16 +184,17 @@ func TestFollowEnds(t *testing.T) {
 			{"less permission", `"permissions":["admin"]`, "permission_denied", func(id string) {
 				s.Must(200, "PATCH", own+"/api_keys/"+id, s.OperatorKey, `{"permissions":["orgs:read"]}`)
 			}},
-			{"expired", fmt.Sprintf(`"permissions":["admin"],"expires_at":%q`, time.Now().Add(2*time.Second).UTC().Format(time.RFC3339Nano)), "unauthorized", func(string) {}},
+			{"expired", `"permissions":["admin"],"expires_at":"SOON"`, "unauthorized", func(string) {}},
 			{"deleted", `"permissions":["admin"]`, "unauthorized", func(string) {
 				s.Must(200, "DELETE", own+"?cascade=true", s.OperatorKey, "")
 			}},
 		} {
-			secret, id := s.NewKey(f.prefix+"own", test.members)
+			soon := time.Now().Add(3 * time.Second).UTC().Format(time.RFC3339Nano)
+			secret, id := s.NewKey(f.prefix+"own", strings.ReplaceAll(test.members, "SOON", soon))
 			feed := s.Follow(own+"/access_log?follow=true&action=NOTHING", secret, "")
 			test.end(id)
 			begin := time.Now()
-			m, ok := feed.Next(5 * time.Second)
+			m, ok := feed.Next(8 * time.Second)
 			if !ok || m.Event != "problem" || !strings.Contains(m.Data, `"`+test.code+`"`) {
 				t.Errorf("%s: the last message is %+v (%v)", test.name, m, ok)
 			}
