@@ -189,17 +189,23 @@ func TestFollowEnds(t *testing.T) {
 				s.Must(200, "DELETE", own+"?cascade=true", s.OperatorKey, "")
 			}},
 		} {
-			soon := time.Now().Add(3 * time.Second).UTC().Format(time.RFC3339Nano)
-			secret, id := s.NewKey(f.prefix+"own", strings.ReplaceAll(test.members, "SOON", soon))
+			soon := time.Now().Add(3 * time.Second)
+			secret, id := s.NewKey(f.prefix+"own", strings.ReplaceAll(test.members, "SOON", soon.UTC().Format(time.RFC3339Nano)))
 			feed := s.Follow(own+"/access_log?follow=true&action=NOTHING", secret, "")
 			test.end(id)
 			begin := time.Now()
-			m, ok := feed.Next(8 * time.Second)
+			if strings.Contains(test.members, "SOON") {
+				begin = soon
+			}
+			m, ok := feed.Next(10 * time.Second)
 			if !ok || m.Event != "problem" || !strings.Contains(m.Data, `"`+test.code+`"`) {
 				t.Errorf("%s: the last message is %+v (%v)", test.name, m, ok)
 			}
 			if _, ok := feed.Next(5 * time.Second); ok {
 				t.Errorf("%s: the stream goes on", test.name)
+			}
+			if took := time.Since(begin); took > 5*time.Second {
+				t.Errorf("%s: ended after %v", test.name, took)
 			}
 			t.Logf("%s: ended after %v", test.name, time.Since(begin).Round(time.Millisecond))
 		}
