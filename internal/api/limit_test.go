@@ -278,20 +278,19 @@ func TestHardLimitOnReplicas(t *testing.T) {
 	one := startTree(t, "", func(c *server.Config) { c.Database = url })
 	two := testkit.Start(t, "", func(c *server.Config) { c.Database, c.OperatorKey = url, one.OperatorKey })
 	key, _ := one.NewKey("leaf", `"permissions":["app:x"]`)
-	const limit, perSecond = 60, 40
+	const limit, perSecond, run = 160, 40, 5 * time.Second
 	one.Must(200, "PUT", "/orgs/a/limits/api_calls", one.OperatorKey, fmt.Sprintf(`{"limit":%d,"enforcement":"hard"}`, limit))
 	time.Sleep(1100 * time.Millisecond) // until the other server has heard of it
 
 	var total atomic.Int64
-	var last [2]atomic.Int64 // when a server last let something through, in nanoseconds
 	begin := time.Now()
 	var wg sync.WaitGroup
-	for i, s := range []*testkit.Server{one, two} {
+	for _, s := range []*testkit.Server{one, two} {
 		for range 4 {
 			wg.Go(func() {
-				tick := time.NewTicker(4 * time.Second / perSecond)
+				tick := time.NewTicker(4 * time.Second / perSecond) // in each of 4 goroutines
 				defer tick.Stop()
-				for time.Since(begin) < 4*time.Second {
+				for time.Since(begin) < run {
 					<-tick.C
 					a, err := s.TryDo("GET", "/forward_auth?meter=api_calls", key, "")
 					if err != nil {
@@ -301,7 +300,6 @@ func TestHardLimitOnReplicas(t *testing.T) {
 					switch a.Status {
 					case http.StatusOK:
 						total.Add(1)
-						last[i].Store(int64(time.Since(begin)))
 					case http.StatusTooManyRequests:
 					default:
 						t.Errorf("status %d: %s", a.Status, a.Body)
@@ -313,8 +311,8 @@ func TestHardLimitOnReplicas(t *testing.T) {
 	wg.Wait()
 	over := total.Load() - limit
 	t.Logf("overshoot %d of %d at %d a second on each of 2 servers", over, limit, perSecond)
-	if over < 0 || over > perSecond*3/2 {
-		t.Errorf("%d were let through under a limit of %d: more than what one server lets through in 1.5 s is beyond it", total.Load(), limit)
+	if over < 0 || over > 2*perSecond {
+		t.Errorf("%d were let through under a limit of %d: more than what one server lets through in 2 s is beyond it", total.Load(), limit)
 	}
 	for _, s := range []*testkit.Server{one, two} {
 		s.Must(429, "GET", "/forward_auth?meter=api_calls", key, "")
