@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -63,6 +64,16 @@ func startProduct(t *testing.T, opts client.GuardOptions) *product {
 	})
 	mux.Handle("/orders", g.Protect(client.Demand{Permissions: []string{"app:orders"}, Meter: "api_calls", Action: "ORDERS"}, handler))
 	mux.Handle("/orgs/{org}/orders", g.Protect(client.Demand{Meter: "api_calls", Quantity: "0.5", Org: func(r *http.Request) string { return r.PathValue("org") }}, handler))
+	mux.Handle("/stream", g.Protect(client.Demand{Action: "STREAM"}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(w)
+		if err := errors.Join(rc.SetWriteDeadline(time.Now().Add(time.Minute)), rc.Flush()); err != nil {
+			p.ended <- err
+			return
+		}
+		w.(http.Flusher).Flush()
+		fmt.Fprint(w, "streamed")
+	})))
+	mux.Handle("/silent", g.Protect(client.Demand{Action: "SILENT"}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
 	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Outer", "yes")
 		mux.ServeHTTP(w, r)
@@ -213,6 +224,42 @@ func TestGuardRevokedKey(t *testing.T) {
 	time.Sleep(1100 * time.Millisecond)
 	if status, _, _ := p.ask(t, "GET", "/orders", key); status != 401 || p.wire.calls.Load() != before+1 {
 		t.Errorf("status %d after %d more questions", status, p.wire.calls.Load()-before)
+	}
+}
+
+// A handler can do what the server's ResponseWriter can, once the request is
+// allowed; and one that says nothing is denied all the same.
+func TestGuardStreams(t *testing.T) {
+	p := startProduct(t, client.GuardOptions{})
+	key, id := p.orgd.NewKey("acme.eu", `"permissions":["app:orders"]`)
+	for range 2 {
+		if status, body, _ := p.ask(t, "GET", "/stream", key); status != 200 || body != "streamed" {
+			t.Errorf("%d %s", status, body)
+		}
+		if status, body, _ := p.ask(t, "GET", "/silent", key); status != 200 || body != "" {
+			t.Errorf("%d %s", status, body)
+		}
+	}
+	p.orgd.Must(200, "DELETE", "/orgs/acme.eu/api_keys/"+id, p.orgd.OperatorKey, "")
+	hold := make(chan struct{})
+	p.wire.hold.Store(&hold)
+	before := p.wire.calls.Load()
+	answers := make(chan int, 2)
+	for _, path := range []string{"/stream", "/silent"} {
+		go func() {
+			status, _, _ := p.ask(t, "GET", path, key)
+			answers <- status
+		}()
+	}
+	for p.wire.calls.Load() < before+2 {
+		time.Sleep(time.Millisecond)
+	}
+	close(hold)
+	if a, b := <-answers, <-answers; a != 401 || b != 401 {
+		t.Errorf("status %d and %d", a, b)
+	}
+	if err := <-p.ended; !errors.Is(err, http.ErrNotSupported) {
+		t.Errorf("the handler's stream ended with %v", err)
 	}
 }
 
