@@ -53,27 +53,74 @@ type anchored struct {
 	signed []byte
 }
 
+// maxAnchor is the size, in bytes, from which a new file is begun at the next
+// start, so that a start does not take long.
+const maxAnchor = 16 << 20
+
 // openAnchor opens the file, which it creates with mode 0600 if need be, and
 // reads it. A line that is not whole, as a crash can leave it, is passed over.
+//
+// A file that has grown large is kept under another name, with the time behind
+// it, and a new one begins with the last checkpoint of each log.
 func openAnchor(path string, now func() time.Time, log *slog.Logger) (*anchor, error) {
+	a, size, err := readAnchor(path, now, log)
+	if err != nil || size < maxAnchor {
+		return a, err
+	}
+	if err := a.beginAgain(path); err != nil {
+		log.Warn("the audit anchor has grown large, and a new one cannot be begun", "file", path, "bytes", size, "error", err)
+	}
+	return a, nil
+}
+
+// beginAgain puts a new file with what is in use in the place of the file.
+func (a *anchor) beginAgain(path string) error {
+	next := path + ".new"
+	f, err := os.OpenFile(next, os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	b := &anchor{now: a.now, file: f, logs: a.logs}
+	var lines []anchorLine
+	for _, l := range a.logs {
+		lines = append(lines, anchorLine{At: a.now().UTC(), RootID: l.rootID, Checkpoint: string(l.signed)})
+	}
+	err = b.append(lines...)
+	if err == nil {
+		// The old file stays until the new one is whole.
+		err = os.Link(path, path+"."+a.now().UTC().Format("20060102T150405Z"))
+	}
+	if err == nil {
+		err = os.Rename(next, path)
+	}
+	if err != nil {
+		return errors.Join(err, f.Close(), os.Remove(next))
+	}
+	old := a.file
+	a.file, a.torn = f, false
+	return old.Close()
+}
+
+func readAnchor(path string, now func() time.Time, log *slog.Logger) (_ *anchor, size int64, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("the anchor of the audit logs cannot be opened: %w", err)
+		return nil, 0, fmt.Errorf("the anchor of the audit logs cannot be opened: %w", err)
 	}
 	a := &anchor{now: now, file: f, logs: map[string]*anchored{}}
 	in := bufio.NewReaderSize(f, 1<<16)
 	for n := 1; ; n++ {
 		line, err := in.ReadBytes('\n')
+		size += int64(len(line))
 		if len(line) > 0 && !a.read(line) {
 			log.Warn("a line of the audit anchor cannot be read", "file", path, "line", n)
 		}
 		if err == io.EOF {
 			a.torn = len(line) > 0
-			return a, nil
+			return a, size, nil
 		}
 		if err != nil {
 			f.Close()
-			return nil, fmt.Errorf("the anchor of the audit logs cannot be read: %w", err)
+			return nil, 0, fmt.Errorf("the anchor of the audit logs cannot be read: %w", err)
 		}
 	}
 }

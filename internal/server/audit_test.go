@@ -543,3 +543,78 @@ func TestDatabaseFallsBack(t *testing.T) {
 	one.Server, one.checkpoint = idle, before
 	one.mustRefuse(t)
 }
+
+// The key of a log is rotated: both keys sign until the overlap ends, then the
+// new one alone, and whoever has the old verifier key is led to the new one.
+func TestRotatedLogKey(t *testing.T) {
+	engines(t, func(t *testing.T, engine string) {
+		tr := newTrail(t, testkit.Start(t, engine))
+		old, kept := tr.vkey, tr.checkpoint
+		tr.Must(http.StatusBadRequest, "POST", "/orgs/acme/audit_log/rotate_key", tr.OperatorKey, `{"overlap_seconds":-1}`)
+		a := tr.Must(http.StatusOK, "POST", "/orgs/acme/audit_log/rotate_key", tr.OperatorKey, `{"overlap_seconds":2}`, "Idempotency-Key", "once")
+		if again := tr.Must(http.StatusOK, "POST", "/orgs/acme/audit_log/rotate_key", tr.OperatorKey, `{"overlap_seconds":2}`, "Idempotency-Key", "once"); !bytes.Equal(a.Body, again.Body) {
+			t.Errorf("the key was rotated twice: %s %s", a.Body, again.Body)
+		}
+		tr.keep(t)
+		if tr.vkey == old || tr.vkey != a.String("key") {
+			t.Errorf("the key is %s, rotated to %s from %s", tr.vkey, a.String("key"), old)
+		}
+		for _, vkey := range []string{old, tr.vkey} {
+			if _, err := audit.OpenCheckpoint(tr.checkpoint, vkey); err != nil {
+				t.Errorf("during the overlap: %v", err)
+			}
+		}
+		time.Sleep(2100 * time.Millisecond)
+		tr.grow(t, 2)
+		tr.keep(t)
+		if _, err := audit.OpenCheckpoint(tr.checkpoint, tr.vkey); err != nil {
+			t.Error(err)
+		}
+		if _, err := audit.OpenCheckpoint(tr.checkpoint, old); err == nil {
+			t.Error("the old key signs after its end")
+		}
+		for _, vkey := range []string{old, tr.vkey} {
+			report, err := audit.Verify(bytes.NewReader(tr.export(t)), audit.Expect{Keys: []string{vkey}, Checkpoints: [][]byte{kept, tr.checkpoint}, Receipts: tr.receipts})
+			if err != nil || !report.OK() {
+				t.Errorf("with %s: %v %v", vkey, report.Failures, err)
+			}
+		}
+	})
+}
+
+// A new seed in the server's key file takes over with a rotation.
+func TestRotatedSeed(t *testing.T) {
+	tr := newTrail(t, testkit.Open(t, "sqlite"))
+	old := tr.vkey
+	path := filepath.Join(tr.Config.DataDir, "audit.key")
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the key file: %v %v", info.Mode(), err)
+	}
+	tr.again(t, func(*sql.DB) {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(f, strings.Repeat("42", audit.SeedSize))
+		f.Close()
+	})
+	tr.grow(t, 2)
+	tr.keep(t)
+	if tr.vkey != old {
+		t.Error("another seed signs without a rotation")
+	}
+	tr.Must(http.StatusOK, "POST", "/orgs/acme/audit_log/rotate_key", tr.OperatorKey, "")
+	tr.grow(t, 2)
+	tr.keep(t)
+	want, err := audit.DeriveKey(bytes.Repeat([]byte{0x42}, audit.SeedSize), strings.Split(tr.receipts[0].Origin, "/")[1], 0, 2)
+	if err != nil || tr.vkey != want.Verifier() {
+		t.Errorf("the key is %s, not that of the new seed, %s (%v)", tr.vkey, want.Verifier(), err)
+	}
+	report, err := audit.Verify(bytes.NewReader(tr.export(t)), audit.Expect{Keys: []string{old}})
+	if err != nil || !report.OK() {
+		t.Errorf("%v %v", report.Failures, err)
+	}
+	testkit.CheckSystem(t, tr.Store)
+	testkit.CheckLogs(t, tr.Server)
+	tr.Stop()
+}

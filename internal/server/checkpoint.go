@@ -22,7 +22,7 @@ import (
 const (
 	// signInterval is how long after a signing the next one comes at the
 	// earliest, unless the configuration says otherwise.
-	signInterval = 250 * time.Millisecond
+	signInterval = 500 * time.Millisecond
 	// scanInterval is how often the checkpointer looks for logs that other
 	// processes have left unsigned.
 	scanInterval = 10 * time.Second

@@ -1,0 +1,140 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/org"
+)
+
+// signedLog returns a signed log of n entries.
+func signedLog(t testing.TB, rootID, logID string, epoch int64, n int) *org.LogState {
+	t.Helper()
+	h := audit.NewHead(rootID, logID)
+	h.Epoch = epoch
+	for i := range n {
+		h.Extend(audit.Hash{byte(i)})
+	}
+	k, err := audit.DeriveKey(make([]byte, audit.SeedSize), logID, epoch, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := audit.SignCheckpoint(h, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &org.LogState{Head: h, Signature: &org.Signature{Size: h.Size, Checkpoint: signed, SignedAt: time.Unix(1_700_000_000, 0).UTC()}}
+}
+
+func TestAnchor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "anchor")
+	var log bytes.Buffer
+	open := func() *anchor {
+		t.Helper()
+		a, err := openAnchor(path, time.Now, slog.New(slog.NewTextHandler(&log, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { a.file.Close() })
+		return a
+	}
+	one, two := strings.Repeat("1", 32), strings.Repeat("2", 32)
+	want := func(a *anchor, logID string, l *org.LogState) {
+		t.Helper()
+		c, ok := a.Anchored(logID)
+		if l == nil && !ok {
+			return
+		}
+		if l == nil || c != l.Head.Checkpoint() {
+			t.Errorf("anchored of %s: %+v %t", logID, c, ok)
+		}
+	}
+	a := open()
+	want(a, one, nil)
+	first, second := signedLog(t, "r", one, 0, 3), signedLog(t, "r", one, 0, 5)
+	other, later := signedLog(t, "q", two, 0, 9), signedLog(t, "q", two, 1, 2)
+	for _, l := range []*org.LogState{first, second, first, other, later} {
+		if err := a.Keep([]*org.LogState{l}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, a := range []*anchor{a, open()} {
+		want(a, one, second)
+		want(a, two, later)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file: %v %v", info.Mode(), err)
+	}
+
+	// A crash cut the last line short: what comes after it counts.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString(`{"at":"2026-11-25T09:30:00Z","root_id":"r","checkpo`); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	third := signedLog(t, "r", one, 0, 6)
+	a = open()
+	if !strings.Contains(log.String(), "cannot be read") {
+		t.Error("nobody is told of a line that is cut short")
+	}
+	if err := a.Keep([]*org.LogState{third}); err != nil {
+		t.Fatal(err)
+	}
+	want(open(), one, third)
+
+	if err := a.abandon(two, "test"); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []*anchor{a, open()} {
+		want(a, one, third)
+		want(a, two, nil)
+	}
+}
+
+// A file that has grown large is kept, and what is in use begins a new one.
+func TestAnchorBeginsAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "anchor")
+	var lines bytes.Buffer
+	for n := 0; lines.Len() < maxAnchor; n++ {
+		fmt.Fprintf(&lines, `{"at":"2026-11-25T09:30:00Z","root_id":"r","checkpoint":"%s"}`+"\n", strings.Repeat("x", 4000))
+	}
+	if err := os.WriteFile(path, lines.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	id := strings.Repeat("1", 32)
+	a, err := openAnchor(path, time.Now, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.file.Close()
+	l := signedLog(t, "r", id, 0, 3)
+	if err := a.Keep([]*org.LogState{l}); err != nil {
+		t.Fatal(err)
+	}
+	if files, err := filepath.Glob(path + "*"); err != nil || len(files) != 2 {
+		t.Errorf("the files are %v %v", files, err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Size() > 10_000 {
+		t.Errorf("the new file has %d bytes, %v", info.Size(), err)
+	}
+	b, err := openAnchor(path, time.Now, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.file.Close()
+	if c, ok := b.Anchored(id); !ok || c != l.Head.Checkpoint() {
+		t.Errorf("anchored: %+v %t", c, ok)
+	}
+}
