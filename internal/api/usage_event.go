@@ -140,6 +140,7 @@ type eventDecoder struct {
 	events []org.UsageEvent
 	seen   int
 	bad    int
+	first  string // what is wrong with the first bad one, as a sentence
 	fields []problem.Field
 }
 
@@ -151,6 +152,9 @@ func (d *eventDecoder) done() ([]org.UsageEvent, error) {
 	case d.bad > 0:
 		e := problem.New(problem.EventInvalid, "%d of %d events cannot be read; none was counted.", d.bad, d.seen).
 			WithFix("Correct the events that errors names, and send all of them again.")
+		if d.bad == 1 {
+			e.Detail = "One event is invalid, so none was counted: " + d.first
+		}
 		e.Fields = d.fields
 		return nil, e
 	case d.seen == 0:
@@ -176,10 +180,13 @@ func (d *eventDecoder) event(raw jsontext.Value, line int) {
 		d.events = append(d.events, e)
 		return
 	}
-	if d.bad++; len(d.fields) >= maxEventProblems {
+	p := problem.From(err)
+	if d.bad++; d.bad == 1 {
+		d.first = p.Detail
+	}
+	if len(d.fields) >= maxEventProblems {
 		return
 	}
-	p := problem.From(err)
 	f := problem.Field{Index: &index, Line: line, Detail: p.Detail}
 	if len(p.Fields) > 0 {
 		f.Pointer, f.Detail = p.Fields[0].Pointer, p.Fields[0].Detail
@@ -288,7 +295,7 @@ func quantityAt(data jsontext.Value, pointer string) (usage.Decimal, error) {
 	}
 	var q usage.Decimal
 	if err := q.UnmarshalJSON(v); err != nil {
-		return 0, problem.Body(at, "%s", problem.From(err).Detail)
+		return 0, problem.Body(at, "%s", problem.From(err).Fields[0].Detail)
 	}
 	return q, nil
 }

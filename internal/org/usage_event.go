@@ -73,7 +73,13 @@ func (e *usageErrors) err() error {
 	p := problem.New(problem.EventInvalid, "%d of %d events are invalid; none was counted.", e.count, len(e.events)).
 		WithFix("Correct the events that errors names, and send all of them again.")
 	if e.count == 1 {
-		p.Detail = "An event is invalid, so none was counted: its " + strings.TrimSpace(e.fields[0].Pointer+" "+e.fields[0].Detail) + "."
+		f := e.fields[0]
+		p.Detail = "One event is invalid, so none was counted: "
+		if f.Pointer == "" {
+			p.Detail += f.Detail
+		} else {
+			p.Detail += problem.Body(f.Pointer, "%s", f.Detail).Detail
+		}
 	}
 	p.Fields = e.fields
 	return p

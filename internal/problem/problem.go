@@ -2,13 +2,14 @@
 // table that gives each of them a code, an HTTP status and a title.
 //
 // Domain code returns *Error; a surface renders it (RFC 9457 for the API). Any
-// other error is a fault of the server: it is shown as CodeInternal with a
+// other error is a fault of the server: it is shown as Internal with a
 // fixed message, and only the server log sees its text.
 package problem
 
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -140,16 +141,19 @@ func New(code Code, format string, args ...any) *Error {
 // Param returns an InvalidParameter error about one parameter.
 func Param(name, format string, args ...any) *Error {
 	detail := fmt.Sprintf(format, args...)
-	return &Error{Code: InvalidParameter, Detail: "The parameter " + name + " " + detail,
+	return &Error{Code: InvalidParameter, Detail: sentence("The parameter " + name + " " + detail),
 		Fields: []Field{{Param: name, Detail: detail}}}
 }
 
 // Body returns an InvalidBody error about the value at one JSON Pointer.
 func Body(pointer, format string, args ...any) *Error {
 	detail := fmt.Sprintf(format, args...)
-	return &Error{Code: InvalidBody, Detail: "The value at " + orRoot(pointer) + " " + detail,
+	return &Error{Code: InvalidBody, Detail: sentence("The value at " + orRoot(pointer) + " " + detail),
 		Fields: []Field{{Pointer: pointer, Detail: detail}}}
 }
+
+// sentence returns s with a period at its end.
+func sentence(s string) string { return strings.TrimSuffix(s, ".") + "." }
 
 func orRoot(pointer string) string {
 	if pointer == "" {

@@ -125,8 +125,9 @@ func decimalError(s, reason string) error {
 	if len(s) > 40 {
 		s = strings.ToValidUTF8(s[:40], "") + "…"
 	}
-	return problem.New(problem.InvalidBody, "The quantity %q %s.", s, reason).
-		WithFix("A quantity %s.", DecimalRule)
+	e := problem.New(problem.InvalidBody, "The quantity %q %s.", s, reason).WithFix("A quantity %s.", DecimalRule)
+	e.Fields = []problem.Field{{Detail: reason}}
+	return e
 }
 
 // Add returns d+e. The error is problem.InvalidBody if the sum is out of

@@ -206,7 +206,11 @@ func bodyError(err error) error {
 		}
 		var p *problem.Error
 		if errors.As(semantic.Err, &p) {
-			return problem.Body(pointer, "%s", p.Detail)
+			detail := p.Detail
+			if len(p.Fields) > 0 {
+				detail = p.Fields[0].Detail // without its subject, which is the pointer
+			}
+			return problem.Body(pointer, "%s", detail).WithFix("%s", p.Fix)
 		}
 		if semantic.Err != nil {
 			return problem.Body(pointer, "is not valid: %v", semantic.Err)
