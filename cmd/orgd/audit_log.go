@@ -296,7 +296,7 @@ with a seed that may have become known, first append a new one to that file, as
 			return printFields(cmd.OutOrStdout(), "key", r.Key, "old key ends", timeText(r.OldKeyEndsAt))
 		},
 	}
-	cmd.Flags().StringVar(&overlap, "overlap", "7d", "how long the old `key` signs too")
+	cmd.Flags().StringVar(&overlap, "overlap", "7d", "how long the old key signs too: a `duration` such as 7d")
 	return cmd
 }
 

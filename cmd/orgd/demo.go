@@ -49,6 +49,8 @@ some changes in the audit trail. It prints a curl line for each call.
 The data goes to a new temporary directory, which is removed in the end, unless
 --data-dir is given; then the next start finds it again. It takes the flags of
 'orgd serve'.`,
+		Example: `  orgd demo
+  orgd demo --listen 127.0.0.1:8081 --data-dir ./demo-data`,
 		PreRunE: func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd.Flags()) },
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !cmd.Flags().Changed("log-level") {

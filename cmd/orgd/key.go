@@ -124,6 +124,7 @@ func keyListCommand(s *session) *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
 		Use: "list ORG", Short: "List the API keys of an organization", Args: cobra.ExactArgs(1),
+		Example: `  orgd key list acme`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.connect()
 			if err != nil {
@@ -150,6 +151,7 @@ func keyRotateCommand(s *session) *cobra.Command {
 		Long: `Give an API key a new secret, and print it once: alone on standard output. The
 old secret works for the time of --overlap, and 'orgd key list -o json' shows
 whether it is still used.`,
+		Example: `  orgd key rotate acme key_01jdq3v5m8e7w9x0a1b2c3d4e5 --overlap 7d`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, err := parseDuration(overlap)
 			if err != nil || d < 0 || d%time.Second != 0 {
@@ -173,6 +175,7 @@ whether it is still used.`,
 func keyRevokeCommand(s *session) *cobra.Command {
 	return &cobra.Command{
 		Use: "revoke ORG KEY_ID", Short: "End an API key, at once and for good", Args: cobra.ExactArgs(2),
+		Example: `  orgd key revoke acme key_01jdq3v5m8e7w9x0a1b2c3d4e5`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.connect()
 			if err != nil {

@@ -28,6 +28,7 @@ func limitsListCommand(s *session) *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
 		Use: "list ORG", Short: "List the limits that bind an organization, its own and its ancestors'", Args: cobra.ExactArgs(1),
+		Example: `  orgd usage limits list acme.eu`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.connect()
 			if err != nil {
@@ -54,7 +55,8 @@ func limitsSetCommand(s *session) *cobra.Command {
 calendar month. What would exceed the limit is refused; with --soft the limit is
 only shown. It takes a key of an ancestor, or the operator key: nobody lifts its
 own limit.`,
-		Example: `  orgd usage limits set acme api_calls 1000000`,
+		Example: `  orgd usage limits set acme api_calls 1000000
+  orgd usage limits set acme.eu storage_used 500 --soft`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			enforcement := client.Hard
 			if soft {
@@ -79,7 +81,7 @@ own limit.`,
 		},
 	}
 	cmd.Flags().BoolVar(&soft, "soft", false, "show the limit, and refuse nothing")
-	ifMatchFlag(cmd, &etag)
+	cmd.Flags().StringVar(&etag, "if-match", "", "fail with exit code 5 unless the limit still has this `etag`, which GET /orgs/{org_id}/limits/{meter} answers with")
 	return cmd
 }
 
@@ -87,6 +89,7 @@ func limitsDeleteCommand(s *session) *cobra.Command {
 	var etag string
 	cmd := &cobra.Command{
 		Use: "delete ORG METER", Short: "Remove a limit", Args: cobra.ExactArgs(2),
+		Example: `  orgd usage limits delete acme api_calls`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.connect()
 			if err != nil {
@@ -102,6 +105,6 @@ func limitsDeleteCommand(s *session) *cobra.Command {
 			return err
 		},
 	}
-	ifMatchFlag(cmd, &etag)
+	cmd.Flags().StringVar(&etag, "if-match", "", "fail with exit code 5 unless the limit still has this `etag`, which GET /orgs/{org_id}/limits/{meter} answers with")
 	return cmd
 }

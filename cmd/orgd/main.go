@@ -75,8 +75,8 @@ customizations, access log, audit trail and monthly consumption.
 The commands that work with a server find it at ORGD_URL (by default
 ` + defaultURL + `) and use the API key in ORGD_KEY.
 
-Exit codes: 1 failure, 2 wrong command line, 3 not permitted, 4 not found,
-5 conflict, 6 server not available.`,
+Exit codes: 0 success, 1 failure, 2 wrong command line, 3 not permitted,
+4 not found, 5 conflict, 6 server not available.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.ArbitraryArgs,

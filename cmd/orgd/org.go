@@ -243,6 +243,8 @@ func orgMoveCommand(s *session) *cobra.Command {
 	var etag string
 	cmd := &cobra.Command{
 		Use: "move ORG NEW_PARENT", Short: "Move an organization, with all that is below it", Args: cobra.ExactArgs(2),
+		Example: `  orgd org move acme.eu acme.holding --dry-run
+  orgd org move acme.eu acme.holding`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.connect()
 			if err != nil {
@@ -308,6 +310,8 @@ default. What is below it is deleted too with --cascade; without it an
 organization that has descendants is not deleted.
 
 On a terminal it shows how much would be deleted and asks; --yes answers.`,
+		Example: `  orgd org delete acme.eu --cascade --dry-run
+  orgd org delete acme.eu --cascade`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, id := cmd.Context(), args[0]
 			ask := !yes && !opt.DryRun
@@ -363,6 +367,7 @@ On a terminal it shows how much would be deleted and asks; --yes answers.`,
 func orgRestoreCommand(s *session) *cobra.Command {
 	return &cobra.Command{
 		Use: "restore ORG", Short: "Bring back a deleted organization, with all that was deleted with it", Args: cobra.ExactArgs(1),
+		Example: `  orgd org restore acme.eu`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.connect()
 			if err != nil {

@@ -36,7 +36,7 @@ type serveFlags struct {
 }
 
 func (f *serveFlags) add(fs *pflag.FlagSet) {
-	fs.StringVar(&f.dataDir, "data-dir", "./orgd-data", "directory of the database, the spool of the access log and the operator key")
+	fs.StringVar(&f.dataDir, "data-dir", "./orgd-data", "directory of the database, the recorded requests and the secret keys")
 	fs.StringVar(&f.database, "database", "", "PostgreSQL `URL` (postgres://…); SQLite in the data directory without it")
 	fs.StringVar(&f.listen, "listen", "127.0.0.1:8080", "`address` to listen on")
 	fs.StringVar(&f.basePath, "base-path", "", "`path` under which the API is served too, such as /api/v1")
@@ -45,7 +45,7 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.monthCloseAfter, "month-close-after", org.DefaultMonthCloseAfter, "how long after its end a month still takes late usage events")
 	fs.Int64Var(&f.spoolMaxMiB, "spool-max", 1024, "how many `MiB` of recorded requests may wait for the database before requests get 503")
 	fs.StringVar(&f.auditAnchor, "audit-anchor", "", "append-only `file` that keeps what was signed of the audit logs, better not on the database's disk (default audit.anchor in the data directory)")
-	fs.StringSliceVar(&f.witnesses, "witness", nil, "a `witness` that cosigns the audit logs (C2SP tlog-witness): its URL and its verifier key, with a space between them")
+	fs.StringSliceVar(&f.witnesses, "witness", nil, "a `witness` that cosigns the audit logs (C2SP tlog-witness): its URL and its verifier key, with a space between them; repeatable")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
 }
@@ -137,8 +137,8 @@ of the keys that sign the audit logs is in audit.key there; ORGD_AUDIT_KEY sets
 it instead ('orgd keygen --audit' makes one). Keep it: without it the logs cannot
 be signed any more. Servers that share a database share both.
 
-Every flag can also be set in the environment: --data-dir as ORGD_DATA_DIR.
-SIGTERM lets the requests under way finish.`,
+Every flag can also be set in the environment: --data-dir as ORGD_DATA_DIR. A
+flag goes before the environment. SIGTERM lets the requests under way finish.`,
 		Example: `  orgd serve
   orgd serve --data-dir /var/lib/orgd --listen 0.0.0.0:8080 --trusted-proxies 10.0.0.0/8
   orgd serve --database postgres://orgd@db.internal/orgd`,
@@ -199,7 +199,14 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 func keygenCommand() *cobra.Command {
 	var seed bool
 	cmd := &cobra.Command{
-		Use: "keygen", Short: "Make an operator key for ORGD_OPERATOR_KEY", GroupID: "server", Args: cobra.NoArgs,
+		Use: "keygen", Short: "Make an operator key, or a seed for the audit logs", GroupID: "server", Args: cobra.NoArgs,
+		Long: `Make an operator key and print it. ORGD_OPERATOR_KEY gives it to the server, or
+the file operator.key in its data directory.
+
+With --audit it makes a seed of the keys that sign the audit logs, for
+ORGD_AUDIT_KEY or the file audit.key.`,
+		Example: `  ORGD_OPERATOR_KEY=$(orgd keygen) orgd serve
+  orgd keygen --audit`,
 		Run: func(cmd *cobra.Command, _ []string) {
 			if seed {
 				fmt.Fprintln(cmd.OutOrStdout(), audit.NewSeed(rand.Reader))

@@ -353,6 +353,7 @@ func usageAdjustmentsCommand(s *session) *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{
 		Use: "adjustments ORG", Short: "List the adjustments of an organization, newest month first", Args: cobra.ExactArgs(1),
+		Example: `  orgd usage adjustments acme --month 2026-11`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.connect()
 			if err != nil {
@@ -390,6 +391,7 @@ func printMeters(cmd *cobra.Command, meters []client.MeterDefinition) error {
 func metersListCommand(s *session) *cobra.Command {
 	return &cobra.Command{
 		Use: "list ROOT", Short: "List the meters of a root", Args: cobra.ExactArgs(1),
+		Example: `  orgd usage meters list acme`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.connect()
 			if err != nil {
@@ -450,6 +452,7 @@ func metersSetCommand(s *session) *cobra.Command {
 func metersDeleteCommand(s *session) *cobra.Command {
 	return &cobra.Command{
 		Use: "delete ROOT METER", Short: "Delete a meter on which nothing has been counted", Args: cobra.ExactArgs(2),
+		Example: `  orgd usage meters delete acme tokens`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.connect()
 			if err != nil {

@@ -16,7 +16,7 @@ import (
 func TestVerifyItYourself(t *testing.T) {
 	for _, tool := range []string{"curl", "openssl", "sha256sum", "base64"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			if os.Getenv("CI") != "" {
+			if os.Getenv("CI") == "true" {
 				t.Fatalf("the page needs %s", tool)
 			}
 			t.Skipf("the page needs %s", tool)
