@@ -19,15 +19,16 @@ const DefaultMonthCloseAfter = 72 * time.Hour
 // itself or, if it is closed, the first later one that is not. It keeps that
 // month from being closed until the transaction ends.
 //
-// A month of which nothing is known is closed when its time has come. One that
-// is known stays open until CloseMonth has closed it, a few seconds later.
+// Once its time has come a month takes nothing more, also before CloseMonth has
+// closed it: on PostgreSQL those that count and share a hold on the month could
+// otherwise keep CloseMonth waiting for as long as they come.
 func (s *Service) openMonth(tx Tx, rootID string, month usage.Month, now time.Time) (usage.Month, error) {
 	for ; ; month = month.Next() {
+		if month.Closed(now, s.monthCloseAfter) {
+			continue
+		}
 		closed, err := tx.HoldMonth(rootID, month)
 		if errors.Is(err, ErrAbsent) {
-			if closed = month.Closed(now, s.monthCloseAfter); closed {
-				continue
-			}
 			if err = tx.OpenMonth(rootID, month); err == nil {
 				closed, err = tx.HoldMonth(rootID, month)
 			}
