@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -92,6 +93,29 @@ func TestStatement(t *testing.T) {
 			if !bytes.Equal(a.Body, again.Body) {
 				t.Errorf("a late event changed the statement: %s", again.Body)
 			}
+		})
+	}
+}
+
+// A new root with the id of one that was purged has none of its statements.
+func TestStatementOfPurgedRoot(t *testing.T) {
+	for _, engine := range testkit.Engines {
+		t.Run(engine, func(t *testing.T) {
+			s, clock := metered(t, engine, "2026-10-14T12:00:00Z")
+			op := s.OperatorKey
+			clock.set(day("2026-11-05T00:00:00Z"))
+			if _, err := s.Service.CloseMonths(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			path := "/orgs/other/consumption/statement?month=2026-10"
+			s.Must(200, "GET", path, op, "")
+			s.Must(200, "DELETE", "/orgs/other", op, "")
+			clock.set(clock.now().Add(s.Config.RestoreWindow + time.Hour))
+			if _, err := s.Service.PurgeExpired(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			s.Must(201, "POST", "/orgs", op, `{"id":"other","name":"Another"}`)
+			s.Must(404, "GET", path, op, "")
 		})
 	}
 }

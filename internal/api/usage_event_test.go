@@ -322,3 +322,39 @@ func TestRequestsCountOnDefinedMeters(t *testing.T) {
 		t.Errorf("beyond the limit: %s", a.Body)
 	}
 }
+
+// Text that no database takes is refused, and by both in the same way.
+func TestUsageEventsOfImpossibleText(t *testing.T) {
+	for _, engine := range testkit.Engines {
+		t.Run(engine, func(t *testing.T) {
+			s, _ := metered(t, engine, "2026-11-14T12:00:00Z")
+			key, _ := s.NewKey("eu", `"permissions":["consumption:write"]`)
+			at := "/orgs/eu/consumption/events"
+			for _, test := range []struct {
+				name   string
+				header []string
+				body   string
+			}{
+				{"id", []string{"Ce-Id", "%FF", "Ce-Source", "x"}, `{"quantity":1}`},
+				{"raw id", []string{"Ce-Id", "\xff", "Ce-Source", "x"}, `{"quantity":1}`},
+				{"source", []string{"Ce-Id", "1", "Ce-Source", "%C3%28"}, `{"quantity":1}`},
+				{"subject", []string{"Ce-Id", "1", "Ce-Source", "x", "Ce-Subject", "%FF"}, `{"quantity":1}`},
+				{"subject with NUL", []string{"Ce-Id", "1", "Ce-Source", "x", "Ce-Subject", "eu%00"}, `{"quantity":1}`},
+				{"org_id with NUL", nil, `{"id":"1","meter":"storage_used","quantity":1,"org_id":"eu\u0000"}`},
+				{"id with NUL", nil, `{"id":"1\u0000","meter":"storage_used","quantity":1}`},
+				{"long org_id", nil, `{"id":"1","meter":"storage_used","quantity":1,"org_id":"` + strings.Repeat("x", 1000) + `"}`},
+			} {
+				header := test.header
+				if header != nil {
+					header = append(header, "Ce-Specversion", "1.0", "Ce-Type", "storage_used")
+				}
+				header = append(header, "Content-Type", "application/json")
+				a := s.Do("POST", at, key, test.body, header...)
+				if a.Status != 400 || a.String("code") != "event_invalid" {
+					t.Errorf("%s: %d %s", test.name, a.Status, a.Body)
+				}
+			}
+			wantQuantities(t, s, "2026-11", "storage_used", map[string]string{"eu": "0 0 0"})
+		})
+	}
+}

@@ -7,8 +7,10 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -85,6 +87,13 @@ func (e *usageErrors) err() error {
 	return p
 }
 
+// noPlace is what is wrong with the organization of an event, whether or not
+// it exists.
+const noPlace = "names no organization that this call reaches"
+
+// storable reports whether s is text that every database holds.
+func storable(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }
+
 // checkEvents checks what can be checked without the store, and gives events
 // without a time the time now.
 func checkEvents(events []UsageEvent, now time.Time) error {
@@ -94,10 +103,12 @@ func checkEvents(events []UsageEvent, now time.Time) error {
 		switch {
 		case e.ID == "":
 			bad.add(i, "/id", "is missing: an event without an id could be counted twice")
-		case len(e.ID) > maxUsageID || strings.ContainsRune(e.ID, 0):
-			bad.add(i, "/id", "must be 1 to 256 bytes without NUL")
-		case len(e.Source) > maxUsageSource || strings.ContainsRune(e.Source, 0):
-			bad.add(i, "/source", "must be at most 512 bytes without NUL")
+		case len(e.ID) > maxUsageID || !storable(e.ID):
+			bad.add(i, "/id", "must be 1 to 256 bytes of UTF-8 without NUL")
+		case len(e.Source) > maxUsageSource || !storable(e.Source):
+			bad.add(i, "/source", "must be at most 512 bytes of UTF-8 without NUL")
+		case e.OrgID != "" && !ident.Valid(e.OrgID):
+			bad.add(i, "/org_id", noPlace)
 		case e.At.IsZero():
 			e.At = now
 		case e.At.After(now.Add(usage.Ahead)):
@@ -255,7 +266,7 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 			case e.OrgID == "":
 				bad.add(i, "/org_id", "is missing: it names the organization")
 			default:
-				bad.add(i, "/org_id", "names no organization that this call reaches")
+				bad.add(i, "/org_id", noPlace)
 			}
 			continue
 		}

@@ -306,6 +306,8 @@ func (t *tx) Purge(rootID, deletionID string) (int64, error) {
 		`DELETE FROM usage_events WHERE root_id = $1`,
 		`DELETE FROM usage_states WHERE root_id = $1`,
 		`DELETE FROM usage_months WHERE root_id = $1`,
+		`DELETE FROM usage_statements WHERE root_id = $1`,
+		`DELETE FROM usage_statement_parts WHERE root_id = $1`,
 		`DELETE FROM meters WHERE root_id = $1`,
 	} {
 		if _, err := t.exec(text, rootID); err != nil {
