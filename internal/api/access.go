@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
-
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
@@ -252,13 +250,14 @@ func readAccessEvents(r *web.Request) ([]org.IncomingEvent, error) {
 			}
 		}
 	} else if start := bytes.TrimLeft(body, " \t\r\n"); len(start) > 0 && start[0] == '[' {
-		var list []jsontext.Value
-		if err := web.DecodeJSON(body, &list); err != nil {
+		list, count, err := web.DecodeList(body, maxAccessEvents)
+		if err != nil {
 			return nil, err
 		}
 		for _, text := range list {
 			read(0, text)
 		}
+		n = count
 	} else if len(start) > 0 {
 		read(0, body)
 	}

@@ -113,14 +113,15 @@ func bodyEvents(r *web.Request, cloud bool) ([]org.UsageEvent, error) {
 	case mediaType == typeCloudBatch && !isList:
 		return nil, problem.Body("", "must be a JSON array of events")
 	case isList && mediaType != typeCloudEvent:
-		var list []jsontext.Value
-		if err := web.DecodeJSON(body, &list); err != nil {
+		list, n, err := web.DecodeList(body, maxEvents)
+		if err != nil {
 			return nil, err
 		}
 		d.events = make([]org.UsageEvent, 0, len(list))
 		for _, raw := range list {
 			d.event(raw, 0)
 		}
+		d.seen = n
 	default:
 		var raw jsontext.Value
 		if err := web.DecodeJSON(body, &raw); err != nil {

@@ -179,6 +179,47 @@ func DecodeJSON(b []byte, v any) error { return decodeJSON(b, v, true) }
 // DecodeOpenJSON is DecodeJSON for objects that may have further members.
 func DecodeOpenJSON(b []byte, v any) error { return decodeJSON(b, v, false) }
 
+// DecodeList returns the first elements of a JSON array, at most most of them,
+// as parts of b, and how many it has. It is as strict as DecodeJSON, and holds
+// no memory for the other elements.
+func DecodeList(b []byte, most int) (list []jsontext.Value, n int, err error) {
+	if depth(b) > maxDepth {
+		return nil, 0, tooNested()
+	}
+	d := jsontext.NewDecoder(bytes.NewBuffer(b))
+	if kind := d.PeekKind(); kind != '[' && kind != 0 {
+		return nil, 0, problem.Body("", "has the wrong type: a JSON %s does not fit here", kindName(kind))
+	}
+	if _, err := d.ReadToken(); err != nil {
+		return nil, 0, bodyError(err)
+	}
+	for ; d.PeekKind() != ']'; n++ {
+		if n >= most {
+			if err := d.SkipValue(); err != nil {
+				return nil, 0, bodyError(err)
+			}
+			continue
+		}
+		v, err := d.ReadValue()
+		if err != nil {
+			return nil, 0, bodyError(err)
+		}
+		end := d.InputOffset()
+		list = append(list, jsontext.Value(b[end-int64(len(v)):end]))
+	}
+	if _, err := d.ReadToken(); err != nil {
+		return nil, 0, bodyError(err)
+	}
+	if end := d.InputOffset(); len(bytes.TrimLeft(b[end:], " \t\r\n")) > 0 {
+		return nil, 0, problem.Body("", "is not valid JSON at byte %d: there is something after the array", end)
+	}
+	return list, n, nil
+}
+
+func tooNested() *problem.Error {
+	return problem.Body("", "is nested deeper than %d levels", maxDepth)
+}
+
 func decodeJSON(b []byte, v any, closed bool) error {
 	if len(strings.TrimSpace(string(b[:min(len(b), 64)]))) == 0 && len(b) < 64 {
 		return problem.Body("", "is missing: the body is empty").WithFix("Send a JSON object.")
@@ -187,7 +228,7 @@ func decodeJSON(b []byte, v any, closed bool) error {
 		return problem.Body("", "must not be null").WithFix("Send a JSON object.")
 	}
 	if depth(b) > maxDepth {
-		return problem.Body("", "is nested deeper than %d levels", maxDepth)
+		return tooNested()
 	}
 	if err := json.Unmarshal(b, v, json.RejectUnknownMembers(closed)); err != nil {
 		return bodyError(err)
