@@ -82,7 +82,6 @@ func (a *API) prepareForwardAuth(r *web.Request) error {
 		return err
 	}
 	d.Path, _, _ = strings.Cut(d.Path, "?")
-	d.Path = key.Redact(d.Path)
 	r.Decision = d
 	return nil
 }
@@ -90,6 +89,10 @@ func (a *API) prepareForwardAuth(r *web.Request) error {
 // maxQueries is how many queries are kept with what they demand: they are those
 // of the proxies' configurations, and of the organizations named in them.
 const maxQueries = 10_000
+
+// maxKnownQuery is the length of the longest query that is kept, in bytes: they
+// are read before it is known who asks.
+const maxKnownQuery = 1024
 
 // knownQuery is what a query demands.
 type knownQuery struct {
@@ -110,7 +113,9 @@ func (a *API) queryDemand(d *web.Decision, raw string) error {
 	if err := demand(d, values); err != nil {
 		return err
 	}
-	a.queries.Set(strings.Clone(raw), knownQuery{d.Demand, d.Action})
+	if len(raw) <= maxKnownQuery {
+		a.queries.Set(strings.Clone(raw), knownQuery{d.Demand, d.Action})
+	}
 	return nil
 }
 

@@ -1,7 +1,9 @@
 package api_test
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -365,4 +367,35 @@ func TestVerify(t *testing.T) {
 		s.Must(400, "POST", "/verify", caller, body(""), "Idempotency-Key", "once")
 		s.Must(400, "POST", "/verify?dry_run=true", caller, body(""))
 	})
+}
+
+// A key that somebody puts where it does not belong is in no log.
+func TestKeysAreNotLogged(t *testing.T) {
+	var log bytes.Buffer
+	s := testkit.Open(t, "sqlite", func(c *server.Config) {
+		c.Log = slog.New(slog.NewTextHandler(&log, nil))
+	})
+	s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"acme","name":"Acme"}`)
+	secret, _ := s.NewKey("acme", `"permissions":["read"]`)
+	for _, path := range []string{"/orgs/", "/forward_auth/orders/", "/forward_auth;permission=orgs:read/orders/", "/nothing/"} {
+		r, err := http.NewRequest("GET", s.URL+path+secret, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+secret)
+		r.Header.Set("User-Agent", "curl "+secret)
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	a := s.Must(200, "GET", "/orgs/acme/access_log", secret, "")
+	if strings.Contains(string(a.Body), secret) || strings.Count(string(a.Body), "orgd_…") != 6 {
+		t.Errorf("the access log: %s", a.Body)
+	}
+	s.Stop()
+	if strings.Contains(log.String(), secret) || strings.Count(log.String(), "orgd_…") != 4 {
+		t.Errorf("the server log: %s", log.String())
+	}
 }

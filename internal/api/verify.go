@@ -52,7 +52,7 @@ func (a *API) verify(r *web.Request) (*web.Response, error) {
 	if body.Key == "" {
 		return nil, problem.Body("/key", "is missing").WithFix("Send the API key of the request.")
 	}
-	d := &web.Decision{Method: body.Method, Path: key.Redact(body.Path), UserAgent: body.UserAgent}
+	d := &web.Decision{Method: body.Method, Path: body.Path, UserAgent: body.UserAgent}
 	if body.IP != nil {
 		ip, err := netip.ParseAddr(*body.IP)
 		if err != nil {

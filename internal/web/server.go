@@ -441,8 +441,8 @@ func (s *Server) entry(rt *Route, r *Request, d *Decision, status int) access.Re
 	}
 	if orgID != "" {
 		rec.Event = &access.Event{ID: ident.New("evt_"), Timestamp: r.At, RootID: rootID, OrgID: orgID,
-			User: a.Name, Action: d.Action, Status: d.Status, IP: ip, UserAgent: cut(d.UserAgent, 512),
-			Method: d.Method, Path: cut(d.Path, 1024), RequestID: r.ID}
+			User: a.Name, Action: d.Action, Status: d.Status, IP: ip, UserAgent: cut(key.Redact(d.UserAgent), 512),
+			Method: d.Method, Path: cut(key.Redact(d.Path), 1024), RequestID: r.ID}
 		if d.Action == "" {
 			rec.Event.Action = rt.Action
 		}
@@ -484,7 +484,7 @@ func (s *Server) logRequest(rt *Route, r *Request, status int, end time.Time, to
 	var more [9]slog.Attr
 	attrs := append(more[:0],
 		slog.String("request_id", r.ID), slog.String("operation", rt.Operation), slog.String("method", r.Method),
-		slog.String("path", cut(r.URL.EscapedPath(), 1024)), slog.Int("status", status), slog.Duration("took", took), slog.String("ip", r.IP.String()))
+		slog.String("path", cut(key.Redact(r.URL.EscapedPath()), 1024)), slog.Int("status", status), slog.Duration("took", took), slog.String("ip", r.IP.String()))
 	if r.Actor != nil {
 		attrs = append(attrs, slog.String("actor", r.Actor.ID))
 	}
