@@ -1,7 +1,9 @@
 package api_test
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
@@ -355,6 +357,31 @@ func TestUsageEventsOfImpossibleText(t *testing.T) {
 				}
 			}
 			wantQuantities(t, s, "2026-11", "storage_used", map[string]string{"eu": "0 0 0"})
+		})
+	}
+}
+
+// The answer to events with an Idempotency-Key is stored with them, once.
+func TestEventsWithIdempotencyKey(t *testing.T) {
+	for _, engine := range testkit.Engines {
+		t.Run(engine, func(t *testing.T) {
+			var log bytes.Buffer
+			s := testkit.Open(t, engine, func(c *server.Config) {
+				c.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+			})
+			s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"acme","name":"Acme"}`)
+			for path, body := range map[string]string{
+				"/orgs/acme/consumption/events": `{"id":"1","meter":"storage_used","quantity":1}`,
+				"/orgs/acme/access_log":         `{"id":"1","user":"u","action":"LOGIN","status":"SUCCESS"}`,
+			} {
+				for range 2 {
+					counted(t, s.Must(200, "POST", path, s.OperatorKey, body, "Idempotency-Key", strings.ReplaceAll(path, "/", "-")), 1, 0)
+				}
+			}
+			s.Stop()
+			if log.Len() > 0 {
+				t.Errorf("the server log: %s", log.String())
+			}
 		})
 	}
 }

@@ -115,7 +115,7 @@ func (s *Server) once(r *Request, handle Handler) (*Response, error) {
 	}
 	r.idempotent = &org.Idempotency{Key: idempotencyKey, RequestHash: hash}
 	resp, err := handle(r)
-	if err != nil || resp.Status >= 300 || resp.Stream != nil || r.Receipt.Origin != "" {
+	if err != nil || resp.Status >= 300 || resp.Stream != nil || r.kept {
 		return resp, err
 	}
 	// The request made no change with which its answer could be stored. If it

@@ -42,6 +42,7 @@ type Request struct {
 	bodyRead   bool
 	maxBody    int64
 	idempotent *org.Idempotency
+	kept       bool     // the answer was stored with what the request did
 	extra      []string // header fields of the answer, whatever it is
 }
 
@@ -92,6 +93,7 @@ func (r *Request) Call(render func(result any) *Response) *org.Call {
 	if r.idempotent != nil && render != nil {
 		idem := *r.idempotent
 		idem.Render = func(result any, receipt audit.Receipt) ([]byte, error) {
+			r.kept = true
 			return seal(r.token, idem.Key, render(result).Receipt(receipt))
 		}
 		c.Idempotent = &idem
