@@ -338,7 +338,11 @@ later one that is open, and names the month it is for.`,
 			if s.json() {
 				return printRaw(cmd.OutOrStdout(), a.Raw)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "Added %s to %s of %s in %s.\n", a.Quantity, clean(a.Meter), clean(a.OrgID), clean(a.Month))
+			forMonth := ""
+			if a.ForMonth != a.Month {
+				forMonth = ", for " + clean(a.ForMonth)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "Added %s to %s of %s in %s%s.\n", a.Quantity, clean(a.Meter), clean(a.OrgID), clean(a.Month), forMonth)
 			return err
 		},
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/problem"
 )
 
 // verifyFlags say what a verifier knows from elsewhere.
@@ -41,9 +42,12 @@ Exit code 0 means that everything held.`,
 			if s.output != "table" && s.output != "json" {
 				return usageError("--output must be table or json, not %q", s.output)
 			}
+			if len(f.keys) == 0 {
+				return usageError("name the verifier key of the log with --key; 'orgd audit key ROOT' prints it")
+			}
 			expect, err := f.expect()
 			if err != nil {
-				return usageError("%w", err)
+				return inputError(err)
 			}
 			if len(args) == 2 {
 				return compareExports(cmd, s, args, expect)
@@ -120,6 +124,20 @@ func (f *verifyFlags) expect() (audit.Expect, error) {
 // been printed.
 var errNotHeld = errors.New("not everything held: see above")
 
+// inputError is the error of a check that could not be made with what was
+// given to it.
+func inputError(err error) error {
+	var p *problem.Error
+	if !errors.As(err, &p) {
+		return usageError("%w", err)
+	}
+	text := p.Detail
+	if p.Fix != "" {
+		text += "\n" + p.Fix
+	}
+	return usageError("%w", message(text))
+}
+
 func openInput(cmd *cobra.Command, path string) (io.ReadCloser, error) {
 	if path == "-" {
 		return io.NopCloser(cmd.InOrStdin()), nil
@@ -157,7 +175,7 @@ func verifyFile(cmd *cobra.Command, s *session, path string, expect audit.Expect
 		done()
 	}
 	if err != nil {
-		return usageError("%w", err)
+		return inputError(err)
 	}
 	if s.json() {
 		err = printJSON(cmd.OutOrStdout(), report)
@@ -183,7 +201,7 @@ func compareExports(cmd *cobra.Command, s *session, paths []string, expect audit
 	c, err := audit.Compare(in[0], in[1], expect)
 	done()
 	if err != nil {
-		return usageError("%w", err)
+		return inputError(err)
 	}
 	if s.json() {
 		err = printJSON(cmd.OutOrStdout(), c)

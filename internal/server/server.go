@@ -108,7 +108,7 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 	}()
 	id, hash, ok := key.ParseToken(s.OperatorKey)
 	if !ok || id != "operator" {
-		return nil, errors.New("the operator key is malformed; `orgd keygen` makes one")
+		return nil, errors.New("the operator key is malformed; 'orgd keygen' makes one")
 	}
 	keyring, err := s.keyring()
 	if err != nil {
@@ -217,7 +217,7 @@ func (s *Server) operatorKey() error {
 	if err == nil {
 		s.OperatorKey = strings.TrimSpace(string(b))
 		if id, _, ok := key.ParseToken(s.OperatorKey); !ok || id != "operator" {
-			return fmt.Errorf("%s does not hold an operator key; `orgd keygen` makes one", path)
+			return fmt.Errorf("%s does not hold an operator key; 'orgd keygen' makes one", path)
 		}
 		return nil
 	}
