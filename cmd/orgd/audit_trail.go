@@ -84,7 +84,8 @@ func auditEraseCommand(s *session) *cobra.Command {
 		Use: "erase ORG --subject TEXT --basis TEXT", Short: "Erase what is kept about somebody in the past of an organization and what is below it", Args: cobra.ExactArgs(1),
 		Long: `Erase what is kept about somebody, such as a mail address, a name or an IP
 address, in the past of an organization and of what is below it: the values in
-its audit trail and its access log, and the addresses from which keys were used.
+its audit trail and its access log, the reasons of adjustments, and the addresses
+from which keys were used.
 
 Entries and counts stay, and every proof still holds. The basis is kept in the
 audit trail; the subject is not. What is in force, such as the name of an
