@@ -26,6 +26,9 @@ func (q *query) auditQuery() org.AuditQuery {
 // and to what its key reaches.
 func withinAudit(aq org.AuditQuery, r *web.Request) (org.AuditQuery, error) {
 	aq.RootID, aq.OrgID, aq.Path = r.Org.RootID, r.Org.ID, r.Org.Path
+	if since := r.Org.TrailSince(); aq.From.Before(since) {
+		aq.From = since
+	}
 	if !r.Actor.Spans() && r.Actor.Reach == key.ReachSelf {
 		if aq.Scope == org.ScopeChildren || aq.Scope == org.ScopeDescendants {
 			return aq, problem.New(problem.PermissionDenied, "This key reaches its own organization only.")

@@ -156,7 +156,7 @@ func (run *eraseRun) search(ctx context.Context) error {
 	}
 	needle := run.subject.Needle()
 
-	aq := AuditQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, Holding: needle, Ascending: true, Limit: 100}
+	aq := AuditQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, From: snap.TrailSince(), Holding: needle, Ascending: true, Limit: 100}
 	for aq.After >= 0 {
 		var page AuditPage
 		if err := run.read(ctx, func(tx Tx) (err error) {
