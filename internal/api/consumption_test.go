@@ -234,3 +234,34 @@ func TestReadingConsumption(t *testing.T) {
 		})
 	}
 }
+
+// What an organization has consumed is lowered from above: who consumes would
+// pay less and lift its own limits.
+func TestConsumptionIsLoweredFromAbove(t *testing.T) {
+	for _, engine := range testkit.Engines {
+		t.Run(engine, func(t *testing.T) {
+			s, _ := metered(t, engine, "2026-11-02T12:00:00Z")
+			sendUsage(s, "1", "shop", "api_calls", "2026-11-01T10:00:00Z", 10)
+			own, _ := s.NewKey("shop", `"permissions":["admin"]`)
+			above, _ := s.NewKey("eu", `"permissions":["consumption:write"]`)
+			root, _ := s.NewKey("acme", `"permissions":["admin"]`)
+			event := func(id, org string) string {
+				return fmt.Sprintf(`{"id":%q,"meter":"api_calls","quantity":-1,"org_id":%q,"timestamp":"2026-11-01T10:00:00Z"}`, id, org)
+			}
+			adjustment := `{"meter":"api_calls","quantity":-1,"reason":"r"}`
+
+			a := s.Must(400, "POST", "/orgs/shop/consumption/events", own, event("2", "shop"))
+			if a.String("code") != "event_invalid" || !strings.Contains(string(a.Body), "/quantity") {
+				t.Errorf("a negative event by the consumer: %s", a.Body)
+			}
+			s.Must(403, "POST", "/orgs/shop/consumption/adjustments", own, adjustment)
+			s.Must(400, "POST", "/orgs/acme/consumption/events", root, event("2", "acme"))
+			s.Must(403, "POST", "/orgs/acme/consumption/adjustments", root, adjustment)
+			wantQuantities(t, s, "2026-11", "api_calls", map[string]string{"shop": "12 0 12"}) // with its two refused calls
+
+			s.Must(200, "POST", "/orgs/shop/consumption/events", above, event("2", "shop"))
+			s.Must(200, "POST", "/orgs/shop/consumption/adjustments", above, adjustment)
+			wantQuantities(t, s, "2026-11", "api_calls", map[string]string{"shop": "10 0 10"})
+		})
+	}
+}

@@ -346,8 +346,8 @@ func TestVerify(t *testing.T) {
 				t.Errorf("from %q: %q", ip, got)
 			}
 		}
-		short, _ := s.NewKey("leaf", fmt.Sprintf(`"permissions":["app:x"],"expires_at":%q`, time.Now().Add(40*time.Millisecond).UTC().Format(time.RFC3339Nano)))
-		time.Sleep(50 * time.Millisecond)
+		short, _ := s.NewKey("leaf", fmt.Sprintf(`"permissions":["app:x"],"expires_at":%q`, time.Now().Add(2*time.Second).UTC().Format(time.RFC3339Nano)))
+		time.Sleep(2100 * time.Millisecond)
 		if got := string(s.Must(200, "POST", "/verify", caller, fmt.Sprintf(`{"key":%q,"action":"LATE"}`, short)).Body); got != unknown {
 			t.Errorf("an expired key: %s", got)
 		}

@@ -252,6 +252,9 @@ func (s *Service) Adjust(ctx context.Context, call *Call, id string, n NewAdjust
 		if err != nil {
 			return nil, nil, err
 		}
+		if n.Quantity < 0 && !mayLower(call.Actor, o.Path) {
+			return nil, nil, problem.New(problem.PermissionDenied, "The quantity %s.", lowering)
+		}
 		all, err := meters(c, o.RootID)
 		if err != nil {
 			return nil, nil, err

@@ -101,7 +101,7 @@ func (c *change) limitTarget(id string) (*Organization, error) {
 	if o.ParentID == "" {
 		return nil, problem.New(problem.PermissionDenied, "Only the operator may change the limits of a root.")
 	}
-	if !c.call.Actor.Sees(strings.TrimSuffix(o.Path, o.ID+"/")) {
+	if !mayLower(c.call.Actor, o.Path) {
 		return nil, problem.New(problem.PermissionDenied, "The limits of an organization are changed from above, and this key does not reach its parent.").
 			WithFix("Use a key of an ancestor.")
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/ident"
+	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -93,6 +94,21 @@ const noPlace = "names no organization that this call reaches"
 
 // storable reports whether s is text that every database holds.
 func storable(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }
+
+// lowering refuses what would take something off the consumption of an
+// organization without the authority for it.
+const lowering = "is negative: what an organization has consumed is lowered from above, with a key that reaches its parent, and that of a root by the operator"
+
+// mayLower reports whether the actor may take something off what the
+// organization at path has consumed. Who consumes may not: it would pay less
+// and lift its own limits.
+func mayLower(a *key.Actor, path string) bool {
+	if a.Spans() {
+		return true
+	}
+	ids := SplitPath(path)
+	return len(ids) > 1 && a.Sees(strings.TrimSuffix(path, ids[len(ids)-1]+"/"))
+}
 
 // checkEvents checks what can be checked without the store, and gives events
 // without a time the time now.
@@ -294,6 +310,11 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 					pointer, detail = p.Fields[0].Pointer, p.Fields[0].Detail
 				}
 				bad.add(i, pointer, detail)
+				part = 1
+				break
+			}
+			if quantity < 0 && m.Aggregation == usage.Sum && !mayLower(in.call.Actor, place.Path) {
+				bad.add(i, "/quantity", lowering)
 				part = 1
 				break
 			}
