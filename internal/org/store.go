@@ -56,6 +56,9 @@ type Store interface {
 	// returns the same. Changes made by another process show within a second.
 	Generation(rootID string) uint64
 	// OrgGeneration also changes with every Tx.UpdateOrg of the organization.
+	// It only grows, and by exactly one with a Write of this process that did
+	// nothing else to the tree: what such a Write has made of the organization
+	// may be kept under the generation from before it, plus one.
 	OrgGeneration(rootID, orgID string) uint64
 
 	// Scrub returns once nothing that rows no longer hold is left in a file

@@ -26,6 +26,8 @@ func (s *Service) Update(ctx context.Context, call *Call, id string, u OrgUpdate
 	if err := permitMembers(call.Actor, u.Customizations != nil, u.Tags != nil); err != nil {
 		return nil, audit.Receipt{}, err
 	}
+	rootID := s.rootOf(id)
+	generation := s.store.OrgGeneration(rootID, id)
 	var after *Organization
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		before, err := c.target(id, key.OrgsWrite)
@@ -60,6 +62,9 @@ func (s *Service) Update(ctx context.Context, call *Call, id string, u OrgUpdate
 		}
 		return after, []audit.Draft{c.orgEntry(after, "organization.updated", changes)}, nil
 	})
+	if err == nil && receipt.Origin != "" && after.RootID == rootID {
+		s.orgs.Set(id, &Snapshot{Organization: after, ETag: after.ETag(), generation: generation + 1})
+	}
 	return after, receipt, err
 }
 

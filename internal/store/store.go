@@ -134,7 +134,7 @@ var stripeSeed = maphash.MakeSeed()
 // orgID is empty.
 func (g *generations) of(rootID, orgID string) uint64 {
 	if g.doubted != nil && g.doubted() {
-		return freshBit | g.fresh.Add(1)
+		return freshBit | g.fresh.Add(2) // by two: nobody's plus one is another's
 	}
 	n := g.resets.Load() << resetShift
 	if count, ok := g.roots.Load(rootID); ok {
