@@ -82,9 +82,9 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 	}
 	s := &Server{config: c, started: c.Now(), done: make(chan struct{})}
 	if c.Database == "" {
-		s.Store, err = store.OpenSQLite(ctx, c.DataDir, store.Options{})
+		s.Store, err = store.OpenSQLite(ctx, c.DataDir, store.Options{Log: c.Log})
 	} else {
-		s.Store, err = store.OpenPostgres(ctx, c.Database, store.Options{})
+		s.Store, err = store.OpenPostgres(ctx, c.Database, store.Options{Log: c.Log})
 	}
 	if err != nil {
 		return nil, err

@@ -150,9 +150,12 @@ func (s *Store) Flush(ctx context.Context, b access.Batch) error {
 		}
 		// A quantity that no total can hold must not keep the rest from being
 		// stored.
+		before := len(b.Usage)
 		b.Usage = slices.DeleteFunc(slices.Clone(b.Usage), func(u access.Usage) bool {
 			return u.Meter == beyond.Meter && strings.Contains("/"+u.Path, "/"+beyond.OrgID+"/")
 		})
+		s.log.Error("requests were not counted: a total would leave its range", "requests", before-len(b.Usage),
+			"org", beyond.OrgID, "meter", beyond.Meter, "month", beyond.Month)
 	}
 }
 

@@ -78,7 +78,7 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("the database cannot be opened: %w", err)
 	}
 
-	s := &Store{}
+	s := &Store{log: o.logger()}
 	e := &postgresEngine{pool: pool, instance: rand.Text(), texts: &sync.Map{}}
 	// Without its partition a month's rows go where all others are. Partition
 	// tries again, and reports it.

@@ -57,7 +57,7 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 		lock.Close()
 		return nil, fmt.Errorf("the database %s cannot be opened: %w", e.path, err)
 	}
-	return &Store{engine: e}, nil
+	return &Store{engine: e, log: o.logger()}, nil
 }
 
 // lockDir keeps other processes out of the data directory for as long as the

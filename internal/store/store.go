@@ -6,6 +6,7 @@ package store
 import (
 	"context"
 	"hash/maphash"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,15 +22,25 @@ type Options struct {
 	// a number that suits the machine. On PostgreSQL it bounds all
 	// connections but that of the listener.
 	Readers int
+	// Log hears of what could be stored only in part; nil for nobody.
+	Log *slog.Logger
 	// VFS is the name of a registered SQLite VFS, empty for the operating
 	// system's files. It lets tests inject faults.
 	VFS string
+}
+
+func (o *Options) logger() *slog.Logger {
+	if o.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return o.Log
 }
 
 // Store implements org.Store and access.Sink. It is safe for concurrent use.
 type Store struct {
 	engine      engine
 	generations generations
+	log         *slog.Logger
 }
 
 var (
