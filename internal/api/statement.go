@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/base64"
 	"io"
 	"net/http"
 
@@ -27,6 +28,12 @@ func (a *API) getStatement(r *web.Request) (*web.Response, error) {
 	}
 	resp := &web.Response{Status: http.StatusOK, ContentType: "application/json"}
 	resp.With("Orgd-Audit-Entry", st.EntryID)
+	switch proof, err := a.service.ProveEntry(r.Context(), r.Actor, r.Org, st.EntryID); {
+	case err == nil:
+		resp.With("Orgd-Audit-Proof", base64.StdEncoding.EncodeToString(proof.Text()))
+	case !problem.Is(err, problem.Unavailable): // then the entry is not signed yet
+		return nil, err
+	}
 	resp.Stream = func(w io.Writer) error {
 		for part := range st.Parts {
 			text, err := a.service.StatementPart(r.Context(), st, part)

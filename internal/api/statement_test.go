@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"strings"
 	"testing"
@@ -63,6 +64,14 @@ func TestStatement(t *testing.T) {
 			report, err := audit.VerifyProof(proof, audit.Expect{Keys: []string{key}, Statements: [][]byte{a.Body}})
 			if err != nil || !report.OK() || report.Statements != 1 {
 				t.Errorf("the proof: %+v, %v", report, err)
+			}
+			carried, err := base64.StdEncoding.DecodeString(a.Header.Get("Orgd-Audit-Proof"))
+			if err != nil {
+				t.Error(err)
+			}
+			report, err = audit.VerifyProof(carried, audit.Expect{Keys: []string{key}, Statements: [][]byte{a.Body}})
+			if err != nil || !report.OK() || report.Statements != 1 {
+				t.Errorf("the proof that comes with the statement: %+v, %v", report, err)
 			}
 			forged := bytes.Replace(a.Body, []byte("1.500001"), []byte("1.400001"), 1)
 			report, err = audit.VerifyProof(proof, audit.Expect{Keys: []string{key}, Statements: [][]byte{forged}})
