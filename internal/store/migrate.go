@@ -88,5 +88,6 @@ func migrationSteps(d *dialect) ([]*goose.Migration, error) {
 		}
 		steps = append(steps, goose.NewGoMigration(version, &goose.GoFunc{RunTx: up}, nil))
 	}
-	return steps, nil
+	carry := func(ctx context.Context, tx *sql.Tx) error { return carryLogs(ctx, tx, d) }
+	return append(steps, goose.NewGoMigration(carryVersion, &goose.GoFunc{RunTx: carry}, nil)), nil
 }

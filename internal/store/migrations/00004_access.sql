@@ -1,3 +1,4 @@
+CREATE TABLE access_events_before AS SELECT * FROM access_events;
 DROP TABLE access_events;
 CREATE TABLE access_events (
 	root_id    TEXT    NOT NULL,
@@ -37,3 +38,11 @@ CREATE TABLE access_retentions (
 	days       INTEGER NOT NULL,
 	updated_at INTEGER NOT NULL
 ) WITHOUT ROWID;
+
+-- What is there already became visible in the order of its time, as far as
+-- anybody can tell.
+INSERT INTO access_events (root_id, at, seq, id, org_id, user_name, action, status, ip, user_agent, method, path, request_id, api_key_id)
+	SELECT root_id, at, row_number() OVER (PARTITION BY root_id ORDER BY at, id), id, org_id, user_name, action, status, ip,
+		user_agent, method, path, request_id, api_key_id FROM access_events_before;
+INSERT INTO access_heads (root_id, last) SELECT root_id, max(seq) FROM access_events GROUP BY root_id;
+DROP TABLE access_events_before;

@@ -45,6 +45,9 @@ CREATE TABLE usage_states (
 ) WITHOUT ROWID;
 
 ALTER TABLE usage_totals ADD COLUMN recorded INTEGER NOT NULL DEFAULT 0;
+-- Until here only recorded requests were counted, and not by days.
+UPDATE usage_totals SET recorded = own;
+INSERT INTO usage_months (root_id, month, closed_at, pruned_at) SELECT DISTINCT root_id, month, 0, 0 FROM usage_totals;
 
 CREATE TABLE usage_days (
 	root_id   TEXT    NOT NULL,
