@@ -1,0 +1,132 @@
+package store_test
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/store"
+	"github.com/orgd/orgd/internal/testkit"
+)
+
+// A database of the first orgd, whose migrations were 1 and 3, goes on with
+// all that it holds.
+func TestOldDatabaseIsCarriedOn(t *testing.T) {
+	for _, kind := range []string{store.SQLite, store.Postgres} {
+		t.Run(kind, func(t *testing.T) {
+			const entries, events = 700, 5
+			begin := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+			at := func(n int) int64 { return begin.Add(time.Duration(n) * time.Second).UnixMicro() }
+			dir := t.TempDir()
+			name := filepath.Join(dir, "orgd.db")
+			if kind == store.Postgres {
+				name = testkit.Postgres(t)
+			}
+			head := audit.NewHead("r", "log")
+			var tiles []audit.Hash // of level 1
+			err := store.OldDatabase(t.Context(), kind, name, map[int64]bool{1: true, 3: true}, func(exec func(string, ...any) error) error {
+				for _, o := range [][3]string{{"r", "", "r/"}, {"a", "r", "r/a/"}, {"b", "a", "r/a/b/"}} {
+					if err := exec(`INSERT INTO orgs (root_id, id, parent_id, path, depth, name, name_key, type, description, external_id, tags,
+						settings, locked, settings_at, created_at, updated_at, version, deleted_at, deletion_id, deletion_top)
+						VALUES ('r', $1, $2, $3, 0, $1, $1, 'group', '', '', '[]', '{}', '[]', 0, $4, $4, 1, 0, '', 0)`, o[0], o[1], o[2], at(0)); err != nil {
+						return err
+					}
+				}
+				for i := range entries {
+					action, orgID, path := "organization.updated", "r", "r/"
+					switch i {
+					case 1:
+						action, orgID, path = "organization.created", "a", "r/a/"
+					case 2:
+						action, orgID, path = "organization.created", "b", "r/b/"
+					case 600:
+						action, orgID, path = "organization.moved", "b", "r/a/b/"
+					}
+					leaf := audit.Hash{byte(i), byte(i >> 8), 1}
+					for level, hash := range head.Extend(leaf) {
+						if level == 0 {
+							tiles = append(tiles, hash)
+						}
+					}
+					if err := exec(`INSERT INTO audit_entries (root_id, epoch, seq, id, at, org_id, path, action, actor_id, leaf, leaf_hash)
+						VALUES ('r', 0, $1, $2, $3, $4, $5, $6, 'operator', $7, $8)`,
+						i, fmt.Sprintf("aud_%d", i), at(i), orgID, path, action, []byte("{}"), leaf[:]); err != nil {
+						return err
+					}
+				}
+				var hashes []byte
+				for _, h := range head.Range {
+					hashes = append(hashes, h[:]...)
+				}
+				if err := exec(`INSERT INTO audit_heads (root_id, epoch, log_id, size, root_hash, hashes, closed_at) VALUES ('r', 0, 'log', $1, $2, $3, 0)`,
+					entries, head.Root[:], hashes); err != nil {
+					return err
+				}
+				for i := range events {
+					if err := exec(`INSERT INTO access_events (root_id, at, id, org_id, user_name, action, status, ip, user_agent, method, path, request_id, api_key_id)
+						VALUES ('r', $1, $2, 'a', 'u', 'GET_ORG', 'SUCCESS', '::1', '', 'GET', '/', '', '')`, at(i), fmt.Sprintf("evt_%d", i)); err != nil {
+						return err
+					}
+				}
+				return exec(`INSERT INTO usage_totals (root_id, month, org_id, parent_id, meter, own, total) VALUES ('r', '2026-11', 'r', '', 'api_calls', 7, 7)`)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := openOld(t, kind, dir, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = s.Read(t.Context(), func(tx org.Tx) error {
+				got, err := tx.LogHashes(head, 1, 0, entries>>audit.TileHeight)
+				if diff := cmp.Diff(tiles, got); diff != "" || len(got) != 2 {
+					t.Errorf("tiles: %s", diff)
+				}
+				if err != nil {
+					return err
+				}
+				for _, want := range []struct {
+					parent string
+					at     int
+					ids    []string
+				}{{"r", 500, []string{"a", "b"}}, {"r", 650, []string{"a"}}, {"a", 500, nil}, {"a", 650, []string{"b"}}, {"r", 0, nil}} {
+					ids, _, _, err := tx.ChildrenAt("r", want.parent, time.UnixMicro(at(want.at)), "", 10)
+					if diff := cmp.Diff(want.ids, ids); diff != "" || err != nil {
+						t.Errorf("children of %s at second %d: %s, %v", want.parent, want.at, diff, err)
+					}
+				}
+				page, err := tx.AccessEvents(org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 10})
+				if len(page.Events) != events || page.Events[0].ID != fmt.Sprintf("evt_%d", events-1) {
+					t.Errorf("events %+v", page.Events)
+				}
+				if err != nil {
+					return err
+				}
+				totals, err := tx.Totals("r", "r", "2026-11")
+				if len(totals) != 1 || totals[0].Own != 7 || totals[0].Recorded != 7 {
+					t.Errorf("totals %+v", totals)
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func openOld(t *testing.T, kind, dir, name string) (s *store.Store, err error) {
+	if kind == store.Postgres {
+		return openPostgres(t, name), nil
+	}
+	s, err = store.OpenSQLite(t.Context(), dir, store.Options{})
+	if err == nil {
+		t.Cleanup(func() { s.Close() })
+	}
+	return s, err
+}
