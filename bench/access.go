@@ -62,15 +62,15 @@ func accessLog() error {
 	if err != nil {
 		return err
 	}
+	dir := r.dir
+	defer os.RemoveAll(dir)
 	if err := r.tree(); err != nil {
 		return err
 	}
 	if _, _, err := r.Service.Import(context.Background(), call, strings.NewReader("id,parent_id,name\nacme.us,acme,Acme US\n"), org.ImportOptions{Format: "csv"}); err != nil {
 		return err
 	}
-	dir := r.dir
 	r.halt()
-	defer os.RemoveAll(dir)
 	begin := time.Now()
 	if err := fill(dir, *events); err != nil {
 		return err

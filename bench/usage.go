@@ -172,6 +172,8 @@ func consumption() error {
 	if err != nil {
 		return err
 	}
+	dir := r.dir
+	defer os.RemoveAll(dir)
 	if err := r.tree(); err != nil {
 		return err
 	}
@@ -199,9 +201,7 @@ func consumption() error {
 	if err != nil {
 		return err
 	}
-	dir := r.dir
 	r.halt()
-	defer os.RemoveAll(dir)
 	if err := fillUsage(dir, *events); err != nil {
 		return err
 	}

@@ -25,19 +25,6 @@ import (
 	"github.com/orgd/orgd/internal/testkit"
 )
 
-// binary finds a proxy; without it the test is skipped, and in CI it fails.
-func binary(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("%s is not installed", name)
-		}
-		t.Skipf("%s is not installed", name)
-	}
-	return path
-}
-
 // product is an API that orgd protects: it answers what it was sent.
 func product(t *testing.T) string {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -116,7 +103,7 @@ func run(t *testing.T, address string, cmd *exec.Cmd) {
 }
 
 func startNginx(t *testing.T) (*testkit.Server, string) {
-	path := binary(t, "nginx")
+	path := testkit.Programs(t, "nginx")[0]
 	s, replace, address := protect(t)
 	dir := t.TempDir()
 	for _, name := range []string{"nginx.conf", "orgd.conf", "orgd-request.conf", "orgd-denied.conf"} {
@@ -141,7 +128,7 @@ func startNginx(t *testing.T) (*testkit.Server, string) {
 }
 
 func startCaddy(t *testing.T) (*testkit.Server, string) {
-	path := binary(t, "caddy")
+	path := testkit.Programs(t, "caddy")[0]
 	s, replace, address := protect(t)
 	dir := t.TempDir()
 	b, err := os.ReadFile("Caddyfile")

@@ -39,9 +39,9 @@ func run(t *testing.T, s *testkit.Server, args ...string) string {
 // fields of a line.
 func awkCounts(t *testing.T, key string) map[string]int {
 	t.Helper()
-	out, err := exec.Command("awk", fmt.Sprintf(`{ n[%s]++ } END { for (k in n) print k, n[k] }`, key), apacheLog).Output()
+	out, err := exec.Command(testkit.Programs(t, "awk")[0], fmt.Sprintf(`{ n[%s]++ } END { for (k in n) print k, n[k] }`, key), apacheLog).Output()
 	if err != nil {
-		t.Skipf("no awk: %v", err)
+		t.Fatal(err)
 	}
 	counts := map[string]int{}
 	for line := range strings.Lines(string(out)) {

@@ -11,19 +11,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/orgd/orgd/internal/testkit"
 )
 
 // The README's way to protect an API works as it is written, but for the
 // ports.
 func TestReadmeProtectAnAPI(t *testing.T) {
-	for _, name := range []string{"curl", "nginx"} {
-		if _, err := exec.LookPath(name); err != nil {
-			if os.Getenv("CI") == "true" {
-				t.Fatalf("%s is not installed", name)
-			}
-			t.Skipf("%s is not installed", name)
-		}
-	}
+	testkit.Programs(t, "curl", "nginx")
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)

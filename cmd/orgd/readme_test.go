@@ -15,12 +15,7 @@ import (
 
 // The README's first session answers what the README says, on the demo's data.
 func TestReadmeFirstSession(t *testing.T) {
-	if _, err := exec.LookPath("curl"); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("the session needs curl")
-		}
-		t.Skip("the session needs curl")
-	}
+	testkit.Programs(t, "curl")
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)

@@ -3,25 +3,19 @@ package main
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/orgd/orgd/internal/testkit"
 )
 
 // Every command of docs/verify.md does what the page says.
 func TestVerifyItYourself(t *testing.T) {
-	for _, tool := range []string{"curl", "openssl", "sha256sum", "base64"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			if os.Getenv("CI") == "true" {
-				t.Fatalf("the page needs %s", tool)
-			}
-			t.Skipf("the page needs %s", tool)
-		}
-	}
+	testkit.Programs(t, "curl", "openssl", "sha256sum", "base64")
 	page, err := os.ReadFile("../../docs/verify.md")
 	if err != nil {
 		t.Fatal(err)

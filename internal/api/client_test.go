@@ -77,13 +77,7 @@ func TestCloudEventsGo(t *testing.T) {
 // The published npm clients of CloudEvents and of OpenMeter send to orgd as
 // they are.
 func TestNodeClients(t *testing.T) {
-	npm, err := exec.LookPath("npm")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("npm is required")
-		}
-		t.Skip("no npm")
-	}
+	npm := testkit.Programs(t, "npm")[0]
 	dir := t.TempDir()
 	for _, name := range []string{"package.json", "package-lock.json", "send.js"} {
 		b, err := os.ReadFile(filepath.Join("testdata", "clients", name))
