@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 
+	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/driver"
 	"github.com/pressly/goose/v3"
 )
@@ -43,4 +44,17 @@ func OldDatabase(ctx context.Context, kind, name string, versions map[int64]bool
 		_, err := db.ExecContext(ctx, d.query(text), args...)
 		return err
 	})
+}
+
+// RegisterVFS is registerVFS.
+func RegisterVFS(name string) string { return registerVFS(name) }
+
+// Commit ends the transaction of a connection as the writer does.
+func Commit(c *sqlite3.Conn) error {
+	conn := &sqliteConn{c: c, stmts: map[string]*sqlite3.Stmt{}}
+	err := conn.commit()
+	for _, s := range conn.stmts {
+		s.Close()
+	}
+	return err
 }

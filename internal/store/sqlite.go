@@ -256,14 +256,13 @@ func (e *sqliteEngine) commitGroup(first *job) {
 			return
 		}
 	}
-	_, err := e.writer.exec(`COMMIT`)
+	err := e.writer.commit()
 	if err == nil {
 		e.answer(group, nil, true)
 		return
 	}
 	if errors.Is(err, sqlite3.FULL) && e.rollback() == nil {
-		// The frame that makes a commit count is the last one, and it was not
-		// written.
+		// What makes a commit count was not written, see walFile.
 		e.answer(group, sqliteProblem(err), false)
 		return
 	}

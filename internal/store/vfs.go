@@ -2,32 +2,27 @@ package store
 
 import (
 	"encoding/binary"
-	"errors"
-	"syscall"
 
-	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/util/vfsutil"
 	"github.com/ncruces/go-sqlite3/vfs"
 )
 
-// registerVFS registers a VFS that is like the named one, but for two things.
-// It says SQLITE_FULL when a full disk keeps it from writing to a WAL; without
-// it, that would be an I/O error like any other. And the pages that it writes
-// to a database hold nothing but what SQLite reads from them, see
-// databaseFile. It returns the name of the new VFS.
+// registerVFS registers a VFS that is like the named one, but for how it writes
+// databases (databaseFile) and their WALs (walFile). It returns the name of
+// the new VFS.
 func registerVFS(name string) string {
-	vfs.Register("orgd"+name, fullVFS{vfs.Find(name)})
+	vfs.Register("orgd"+name, orgdVFS{vfs.Find(name)})
 	return "orgd" + name
 }
 
-type fullVFS struct{ vfs.VFS }
+type orgdVFS struct{ vfs.VFS }
 
-func (v fullVFS) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.File, vfs.OpenFlag, error) {
+func (v orgdVFS) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.File, vfs.OpenFlag, error) {
 	f, out, err := vfsutil.WrapOpenFilename(v.VFS, name, flags)
 	switch {
 	case err != nil:
 	case flags&vfs.OPEN_WAL != 0:
-		f = walFile{f}
+		f = &walFile{File: f}
 	case flags&vfs.OPEN_MAIN_DB != 0:
 		f = &databaseFile{File: f}
 	}
@@ -108,15 +103,3 @@ func (f *databaseFile) SharedMemory() vfs.SharedMemory { return vfsutil.WrapShar
 func (f *databaseFile) BeginAtomicWrite() error        { return vfsutil.WrapBeginAtomicWrite(f.File) }
 func (f *databaseFile) CommitAtomicWrite() error       { return vfsutil.WrapCommitAtomicWrite(f.File) }
 func (f *databaseFile) RollbackAtomicWrite() error     { return vfsutil.WrapRollbackAtomicWrite(f.File) }
-
-// walFile needs none of the optional interfaces: they matter for the
-// database's own file.
-type walFile struct{ vfs.File }
-
-func (f walFile) WriteAt(p []byte, off int64) (int, error) {
-	n, err := f.File.WriteAt(p, off)
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		err = vfs.SystemError(err, sqlite3.FULL)
-	}
-	return n, err
-}
