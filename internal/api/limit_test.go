@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/orgd/orgd/internal/server"
 	"github.com/orgd/orgd/internal/testkit"
@@ -249,6 +251,39 @@ func TestHardLimitOfDefinedMeter(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A server that has lost the connection on which it hears of changes reads the
+// limits for each decision. It neither refuses what fits nor lets through what
+// does not.
+func TestHardLimitWithoutNotifications(t *testing.T) {
+	url := testkit.Postgres(t)
+	s := startTree(t, "", func(c *server.Config) { c.Database = url })
+	key, _ := s.NewKey("leaf", `"permissions":["app:x"]`)
+	s.Must(200, "PUT", "/orgs/a/limits/api_calls", s.OperatorKey, `{"limit":30,"enforcement":"hard"}`)
+	s.Must(200, "PUT", "/orgs/a/limits/storage_used", s.OperatorKey, `{"limit":2,"enforcement":"hard"}`)
+	admin, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			admin.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND (query ILIKE 'listen %' OR query = '-- ping')`)
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	time.Sleep(100 * time.Millisecond)
+	if n := spend(t, s, "meter=api_calls", key, 4, 40); n != 30 {
+		t.Errorf("%d were let through, the limit is 30", n)
+	}
+	for i, status := range []int{200, 200, 429} {
+		s.Must(status, "POST", "/orgs/leaf/consumption/events", s.OperatorKey, fmt.Sprintf(`{"id":"%d","source":"test","meter":"storage_used","quantity":%d}`, i, i+1))
+	}
+	cancel()
+	wg.Wait()
 }
 
 // A server that starts knows what was let through before, stored or not.

@@ -202,8 +202,9 @@ func (r *Reservation) giveUp() {
 // It reads the store if it must, so it cannot be used within a transaction:
 // see watchLimits and admit.
 func (s *Service) Admit(ctx context.Context, charges ...Charge) (*Reservation, error) {
+	since := s.boundsReads.Load()
 	for attempt := 0; ; attempt++ {
-		r, err := s.reserve(charges, true)
+		r, err := s.reserve(charges, true, since)
 		if err != errNoGauge {
 			return r, err
 		}
@@ -240,12 +241,13 @@ func (s *Service) watchLimits(ctx context.Context, charges ...Charge) error {
 	return s.loadGauges(ctx, keys)
 }
 
-// admit is Admit without I/O, for use within a transaction, after watchLimits.
-// A limit that it was not told to watch binds at the next charge.
-func (s *Service) admit(charges []Charge) (*Reservation, error) {
-	r, err := s.reserve(charges, true)
+// admit is Admit without I/O, for use within a transaction, after watchLimits;
+// since is boundsReads before it. A limit that it was not told to watch binds
+// at the next charge.
+func (s *Service) admit(charges []Charge, since uint64) (*Reservation, error) {
+	r, err := s.reserve(charges, true, since)
 	if err == errNoGauge {
-		return s.reserve(charges, false)
+		return s.reserve(charges, false, since)
 	}
 	return r, err
 }
@@ -259,21 +261,23 @@ func (s *Service) Count(ctx context.Context, charges ...Charge) *Reservation {
 	for i := range charges {
 		_, _ = s.boundsOf(ctx, charges[i].RootID, charges[i].Path)
 	}
-	r, _ := s.reserve(charges, false)
+	r, _ := s.reserve(charges, false, 0)
 	return r
 }
 
 // reserve adds charges to the gauges of the hard limits that bind them, in one
 // step. With check it adds nothing unless all fit: errNoGauge if what has to
-// be known is not, problem.LimitExceeded if they do not.
-func (s *Service) reserve(charges []Charge, check bool) (*Reservation, error) {
+// be known is not, problem.LimitExceeded if they do not. Limits that were read
+// after the first since reads count as known even while the store cannot tell
+// whether they still hold.
+func (s *Service) reserve(charges []Charge, check bool, since uint64) (*Reservation, error) {
 	var r *Reservation
 	var now time.Time
 	kick := false
 	for i := range charges {
 		c := &charges[i]
 		b, ok := s.bounds.GetIfPresent(c.Path)
-		if !ok || check && b.generation != s.store.Generation(c.RootID) {
+		if !ok || check && b.read <= since && b.generation != s.store.Generation(c.RootID) {
 			if check {
 				r.giveUp()
 				return nil, errNoGauge

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -40,6 +41,8 @@ type Service struct {
 	meters *otter.Cache[string, *rootMeters]
 	spool  Spool
 	gauges *gauges
+
+	boundsReads atomic.Uint64
 
 	keyring *audit.Keyring
 	changed changedRoots

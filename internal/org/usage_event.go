@@ -204,12 +204,14 @@ type ingestion struct {
 	orgID       string
 	events      []UsageEvent
 	orgIDs      []string // of the events, each once
+	since       uint64   // boundsReads before the limits were watched
 	reservation *Reservation
 }
 
 // watch reads what the hard limits say about the events, before the
 // transaction.
 func (in *ingestion) watch(ctx context.Context, within string) error {
+	in.since = in.service.boundsReads.Load()
 	for _, id := range in.orgIDs {
 		snap, err := in.service.live(ctx, id)
 		if err != nil {
@@ -372,7 +374,7 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 		rootID, _, _ := strings.Cut(e.Path, "/")
 		charges[i] = Charge{RootID: rootID, Path: e.Path, Month: e.Month, Meter: e.Meter, Quantity: e.Quantity}
 	}
-	if in.reservation, err = in.service.admit(charges); err != nil {
+	if in.reservation, err = in.service.admit(charges, in.since); err != nil {
 		return out, err
 	}
 	if err := tx.PutStates(book.states); err != nil {
