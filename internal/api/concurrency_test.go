@@ -252,3 +252,58 @@ func TestIdempotencyKeysEnd(t *testing.T) {
 		}
 	})
 }
+
+// Requests that are refused late, after what they store was written, leave
+// those alone that they would have been committed with: each of these is made
+// once.
+func TestChangesBesideFailures(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		s.Must(201, "POST", "/orgs", op, `{"id":"r","name":"Root"}`)
+		const clients, rounds = 8, 12
+		for c := range clients {
+			s.Must(201, "POST", "/orgs/r/children", op, fmt.Sprintf(`{"id":"c%d","name":"Child"}`, c))
+		}
+		answers := together(t, 2*clients, func(i int) (*testkit.Answer, error) {
+			c := i / 2
+			for round := range rounds {
+				var a *testkit.Answer
+				var err error
+				want := 200
+				switch {
+				case i%2 == 0:
+					a, err = s.TryDo("POST", "/orgs/r/consumption/events", op, fmt.Sprintf(`{"id":"good","source":"%d","meter":"storage_used","quantity":1}`+"\n"+
+						`{"id":"bad","source":"%d","meter":"storage_used","quantity":1,"org_id":"nobody"}`, round, c), "Content-Type", ndjson)
+					want = 400
+				case round%4 == 0:
+					a, err = s.TryDo("PUT", fmt.Sprintf("/orgs/c%d/tags/t%d", c, round), op, "")
+				case round%4 == 1:
+					a, err = s.TryDo("POST", fmt.Sprintf("/orgs/c%d/api_keys", c), op, `{"name":"Key"}`)
+					want = 201
+				case round%4 == 2:
+					a, err = s.TryDo("POST", fmt.Sprintf("/orgs/c%d/consumption/events", c), op, fmt.Sprintf(`{"id":"%d","source":"c%d","meter":"storage_used","quantity":%d}`, round, c, round))
+				default:
+					a, err = s.TryDo("PATCH", fmt.Sprintf("/orgs/c%d", c), op, fmt.Sprintf(`{"name":"Child %d"}`, round))
+				}
+				if err != nil || a.Status != want {
+					return a, err
+				}
+			}
+			return &testkit.Answer{Status: 200}, nil
+		})
+		for _, a := range answers {
+			if a.Status != 200 {
+				t.Errorf("%d %s", a.Status, a.Body)
+			}
+		}
+		for c := range clients {
+			entries := s.Must(200, "GET", fmt.Sprintf("/orgs/c%d/children_audit?scope=self", c), op, "").JSON().([]any)
+			if want := 1 + rounds*3/4; len(entries) != want {
+				t.Errorf("c%d: %d entries, not %d", c, len(entries), want)
+			}
+		}
+		if used := s.Must(200, "GET", "/orgs/r/consumption", op, "").JSON("meters", "storage_used", "total"); used != float64(clients*(rounds-2)) {
+			t.Errorf("%v was consumed", used)
+		}
+	})
+}

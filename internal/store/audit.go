@@ -38,10 +38,50 @@ func rangeBytes(hashes []audit.Hash) []byte {
 	return b
 }
 
+const (
+	lockHead = `SELECT ` + headColumns + ` FROM audit_heads WHERE root_id = $1 AND closed_at = 0 FOR UPDATE`
+	moveHead = `UPDATE audit_heads SET size = $3, root_hash = $4, hashes = $5 WHERE root_id = $1 AND epoch = $2 AND size = $6`
+)
+
+// groupHeads are the heads of the logs that changes of one transaction have
+// appended to, by root. Many changes move the head of one log: it is written
+// for the first of them, which shows that it was not stale, and then not again
+// until it has to be.
+type groupHeads map[string]*groupHead
+
+type groupHead struct {
+	audit.Head
+	stored int64 // the size in the database
+}
+
+// write writes the heads that are not as the database has them, and forgets
+// all.
+func (heads groupHeads) write(c conn) error {
+	for _, h := range heads {
+		if h.Size == h.stored {
+			continue
+		}
+		if _, err := c.exec(moveHead, h.RootID, h.Ordinal, h.Size, h.Root[:], rangeBytes(h.Range), h.stored); err != nil {
+			return err
+		}
+	}
+	clear(heads)
+	return nil
+}
+
+// settle writes the heads before a statement that may look at them.
+func (t *tx) settle(text string) error {
+	if len(t.heads) == 0 || text == lockHead || text == moveHead || !strings.Contains(text, "audit_heads") {
+		return nil
+	}
+	return t.heads.write(t.conn)
+}
+
 func (t *tx) Lock(rootID string) (*audit.Head, error) {
 	h := &audit.Head{}
-	err := t.queryRow(scanHead(h), `SELECT `+headColumns+` FROM audit_heads WHERE root_id = $1 AND closed_at = 0 FOR UPDATE`, rootID)
-	if err != nil {
+	if last := t.heads[rootID]; last != nil {
+		*h = last.Head
+	} else if err := t.queryRow(scanHead(h), lockHead, rootID); err != nil {
 		return nil, err
 	}
 	// What was read before the lock may have changed since.
@@ -74,16 +114,21 @@ func (t *tx) CloseLog(head *audit.Head, at time.Time) error {
 // the purge of a root is its log's last entry.
 func (t *tx) AppendAudit(head *audit.Head, records []audit.Record) error {
 	defer t.leavesTree(t.writes)
-	n, err := t.exec(`UPDATE audit_heads SET size = $3, root_hash = $4, hashes = $5
-		WHERE root_id = $1 AND epoch = $2 AND size = $6`,
-		head.RootID, head.Ordinal, head.Size, head.Root[:], rangeBytes(head.Range), head.Size-int64(len(records)))
-	if err != nil {
-		return err
-	}
-	if n == 0 {
+	before := head.Size - int64(len(records))
+	last := t.heads[head.RootID]
+	if last == nil {
+		n, err := t.exec(moveHead, head.RootID, head.Ordinal, head.Size, head.Root[:], rangeBytes(head.Range), before)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return org.ErrStale
+		}
+		last = &groupHead{stored: head.Size}
+	} else if last.Ordinal != head.Ordinal || last.Size != before {
 		return org.ErrStale
 	}
-	err = t.execEach(`INSERT INTO audit_entries (root_id, epoch, seq, id, at, org_id, path, action, actor_id, leaf, leaf_hash)
+	err := t.execEach(`INSERT INTO audit_entries (root_id, epoch, seq, id, at, org_id, path, action, actor_id, leaf, leaf_hash)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
 		len(records), func(i int) []any {
 			r := &records[i]
@@ -109,6 +154,10 @@ func (t *tx) AppendAudit(head *audit.Head, records []audit.Record) error {
 		if err != nil {
 			return err
 		}
+	}
+	if t.heads != nil {
+		last.Head = *head
+		t.heads[head.RootID] = last
 	}
 	return nil
 }

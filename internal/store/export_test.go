@@ -3,10 +3,13 @@ package store
 import (
 	"context"
 	"database/sql"
+	"time"
 
 	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/driver"
 	"github.com/pressly/goose/v3"
+
+	"github.com/orgd/orgd/internal/org"
 )
 
 // OldDatabase makes a database with the schema that the given migrations lead
@@ -57,4 +60,28 @@ func Commit(c *sqlite3.Conn) error {
 		s.Close()
 	}
 	return err
+}
+
+// Group makes changes in one group commit, in their order, and returns their
+// errors.
+func Group(s *Store, changes ...func(org.Tx) error) []error {
+	e := s.engine.(*sqliteEngine)
+	waiting := make(chan struct{})
+	e.queue <- &job{committed: s.generations.changed, done: make(chan struct{}), fn: func(*tx) error {
+		<-waiting
+		e.lastCommit = time.Hour // so that the group takes all that wait
+		return nil
+	}}
+	jobs := make([]*job, len(changes))
+	for i, change := range changes {
+		jobs[i] = &job{committed: s.generations.changed, done: make(chan struct{}), fn: func(t *tx) error { return change(t) }}
+		e.queue <- jobs[i]
+	}
+	close(waiting)
+	errs := make([]error, len(changes))
+	for i, j := range jobs {
+		<-j.done
+		errs[i] = j.err
+	}
+	return errs
 }

@@ -10,20 +10,12 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/driver"
 
 	"github.com/orgd/orgd/internal/problem"
-)
-
-// Bounds of one group commit: how many changes share a commit, and how long
-// the first of them waits for the others.
-const (
-	groupSize = 256
-	groupTime = 20 * time.Millisecond
 )
 
 // A WAL of checkpointPages pages is copied into the database. Many small
@@ -92,7 +84,12 @@ type sqliteEngine struct {
 	queue chan *job
 	done  chan struct{} // closed when the writer has ended
 
-	writer  *sqliteConn // used by the writer goroutine alone; nil after a failed reopen
+	// These are used by the writer goroutine alone.
+	writer     *sqliteConn // nil after a failed reopen
+	lastSize   int         // of the last group
+	lastCommit time.Duration
+	failed     time.Time // when a group was last undone
+
 	readers readers
 
 	// closing guards queue against sends after its close.
@@ -179,22 +176,6 @@ func (e *sqliteEngine) read(ctx context.Context, fn func(*tx) error) error {
 	return err
 }
 
-// A job is one change that waits for the writer.
-type job struct {
-	fn        func(*tx) error
-	committed func(touched)
-	state     atomic.Int32
-	touched   touched
-	err       error
-	done      chan struct{}
-}
-
-const (
-	jobQueued int32 = iota
-	jobStarted
-	jobAbandoned
-)
-
 func (e *sqliteEngine) write(ctx context.Context, fn func(*tx) error, committed func(touched)) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -223,81 +204,6 @@ func (e *sqliteEngine) write(ctx context.Context, fn func(*tx) error, committed 
 	return j.err
 }
 
-// run is the writer goroutine.
-func (e *sqliteEngine) run() {
-	defer close(e.done)
-	for j := range e.queue {
-		e.commitGroup(j)
-	}
-}
-
-// commitGroup runs first and the jobs that wait behind it in one transaction.
-func (e *sqliteEngine) commitGroup(first *job) {
-	if err := e.begin(); err != nil {
-		first.err = sqliteProblem(err)
-		close(first.done)
-		return
-	}
-	var group []*job // those whose changes are in the transaction
-	start := time.Now()
-	for j := first; j != nil; j = e.next(start, len(group)) {
-		if !j.state.CompareAndSwap(jobQueued, jobStarted) {
-			continue
-		}
-		lost := e.runJob(j, len(group) > 0)
-		if j.err == nil {
-			group = append(group, j)
-		} else {
-			close(j.done)
-		}
-		if lost != nil {
-			// SQLite has rolled the transaction back.
-			e.answer(group, sqliteProblem(lost), false)
-			return
-		}
-	}
-	err := e.writer.commit()
-	if err == nil {
-		e.answer(group, nil, true)
-		return
-	}
-	if errors.Is(err, sqlite3.FULL) && e.rollback() == nil {
-		// What makes a commit count was not written, see walFile.
-		e.answer(group, sqliteProblem(err), false)
-		return
-	}
-	e.reopen()
-	e.answer(group, outcomeUnknown(err), true)
-}
-
-// next returns a further job for the group, nil if none waits or the group is
-// full.
-func (e *sqliteEngine) next(start time.Time, size int) *job {
-	if size >= groupSize || size > 0 && time.Since(start) > groupTime {
-		return nil
-	}
-	select {
-	case j := <-e.queue:
-		return j
-	default:
-		return nil
-	}
-}
-
-// answer ends the jobs of a group with err. committed says that their changes
-// are in the database, or may be.
-func (e *sqliteEngine) answer(group []*job, err error, committed bool) {
-	if committed {
-		for _, j := range group {
-			j.committed(j.touched)
-		}
-	}
-	for _, j := range group {
-		j.err = err
-		close(j.done)
-	}
-}
-
 func (e *sqliteEngine) begin() (err error) {
 	if e.writer == nil {
 		if e.writer, err = openSQLite(e.uri, false); err != nil {
@@ -323,98 +229,6 @@ func (e *sqliteEngine) rollback() error {
 func (e *sqliteEngine) reopen() {
 	e.writer.close()
 	e.writer, _ = openSQLite(e.uri, false)
-}
-
-// runJob runs a job within the group's transaction. If the job fails, its
-// changes are undone and nobody else's: by a savepoint, which is set before
-// its first change unless the transaction holds no other changes yet. If the
-// whole transaction is gone, runJob returns the reason.
-func (e *sqliteEngine) runJob(j *job, shared bool) (lost error) {
-	c := &jobConn{sqliteConn: e.writer, savepoint: shared}
-	t := &tx{conn: c, d: sqliteDialect, read: map[string]stored{}}
-	err := protect(func() error { return j.fn(t) })
-	if t.err != nil {
-		err = sqliteProblem(t.err)
-	}
-	if err == nil && c.saved {
-		if _, err = e.writer.exec(`RELEASE job`); err != nil {
-			t.err, err = err, sqliteProblem(err)
-		}
-	}
-	j.err, j.touched = err, t.touched()
-	if err == nil {
-		return nil
-	}
-	if e.writer.c.GetAutocommit() {
-		if t.err == nil {
-			t.err = errors.New("the transaction has ended early")
-		}
-		return t.err
-	}
-	switch {
-	case !c.wrote:
-		return nil
-	case c.saved:
-		if _, err = e.writer.exec(`ROLLBACK TO job`); err == nil {
-			_, err = e.writer.exec(`RELEASE job`)
-		}
-	default:
-		if err = e.rollback(); err == nil {
-			err = e.begin()
-		}
-	}
-	if err != nil {
-		e.reopen()
-		return err
-	}
-	return nil
-}
-
-// protect turns a panic into an error.
-func protect(fn func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			buf := make([]byte, 8<<10)
-			err = fmt.Errorf("panic in a transaction: %v\n%s", p, buf[:runtime.Stack(buf, false)])
-		}
-	}()
-	return fn()
-}
-
-// jobConn is the writer's connection as one job uses it.
-type jobConn struct {
-	*sqliteConn
-	savepoint bool // set one before the first change
-	saved     bool // it has been set
-	wrote     bool
-}
-
-func (c *jobConn) beforeWrite() error {
-	if c.wrote {
-		return nil
-	}
-	if c.savepoint {
-		if _, err := c.sqliteConn.exec(`SAVEPOINT job`); err != nil {
-			return err
-		}
-		c.saved = true
-	}
-	c.wrote = true
-	return nil
-}
-
-func (c *jobConn) exec(text string, args ...any) (int64, error) {
-	if err := c.beforeWrite(); err != nil {
-		return 0, err
-	}
-	return c.sqliteConn.exec(text, args...)
-}
-
-func (c *jobConn) execEach(text string, n int, args func(i int) []any, changed func(i int, rows int64) error) error {
-	if err := c.beforeWrite(); err != nil {
-		return err
-	}
-	return c.sqliteConn.execEach(text, n, args, changed)
 }
 
 // sqliteProblem says what an error of SQLite means to a caller. In a

@@ -20,6 +20,7 @@ import (
 	"github.com/ncruces/go-sqlite3/util/vfsutil"
 	"github.com/ncruces/go-sqlite3/vfs"
 
+	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
@@ -105,34 +106,6 @@ func size(t testing.TB, s *store.Store, rootID string) int64 {
 	return n
 }
 
-// group makes changes that share one commit, and returns their errors.
-func group(t testing.TB, s *store.Store, changes ...func(org.Tx) error) []error {
-	t.Helper()
-	// While the writer is busy with this change, the others queue up.
-	started, release := make(chan struct{}), make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		s.Write(context.Background(), func(org.Tx) error {
-			close(started)
-			<-release
-			return nil
-		})
-	})
-	<-started
-	errs := make([]error, len(changes))
-	queued := make(chan struct{})
-	for i, change := range changes {
-		wg.Go(func() {
-			queued <- struct{}{}
-			errs[i] = s.Write(context.Background(), change)
-		})
-		<-queued
-	}
-	close(release)
-	wg.Wait()
-	return errs
-}
-
 func insertOrg(tx org.Tx, path string) error {
 	ids := org.SplitPath(path)
 	return tx.InsertOrgs([]*org.Organization{{ID: ids[len(ids)-1], RootID: ids[0], ParentID: ids[0], Path: path,
@@ -167,7 +140,7 @@ func TestSQLiteGroup(t *testing.T) {
 				return nil
 			})
 		}
-		for i, err := range group(t, s, changes...) {
+		for i, err := range store.Group(s, changes...) {
 			good := strings.HasPrefix(kinds[i], "good")
 			if good != (err == nil) {
 				t.Errorf("%s: error %v", kinds[i], err)
@@ -180,6 +153,106 @@ func TestSQLiteGroup(t *testing.T) {
 				t.Errorf("%s: read: error %v", kinds[i], err)
 			}
 		}
+	}
+}
+
+// A change that fails without having changed anything disturbs nobody. Those
+// that share a commit with one that has are made once, though they run twice,
+// even if what they found then is not what they find now.
+func TestSQLiteGroupRunsAgain(t *testing.T) {
+	s := openSQLite(t, t.TempDir(), store.Options{})
+	plantRoot(t, s, "r")
+	failure := errors.New("no")
+	runs := make([]int, 6)
+	count := func(i int, fn func(tx org.Tx) error) func(tx org.Tx) error {
+		return func(tx org.Tx) error {
+			runs[i]++
+			return fn(tx)
+		}
+	}
+	insert := func(path string) func(tx org.Tx) error {
+		return func(tx org.Tx) error { return insertOrg(tx, path) }
+	}
+	errs := store.Group(s,
+		count(0, insert("r/a/")),
+		count(1, insert("r/a/")), // is taken
+		count(2, func(tx org.Tx) error { return change(tx, "r") }))
+	if errs[0] != nil || errs[1] == nil || errs[2] != nil || runs[0] != 1 || runs[2] != 1 {
+		t.Errorf("errors %v after %v runs", errs, runs)
+	}
+	errs = store.Group(s,
+		count(3, func(tx org.Tx) error {
+			if runs[3] > 1 { // of two failures the second is the one that is told
+				return failure
+			}
+			return insertOrg(tx, "r/b/")
+		}),
+		count(4, func(tx org.Tx) error { return change(tx, "r") }),
+		func(tx org.Tx) error { return errors.Join(change(tx, "r"), failure) },
+		count(5, insert("r/b/")))
+	if !errors.Is(errs[0], failure) || errs[1] != nil || !errors.Is(errs[2], failure) || errs[3] != nil {
+		t.Errorf("errors %v", errs)
+	}
+	if !slices.Equal(runs[3:], []int{2, 2, 1}) {
+		t.Errorf("%v runs", runs[3:])
+	}
+	if n := size(t, s, "r"); n != 2 {
+		t.Errorf("%d entries", n)
+	}
+}
+
+// TestSQLiteGroupHeads: the head of a log is written once for all changes of a
+// group, and whatever looks at it sees each of them.
+func TestSQLiteGroupHeads(t *testing.T) {
+	dir := t.TempDir()
+	s := openSQLite(t, dir, store.Options{})
+	plantRoot(t, s, "r")
+	plantRoot(t, s, "q")
+	failure := errors.New("no")
+	append1 := func(rootID string) func(tx org.Tx) error {
+		return func(tx org.Tx) error { return change(tx, rootID) }
+	}
+	expect := func(want int64) func(tx org.Tx) error {
+		return func(tx org.Tx) error {
+			head, err := tx.Head("r", "", -1)
+			if err == nil && head.Size != want {
+				err = fmt.Errorf("the log has %d entries, not %d", head.Size, want)
+			}
+			return err
+		}
+	}
+	stale := func(tx org.Tx) error {
+		head, err := tx.Lock("r")
+		if err != nil {
+			return err
+		}
+		head.Size += 2
+		if err := tx.AppendAudit(head, make([]audit.Record, 1)); !errors.Is(err, org.ErrStale) {
+			return fmt.Errorf("a stale head: %v", err)
+		}
+		return nil
+	}
+	for round := range int64(3) {
+		n := 4 * round
+		for i, err := range store.Group(s, append1("r"), append1("q"), append1("r"), expect(n+2), append1("r"), stale, append1("r"), expect(n+4)) {
+			if err != nil {
+				t.Errorf("change %d: %v", i, err)
+			}
+		}
+		if err := s.Read(t.Context(), expect(n+4)); err != nil {
+			t.Error(err)
+		}
+	}
+	errs := store.Group(s, append1("r"), append1("r"), func(tx org.Tx) error { return errors.Join(change(tx, "r"), failure) }, append1("r"))
+	if errs[0] != nil || errs[1] != nil || !errors.Is(errs[2], failure) || errs[3] != nil {
+		t.Errorf("errors %v", errs)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openSQLite(t, dir, store.Options{})
+	if r, q := size(t, s, "r"), size(t, s, "q"); r != 15 || q != 3 {
+		t.Errorf("the logs have %d and %d entries", r, q)
 	}
 }
 
@@ -283,7 +356,7 @@ func TestSQLiteFaults(t *testing.T) {
 					v.sync.Store(&test.sync)
 				}
 				generation := s.OrgGeneration("r", "r")
-				for _, err := range group(t, s,
+				for _, err := range store.Group(s,
 					func(tx org.Tx) error { return change(tx, "r") },
 					func(tx org.Tx) error { return change(tx, "r") },
 				) {

@@ -44,6 +44,7 @@ type tx struct {
 	writes int               // statements that write
 	light  int               // those of them that change no generation of a tree
 	read   map[string]stored // organizations as they were read; nil outside Write
+	heads  groupHeads        // nil where each change stores the heads that it moves
 }
 
 // stored is what is indexed of an organization, and the version it belongs to.
@@ -66,6 +67,9 @@ func (t *tx) exec(text string, args ...any) (int64, error) {
 	if t.err != nil {
 		return 0, t.err
 	}
+	if err := t.settle(text); err != nil {
+		return 0, t.fail(err)
+	}
 	t.writes++
 	n, err := t.conn.exec(text, args...)
 	return n, t.fail(err)
@@ -74,6 +78,9 @@ func (t *tx) exec(text string, args ...any) (int64, error) {
 func (t *tx) execEach(text string, n int, args func(i int) []any, changed func(i int, rows int64) error) error {
 	if t.err != nil {
 		return t.err
+	}
+	if err := t.settle(text); err != nil {
+		return t.fail(err)
 	}
 	t.writes++
 	var own error // an error of changed is not one of the engine
@@ -92,6 +99,9 @@ func (t *tx) execEach(text string, n int, args func(i int) []any, changed func(i
 func (t *tx) query(scan func(row) error, text string, args ...any) error {
 	if t.err != nil {
 		return t.err
+	}
+	if err := t.settle(text); err != nil {
+		return t.fail(err)
 	}
 	return t.fail(t.conn.query(scan, text, args...))
 }

@@ -1,0 +1,229 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+)
+
+// Bounds of one group commit: how many changes share it, and for how long it
+// takes further ones.
+const (
+	groupSize = 256
+	groupTime = 20 * time.Millisecond
+)
+
+// failureTime is how long after a failure that undid a group groups begin with
+// savepoints. Failures that come one after the other cost little then.
+const failureTime = time.Second
+
+// A job is one change that waits for the writer.
+type job struct {
+	fn        func(*tx) error
+	committed func(touched)
+	state     atomic.Int32
+	touched   touched
+	err       error
+	done      chan struct{}
+}
+
+const (
+	jobQueued int32 = iota
+	jobStarted
+	jobAbandoned
+)
+
+// end lets the caller of the job have err.
+func (j *job) end(err error) {
+	j.err = err
+	close(j.done)
+}
+
+// run is the writer goroutine.
+func (e *sqliteEngine) run() {
+	defer close(e.done)
+	for j := range e.queue {
+		e.commitGroup(j)
+	}
+}
+
+// commitGroup runs first and jobs that wait behind it in one transaction.
+func (e *sqliteEngine) commitGroup(first *job) {
+	if err := e.begin(); err != nil {
+		first.end(sqliteProblem(err))
+		return
+	}
+	g := &group{sqliteEngine: e, begun: time.Now(), half: (e.lastSize + 1 + len(e.queue)) / 2}
+	if g.savepoints = g.begun.Before(e.failed.Add(failureTime)); !g.savepoints {
+		g.heads = groupHeads{}
+	}
+	for j := first; j != nil; j = g.next() {
+		if !j.state.CompareAndSwap(jobQueued, jobStarted) {
+			continue
+		}
+		if err := g.run(j); err != nil {
+			g.answer(sqliteProblem(err), false)
+			return
+		}
+	}
+	if err := g.heads.write(e.writer); err != nil {
+		e.reopen()
+		g.answer(sqliteProblem(err), false)
+		return
+	}
+	start := time.Now()
+	err := e.writer.commit()
+	e.lastSize, e.lastCommit = len(g.jobs), time.Since(start)
+	if err == nil {
+		g.answer(nil, true)
+		return
+	}
+	if errors.Is(err, sqlite3.FULL) && e.rollback() == nil {
+		// What makes a commit count was not written, see walFile.
+		g.answer(sqliteProblem(err), false)
+		return
+	}
+	e.reopen()
+	g.answer(outcomeUnknown(err), true)
+}
+
+// A group is the jobs whose changes are in the writer's transaction.
+//
+// If a job fails that has changed something, its changes must be undone, and
+// nobody else's. A savepoint for each job would do that, but it has a price,
+// and such failures are rare. So a group begins without them; at the first
+// such failure the transaction is rolled back, the other jobs run again (see
+// org.Store), and from then on each job has its savepoint.
+type group struct {
+	*sqliteEngine
+	jobs       []*job
+	heads      groupHeads // nil with savepoints
+	savepoints bool
+
+	begun time.Time
+	half  int // of the callers that have a change now or had one in the last group
+}
+
+// next returns a further job, nil if none waits or the group is full.
+//
+// A group that takes all that wait makes all callers wait for each other: while
+// it runs, nobody is left to prepare a change, and after it nobody has one. So
+// it leaves half of the callers to the next group, unless the commit would then
+// take longer than the changes.
+func (g *group) next() *job {
+	if n := len(g.jobs); n > 0 {
+		took := time.Since(g.begun)
+		if n >= groupSize || took > groupTime || n >= g.half && took > g.lastCommit {
+			return nil
+		}
+	}
+	select {
+	case j := <-g.queue:
+		return j
+	default:
+		return nil
+	}
+}
+
+// run runs a job. If it fails, it is answered and its changes are undone. If
+// the whole transaction is lost, run returns the reason.
+func (g *group) run(j *job) (lost error) {
+	w := g.writer
+	if g.savepoints {
+		if _, err := w.exec(`SAVEPOINT job`); err != nil {
+			g.jobs = append(g.jobs, j)
+			return g.giveUp(err)
+		}
+	}
+	changes := w.c.TotalChanges()
+	t := &tx{conn: w, d: sqliteDialect, read: map[string]stored{}, heads: g.heads}
+	err := protect(func() error { return j.fn(t) })
+	if t.err != nil {
+		err = sqliteProblem(t.err)
+	}
+	if w.c.GetAutocommit() { // SQLite has rolled the transaction back
+		if t.err == nil {
+			t.err = errors.New("the transaction has ended early")
+		}
+		g.jobs = append(g.jobs, j)
+		return t.err
+	}
+	if err == nil {
+		j.touched = t.touched()
+		g.jobs = append(g.jobs, j)
+	} else {
+		j.end(err)
+	}
+	if !g.savepoints {
+		if err != nil && w.c.TotalChanges() != changes {
+			return g.again()
+		}
+		return nil
+	}
+	if err != nil {
+		if _, err := w.exec(`ROLLBACK TO job`); err != nil {
+			return g.giveUp(err)
+		}
+	}
+	if _, err := w.exec(`RELEASE job`); err != nil {
+		return g.giveUp(err)
+	}
+	return nil
+}
+
+// again undoes the changes of a job that failed, by running the others again.
+func (g *group) again() (lost error) {
+	if err := g.rollback(); err != nil {
+		return g.giveUp(err)
+	}
+	if err := g.begin(); err != nil {
+		return err
+	}
+	if len(g.jobs) == 0 {
+		clear(g.heads)
+		return nil
+	}
+	jobs := g.jobs
+	g.jobs, g.heads, g.savepoints, g.failed = nil, nil, true, time.Now()
+	for i, j := range jobs {
+		if err := g.run(j); err != nil {
+			g.jobs = append(g.jobs, jobs[i+1:]...)
+			return err
+		}
+	}
+	return nil
+}
+
+// giveUp closes a connection that is in no known state.
+func (g *group) giveUp(err error) error {
+	g.reopen()
+	return err
+}
+
+// answer ends the jobs of the group with err. committed says that their changes
+// are in the database, or may be.
+func (g *group) answer(err error, committed bool) {
+	if committed {
+		for _, j := range g.jobs {
+			j.committed(j.touched)
+		}
+	}
+	for _, j := range g.jobs {
+		j.end(err)
+	}
+}
+
+// protect turns a panic into an error.
+func protect(fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			buf := make([]byte, 8<<10)
+			err = fmt.Errorf("panic in a transaction: %v\n%s", p, buf[:runtime.Stack(buf, false)])
+		}
+	}()
+	return fn()
+}
