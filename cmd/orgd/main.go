@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // Exit codes of the command line, for scripts.
@@ -62,6 +63,19 @@ func usageError(format string, args ...any) error {
 	return &exitError{exitUsage, fmt.Errorf(format, args...)}
 }
 
+// valuesOf says what a flag takes.
+func valuesOf(f *pflag.Flag) string {
+	switch f.Value.Type() {
+	case "int", "int64":
+		return "a whole number"
+	case "duration":
+		return "a duration such as 90s, 30m or 720h"
+	case "bool":
+		return "true or false"
+	}
+	return f.Value.Type()
+}
+
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "orgd",
@@ -83,6 +97,9 @@ Exit codes: 0 success, 1 failure, 2 wrong command line, 3 not permitted,
 		RunE:          runGroup,
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if bad := new(pflag.InvalidValueError); errors.As(err, &bad) {
+			err = fmt.Errorf("%q is not valid for --%s: it takes %s", bad.GetValue(), bad.GetFlag().Name, valuesOf(bad.GetFlag()))
+		}
 		return usageError("%w\nSee '%s --help'.", err, cmd.CommandPath())
 	})
 	root.AddGroup(&cobra.Group{ID: "server", Title: "Server:"}, &cobra.Group{ID: "client", Title: "Work with a server:"},

@@ -59,7 +59,7 @@ func fromEnvironment(fs *pflag.FlagSet) error {
 		name := "ORGD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		if v := os.Getenv(name); v != "" && !f.Changed && f.Name != "help" {
 			if err := fs.Set(f.Name, v); err != nil {
-				errs = append(errs, usageError("%s=%q is not valid: %w", name, v, err))
+				errs = append(errs, usageError("%s=%q is not valid: it takes %s", name, v, valuesOf(f)))
 			}
 		}
 	})
@@ -106,6 +106,11 @@ func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 	}
 	if f.spoolMaxMiB < 1 {
 		return c, usageError("--spool-max must be at least 1")
+	}
+	for _, w := range f.witnesses {
+		if err := server.CheckWitness(w); err != nil {
+			return c, usageError("--witness: %w", err)
+		}
 	}
 	for _, s := range f.trustedProxies {
 		p, err := netip.ParsePrefix(s)

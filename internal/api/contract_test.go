@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -107,4 +108,43 @@ func routes() []route {
 		all = append(all, route{r.Method, strings.Replace(r.Pattern, "...}", "}", 1), r.Operation, r.Rule.Open, r.Rule.Operator, r.Rule.Check != nil, r.Rule.Permissions})
 	}
 	return all
+}
+
+// Whoever reads the description learns what each member of a body means.
+func TestMembersAreDescribed(t *testing.T) {
+	s := testkit.Start(t, "sqlite")
+	var doc any
+	if err := json.Unmarshal(s.Must(http.StatusOK, "GET", "/openapi.json", "", "").Body, &doc); err != nil {
+		t.Fatal(err)
+	}
+	members := 0
+	var walk func(at string, v any)
+	walk = func(at string, v any) {
+		switch v := v.(type) {
+		case []any:
+			for i, item := range v {
+				walk(fmt.Sprint(at, "/", i), item)
+			}
+		case map[string]any:
+			properties, _ := v["properties"].(map[string]any)
+			for name, p := range properties {
+				members++
+				schema, ok := p.(map[string]any)
+				if !ok {
+					t.Errorf("%s/properties/%s is no schema", at, name)
+				} else if schema["description"] == nil && schema["$ref"] == nil && schema["const"] == nil {
+					t.Errorf("%s/properties/%s has no description", at, name)
+				}
+			}
+			for name, item := range v {
+				if name != "example" && name != "examples" {
+					walk(at+"/"+name, item)
+				}
+			}
+		}
+	}
+	walk("", doc)
+	if members < 100 {
+		t.Errorf("only %d members were found", members)
+	}
 }

@@ -42,6 +42,12 @@ type witness struct {
 
 const witnessTimeout = 10 * time.Second
 
+// CheckWitness reports what is wrong with an item of Config.Witnesses.
+func CheckWitness(text string) error {
+	_, err := parseWitness(text)
+	return err
+}
+
 // parseWitness parses the place and the key of a witness: "URL KEY".
 func parseWitness(text string) (*witness, error) {
 	fields := strings.Fields(text)
@@ -54,7 +60,7 @@ func parseWitness(text string) (*witness, error) {
 	}
 	v, err := audit.NewWitnessVerifier(fields[1])
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%q is not the verifier key of a witness", fields[1])
 	}
 	return &witness{url: strings.TrimSuffix(u.String(), "/"), verifier: v, sizes: map[string]int64{},
 		pending: map[string]*org.LogState{}, wake: make(chan struct{}, 1)}, nil
