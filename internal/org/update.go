@@ -2,6 +2,7 @@ package org
 
 import (
 	"context"
+	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -26,15 +27,24 @@ func (s *Service) Update(ctx context.Context, call *Call, id string, u OrgUpdate
 	if err := permitMembers(call.Actor, u.Customizations != nil, u.Tags != nil); err != nil {
 		return nil, audit.Receipt{}, err
 	}
+	return s.update(ctx, call, id, key.OrgsWrite, func(*Organization) (OrgUpdate, error) { return u, nil })
+}
+
+// update changes an organization as is right for how it is now.
+func (s *Service) update(ctx context.Context, call *Call, id, permission string, updateOf func(*Organization) (OrgUpdate, error)) (*Organization, audit.Receipt, error) {
 	rootID := s.rootOf(id)
 	generation := s.store.OrgGeneration(rootID, id)
 	var after *Organization
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		before, err := c.target(id, key.OrgsWrite)
+		before, err := c.target(id, permission)
 		if err != nil {
 			return nil, nil, err
 		}
 		if err := CheckMatch(call.IfMatch, before.ETag()); err != nil {
+			return nil, nil, err
+		}
+		u, err := updateOf(before)
+		if err != nil {
 			return nil, nil, err
 		}
 		var changes []audit.Change
@@ -142,35 +152,9 @@ func (s *Service) DeleteTag(ctx context.Context, call *Call, id, tag string) (*O
 	})
 }
 
-func (s *Service) updateTags(ctx context.Context, call *Call, id string, update func([]string) ([]string, error)) (*Organization, audit.Receipt, error) {
-	var after *Organization
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		before, err := c.target(id, key.TagsWrite)
-		if err != nil {
-			return nil, nil, err
-		}
-		if err := CheckMatch(call.IfMatch, before.ETag()); err != nil {
-			return nil, nil, err
-		}
-		tags, err := update(append([]string(nil), before.Tags...))
-		if err != nil {
-			return nil, nil, err
-		}
-		var changes []audit.Change
-		u := OrgUpdate{Tags: &tags}
-		after, changes, err = u.Apply(before)
-		if err != nil {
-			return nil, nil, err
-		}
-		if len(changes) == 0 {
-			after = before
-			return nil, nil, nil
-		}
-		after.UpdatedAt = c.at
-		if err := c.UpdateOrg(after); err != nil {
-			return nil, nil, err
-		}
-		return after, []audit.Draft{c.orgEntry(after, "organization.updated", changes)}, nil
+func (s *Service) updateTags(ctx context.Context, call *Call, id string, change func(tags []string) ([]string, error)) (*Organization, audit.Receipt, error) {
+	return s.update(ctx, call, id, key.TagsWrite, func(before *Organization) (OrgUpdate, error) {
+		tags, err := change(slices.Clone(before.Tags))
+		return OrgUpdate{Tags: &tags}, err
 	})
-	return after, receipt, err
 }
