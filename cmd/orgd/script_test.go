@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -39,6 +40,10 @@ func TestMain(m *testing.M) {
 //
 // which sets ADDRESS to the address of the server.
 //
+//	now NAME
+//
+// sets a variable to the time.
+//
 //	demo ARGUMENTS...
 //
 // starts 'orgd demo' on a free port, after it has stopped the one before, and
@@ -53,7 +58,7 @@ func TestScripts(t *testing.T) {
 			env.Values["demo"] = &running{stop: func() {}}
 			return os.WriteFile(filepath.Join(env.WorkDir, "kubernetes-org.csv"), kubernetesOrg, 0o644)
 		},
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"serve": serveScript, "code": codeScript, "id": idScript, "listens": listensScript, "demo": demoScript},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"serve": serveScript, "code": codeScript, "id": idScript, "listens": listensScript, "now": nowScript, "demo": demoScript},
 	})
 }
 
@@ -92,6 +97,13 @@ func listensScript(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: listens")
 	}
 	ts.Setenv("ADDRESS", strings.TrimPrefix(ts.Getenv("ORGD_URL"), "http://"))
+}
+
+func nowScript(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: now NAME")
+	}
+	ts.Setenv(args[0], time.Now().UTC().Format("2006-01-02T15:04:05.000000Z07:00"))
 }
 
 // program returns a command that runs this orgd in the script's directory and

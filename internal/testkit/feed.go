@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -54,11 +55,8 @@ func (s *Server) Follow(path, key, lastID string) *Feed {
 		defer close(f.done)
 		defer close(f.Messages)
 		defer resp.Body.Close()
-		defer func() {
-			if opened != nil {
-				close(opened)
-			}
-		}()
+		open := sync.OnceFunc(func() { close(opened) })
+		defer open()
 		in := bufio.NewReader(resp.Body)
 		m, id, data := FeedMessage{}, "", false
 		for {
@@ -76,10 +74,7 @@ func (s *Server) Follow(path, key, lastID string) *Feed {
 					f.Messages <- m
 				}
 				m, data = FeedMessage{}, false
-				if opened != nil {
-					close(opened)
-					opened = nil
-				}
+				open()
 			case name == "id":
 				id = value
 			case name == "event":

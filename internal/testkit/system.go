@@ -21,6 +21,25 @@ import (
 // from its leaves without a gap, and consumption is exact, as checkUsage says.
 func CheckSystem(t testing.TB, s org.Store) {
 	t.Helper()
+	// On one snapshot: the server may close a month meanwhile.
+	if err := s.Read(context.Background(), func(tx org.Tx) error {
+		checkSystem(t, snapshot{s, tx})
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// snapshot is a store as one transaction sees it.
+type snapshot struct {
+	org.Store
+	tx org.Tx
+}
+
+func (s snapshot) Read(_ context.Context, fn func(org.Tx) error) error { return fn(s.tx) }
+
+func checkSystem(t testing.TB, s org.Store) {
+	t.Helper()
 	ctx := context.Background()
 	live := map[string]*org.Organization{}
 	if err := s.Read(ctx, func(tx org.Tx) error {
