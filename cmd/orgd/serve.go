@@ -93,8 +93,8 @@ func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 			return c, usageError("--database must be a URL such as postgres://user@host/database; leave it out for SQLite")
 		}
 	}
-	if c.BasePath != "" && (!strings.HasPrefix(c.BasePath, "/") || strings.ContainsAny(c.BasePath, " {}?#") || strings.Contains(c.BasePath, "//")) {
-		return c, usageError("--base-path must be a path such as /api/v1, not %q", f.basePath)
+	if err := server.CheckBasePath(c.BasePath); err != nil {
+		return c, usageError("--base-path: %w", err)
 	}
 	if f.restoreWindow < 0 {
 		return c, usageError("--restore-window cannot be negative")

@@ -181,7 +181,7 @@ func (a *API) openEpoch(r *web.Request) (*web.Response, error) {
 	render := func(result any) *web.Response {
 		return web.JSON(http.StatusCreated, struct {
 			Origin string `json:"origin"`
-		}{result.(string)}).With("Location", a.location(r.Org.ID)+"/audit_log/checkpoint")
+		}{result.(string)}).With("Location", a.location(r, r.Org.ID)+"/audit_log/checkpoint")
 	}
 	origin, receipt, err := a.log.OpenEpoch(r.Context(), r.Call(render), r.Org.ID, body.Reason)
 	if err != nil {

@@ -105,7 +105,7 @@ func (a *API) createKey(r *web.Request) (*web.Response, error) {
 	}
 	render := func(result any) *web.Response {
 		k := result.(*org.NewKey)
-		return keyAnswer(http.StatusCreated, k.Key, k.Secret).With("Location", a.location(k.OrgID)+"/api_keys/"+k.ID)
+		return keyAnswer(http.StatusCreated, k.Key, k.Secret).With("Location", a.location(r, k.OrgID)+"/api_keys/"+k.ID)
 	}
 	k, receipt, err := a.service.CreateKey(r.Context(), r.Call(render), r.Org.ID, key.Request{Name: body.Name,
 		Permissions: body.Permissions, Reach: body.Reach, ExpiresAt: body.ExpiresAt, AllowedCIDRs: body.AllowedCIDRs, RateLimit: body.RateLimit})

@@ -291,6 +291,12 @@ func TestBasePath(t *testing.T) {
 	if a.Status != 201 || a.Header.Get("Location") != "/api/v1/orgs/r" {
 		t.Errorf("created: %d %v", a.Status, a.Header)
 	}
+	if a := plain(t, s, "POST", "/orgs", op, `{"id":"q","name":"Root"}`); a.Header.Get("Location") != "/orgs/q" {
+		t.Errorf("created at the root: %v", a.Header)
+	}
+	if a := plain(t, s, "GET", "/openapi.json", "", ""); a.JSON("servers").([]any)[0].(map[string]any)["url"] != "/api/v1" {
+		t.Errorf("the first server is %v", a.JSON("servers"))
+	}
 	plant(s, "a r", "b r", "c r")
 	at, under := s.Must(200, "GET", "/orgs/r", op, ""), plain(t, s, "GET", "/api/v1/orgs/r", op, "")
 	if string(at.Body) != string(under.Body) || at.Header.Get("ETag") != under.Header.Get("ETag") {

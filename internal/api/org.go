@@ -66,7 +66,15 @@ func orgAnswer(status int, o *org.Organization) *web.Response {
 	return web.Raw(status, renderOrg(o)).With("Etag", o.ETag())
 }
 
-func (a *API) location(id string) string { return a.basePath + "/orgs/" + id }
+// location returns the path of an organization, below the base path if the
+// request came there.
+func (a *API) location(r *web.Request, id string) string {
+	base := a.basePath
+	if !strings.HasPrefix(r.URL.Path, base+"/") {
+		base = ""
+	}
+	return base + "/orgs/" + id
+}
 
 func (a *API) whoAmI(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
@@ -167,7 +175,7 @@ func (a *API) createChild(r *web.Request) (*web.Response, error) {
 func (a *API) create(r *web.Request, parentID string, body *orgCreateBody) (*web.Response, error) {
 	render := func(result any) *web.Response {
 		o := result.(*org.Organization)
-		return orgAnswer(http.StatusCreated, o).With("Location", a.location(o.ID))
+		return orgAnswer(http.StatusCreated, o).With("Location", a.location(r, o.ID))
 	}
 	var o *org.Organization
 	var err error

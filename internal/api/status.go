@@ -5,8 +5,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
+	"fmt"
 	"net/http"
 
+	"github.com/go-json-experiment/json"
 	"github.com/prometheus/common/expfmt"
 
 	orgdapi "github.com/orgd/orgd/api"
@@ -76,8 +79,22 @@ type document struct {
 	csp              string
 }
 
+// newDocument returns the description of a server whose calls are also below
+// basePath, if that is not empty: then a client is told to prefer it, since a
+// proxy may let nothing else through.
 func newDocument(basePath string) (document, error) {
 	d := document{yaml: orgdapi.YAML}
+	if basePath != "" {
+		const servers = "\nservers:\n"
+		if bytes.Count(d.yaml, []byte(servers)) != 1 {
+			return d, errors.New("the API description has no list of servers")
+		}
+		url, err := json.Marshal(basePath) // JSON is YAML
+		if err != nil {
+			return d, err
+		}
+		d.yaml = bytes.Replace(d.yaml, []byte(servers), fmt.Appendf(nil, "%s  - url: %s\n    description: This server, below its base path.\n", servers, url), 1)
+	}
 	var err error
 	if d.json, err = openapi.JSON(d.yaml); err != nil {
 		return d, err

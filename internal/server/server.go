@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -52,6 +53,14 @@ type Config struct {
 	Version      string
 	Log          *slog.Logger
 	Now          func() time.Time // nil for the real clock
+}
+
+// CheckBasePath reports what is wrong with Config.BasePath.
+func CheckBasePath(p string) error {
+	if p != "" && (p[0] != '/' || p == "/" || path.Clean(p) != p || strings.ContainsAny(p, " {}?#%;\\")) {
+		return fmt.Errorf("%q is not a path such as /api/v1", p)
+	}
+	return nil
 }
 
 // Server is a running orgd. Close must be called in the end.

@@ -131,7 +131,9 @@ func NewServer(c Config, routes []Route) (*Server, error) {
 		}
 		h := s.handler(rt)
 		for _, base := range slices.Compact([]string{"", s.basePath}) {
-			s.mux.Handle(strings.TrimPrefix(rt.Method+" "+base+rt.Pattern, " "), h)
+			if err := s.route(strings.TrimPrefix(rt.Method+" "+base+rt.Pattern, " "), h); err != nil {
+				return nil, fmt.Errorf("calls below the base path %s cannot be told from others; choose another, such as /api/v1: %w", s.basePath, err)
+			}
 			if rt.Prefix {
 				s.prefixes = append(s.prefixes, prefix{base + rt.Pattern, h})
 			}
@@ -139,6 +141,18 @@ func NewServer(c Config, routes []Route) (*Server, error) {
 	}
 	s.mux.Handle("/", s.handler(&Route{Operation: "none", Rule: Rule{Open: true}, Handle: s.notRouted}))
 	return s, nil
+}
+
+// route adds a route. It fails if the pattern conflicts with another, which
+// http.ServeMux answers with a panic.
+func (s *Server) route(pattern string, h http.Handler) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%v", p)
+		}
+	}()
+	s.mux.Handle(pattern, h)
+	return nil
 }
 
 // prefix is a path with all that lies below it. A path parameter may follow
