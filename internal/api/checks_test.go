@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/orgd/orgd/internal/testkit"
 )
 
@@ -215,4 +218,82 @@ func TestRequestIds(t *testing.T) {
 	if a, b := s.Do("GET", "/healthz", "", ""), s.Do("GET", "/healthz", "", ""); a.Header.Get("X-Request-Id") == b.Header.Get("X-Request-Id") {
 		t.Error("two requests have one id")
 	}
+}
+
+// A parameter without a value is what a program makes of a variable that is
+// not set: it must not widen an answer, nor make a dry run real. No call takes
+// one, except that /forward_auth has words of its own.
+func TestParametersWithoutValue(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		plant(s, "r", "a r", "b a")
+		key, _ := s.NewKey("r", `"permissions":["admin"]`)
+		before := s.Must(200, "GET", "/orgs/r/descendants", op, "")
+		var doc struct {
+			Paths      map[string]map[string]jsontext.Value
+			Components struct{ Parameters map[string]described }
+		}
+		if err := json.Unmarshal(s.Must(200, "GET", "/openapi.json", "", "").Body, &doc, json.MatchCaseInsensitiveNames(true)); err != nil {
+			t.Fatal(err)
+		}
+		fill := strings.NewReplacer("{org_id}", "r", "{", "", "}", "")
+		tried := 0
+		for path, item := range doc.Paths {
+			for method, raw := range item {
+				var operation struct {
+					OperationID string `json:"operationId"`
+					Parameters  []described
+				}
+				if method == "parameters" || path == "/forward_auth" {
+					continue
+				}
+				if err := json.Unmarshal(raw, &operation, json.MatchCaseInsensitiveNames(true)); err != nil {
+					t.Fatal(err)
+				}
+				for _, p := range operation.Parameters {
+					if name, ok := strings.CutPrefix(p.Ref, "#/components/parameters/"); ok {
+						p = doc.Components.Parameters[name]
+					}
+					if p.In != "query" {
+						continue
+					}
+					tried++
+					says := "must not be empty"
+					if p.Schema.Type == "boolean" {
+						says = "must be true or false"
+					}
+					for _, query := range []string{"?" + p.Name, "?" + p.Name + "="} {
+						caller := key
+						if strings.HasPrefix(path, "/refused_audit_logs") {
+							caller = op
+						}
+						a := s.Must(400, strings.ToUpper(method), fill.Replace(path)+query, caller, "")
+						if a.String("code") != "invalid_parameter" || !strings.Contains(a.String("detail"), "The parameter "+p.Name+" "+says) {
+							t.Errorf("%s %s: %s", operation.OperationID, query, a.Body)
+						}
+					}
+				}
+			}
+		}
+		if tried < 50 {
+			t.Errorf("only %d parameters were found in the description", tried)
+		}
+		for _, query := range []string{"?dry_run", "?cascade=true&dry_run", "?cascade=true&dry_run=", "?dry_run=&cascade=true"} {
+			s.Must(400, "DELETE", "/orgs/a"+query, key, "")
+		}
+		s.Must(400, "POST", "/orgs/b/move?dry_run", key, `{"parent_id":"r"}`)
+		s.Must(400, "POST", "/orgs/import?dry_run=", key, "id,name\nc,C\n", "Content-Type", "text/csv")
+		s.Must(400, "POST", "/orgs/r/audit_erasures?dry_run", key, `{"subject":"test","basis":"test"}`)
+		if after := s.Must(200, "GET", "/orgs/r/descendants", op, ""); string(after.Body) != string(before.Body) {
+			t.Errorf("a request without a value changed something: %s", after.Body)
+		}
+	})
+}
+
+// described is a parameter in the API description.
+type described struct {
+	Ref    string `json:"$ref"`
+	Name   string
+	In     string
+	Schema struct{ Type any }
 }

@@ -23,9 +23,13 @@ type query struct {
 	err    error
 }
 
-// query returns the request's parameters; one that is not in the list of
-// those allowed is an error, as is one that is given twice: a misspelt filter
-// must not widen an answer, nor a misspelt dry_run change anything.
+// flags are the parameters that are true or false.
+var flags = []string{"cascade", "dry_run", "explain", "follow", "roots"}
+
+// parameters returns the request's parameters; one that is not in the list of
+// those allowed is an error, as is one that is given twice or is empty: a
+// misspelt filter, or one made of a variable that is not set, must not widen an
+// answer, nor a misspelt dry_run change anything.
 func parameters(r *web.Request, allowed ...string) *query {
 	q := &query{r: r}
 	var err error
@@ -43,6 +47,8 @@ func parameters(r *web.Request, allowed ...string) *query {
 			q.fail(e)
 		case len(vs) > 1:
 			q.fail(problem.Param(name, "is given more than once"))
+		case vs[0] == "" && !slices.Contains(flags, name):
+			q.fail(problem.Param(name, "must not be empty; leave it out, or give it a value"))
 		case !utf8.ValidString(vs[0]) || strings.ContainsRune(vs[0], 0):
 			q.fail(problem.Param(name, "is not valid UTF-8 text"))
 		}
@@ -71,11 +77,16 @@ func (q *query) text(name string) string {
 	return v
 }
 
+// bool returns a parameter that is one of the flags, false without it. It must
+// have a value: what ?dry_run means is not to be guessed.
 func (q *query) bool(name string) bool {
+	if !q.values.Has(name) {
+		return false
+	}
 	switch q.values.Get(name) {
 	case "true", "1":
 		return true
-	case "", "false", "0":
+	case "false", "0":
 		return false
 	}
 	q.fail(problem.Param(name, "must be true or false"))
@@ -84,7 +95,7 @@ func (q *query) bool(name string) bool {
 
 func (q *query) int(name string, lowest, highest, otherwise int) int {
 	v := q.values.Get(name)
-	if v == "" && !q.values.Has(name) {
+	if v == "" {
 		return otherwise
 	}
 	n, err := strconv.Atoi(v)
