@@ -123,7 +123,7 @@ func TestStrictBodies(t *testing.T) {
 		{"not an object", `[]`, "", "array"},
 		{"null", `null`, "", "null"},
 		{"text", `"name"`, "", "string"},
-		{"byte-order mark", "\xef\xbb\xbf{}", "", "JSON"},
+		{"byte-order mark", "\xef\xbb\xbf{}", "", "Remove the first three bytes"},
 		{"white space alone", "  \n", "", "empty"},
 		{"NaN", `{"customizations":{"a":NaN}}`, "", "JSON"},
 	} {
@@ -172,7 +172,8 @@ func TestStrictBodies(t *testing.T) {
 
 	// Content-Type.
 	for _, ct := range []string{"text/plain", "application/x-www-form-urlencoded", "application/json; charset=iso-8859-1", "json", "*/*", ""} {
-		if a := s.Must(415, "PATCH", "/orgs/o", op, `{"name":"y"}`, "Content-Type", ct); !strings.Contains(a.String("fix"), "application/json") {
+		a := s.Must(415, "PATCH", "/orgs/o", op, `{"name":"y"}`, "Content-Type", ct)
+		if !strings.Contains(a.String("fix"), "application/json") || (ct == "") != strings.Contains(a.String("detail"), "is missing") {
 			t.Errorf("415 for %q: %s", ct, a.Body)
 		}
 	}
@@ -183,6 +184,37 @@ func TestStrictBodies(t *testing.T) {
 	// A call that takes no body says so; an empty object is none.
 	s.Must(400, "DELETE", "/orgs/o", op, `{"cascade":true}`)
 	s.Must(200, "PUT", "/orgs/o/tags/blue", op, `{}`)
+}
+
+// A value that does not fit is told what would, in the words of the API and
+// not of the language that it is written in.
+func TestValuesThatDoNotFit(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		plant(s, "o")
+		_, keyID := s.NewKey("o", "")
+		const aTime, whole, far = "must be a time such as 2026-11-28T12:00:00Z (RFC 3339)", "must be a whole number", "is a number too far from zero"
+		for _, tt := range []struct{ method, path, body, pointer, says string }{
+			{"POST", "/orgs/o/api_keys", `{"name":"x","expires_at":"tomorrow"}`, "/expires_at", aTime},
+			{"POST", "/orgs/o/api_keys", `{"name":"x","expires_at":""}`, "/expires_at", aTime},
+			{"POST", "/orgs/o/api_keys", `{"name":"x","expires_at":"2030-02-30T00:00:00Z"}`, "/expires_at", aTime},
+			{"POST", "/orgs/o/api_keys", `{"name":"x","expires_at":5}`, "/expires_at", "a JSON number does not fit here"},
+			{"POST", "/orgs/o/api_keys", `{"name":"x","rate_limit":{"requests":1.5,"period_seconds":1}}`, "/rate_limit/requests", whole},
+			{"PATCH", "/orgs/o/api_keys/" + keyID, `{"expires_at":"tomorrow"}`, "/expires_at", aTime},
+			{"PATCH", "/orgs/o/api_keys/" + keyID, `{"rate_limit":{"requests":1.5,"period_seconds":1}}`, "/rate_limit/requests", whole},
+			{"POST", "/orgs/o/api_keys/" + keyID + "/rotate", `{"overlap_seconds":1.5}`, "/overlap_seconds", whole},
+			{"POST", "/orgs/o/api_keys/" + keyID + "/rotate", `{"overlap_seconds":99999999999999999999}`, "/overlap_seconds", far},
+			{"POST", "/orgs/o/audit_log/rotate_key", `{"overlap_seconds":1e3}`, "/overlap_seconds", whole},
+			{"PUT", "/orgs/o/access_log/retention", `{"days":30.5}`, "/days", whole},
+			{"POST", "/orgs/o/access_log", `{"user":"jo","action":"LOGIN","status":"SUCCESS","timestamp":"noon"}`, "/timestamp", aTime},
+			{"POST", "/orgs/o/consumption/events", `{"id":"1","meter":"api_calls","quantity":1,"timestamp":"noon"}`, "/timestamp", aTime},
+		} {
+			a := s.Must(400, tt.method, tt.path, op, tt.body)
+			if pointers(a) != tt.pointer || !strings.Contains(a.String("detail"), tt.says) || strings.Contains(string(a.Body), "parsing time") || strings.Contains(string(a.Body), "syntax") {
+				t.Errorf("%s %s with %s: %s", tt.method, tt.path, tt.body, a.Body)
+			}
+		}
+	})
 }
 
 // No text that a database cannot hold gets near one: control characters, NUL,

@@ -245,11 +245,7 @@ func member[T any](pointer string, v jsontext.Value) (*T, error) {
 	}
 	if err := web.DecodeJSON(v, &t); err != nil {
 		e := problem.From(err)
-		for i := range e.Fields {
-			e.Fields[i].Pointer = pointer + e.Fields[i].Pointer
-		}
-		e.Detail = "The value at " + pointer + " has the wrong type."
-		return nil, e
+		return nil, problem.Body(pointer+e.Fields[0].Pointer, "%s", e.Fields[0].Detail).WithFix("%s", e.Fix)
 	}
 	return &t, nil
 }

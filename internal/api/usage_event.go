@@ -370,7 +370,7 @@ func binaryEvent(r *web.Request) ([]org.UsageEvent, error) {
 	if v := r.Header.Get("Ce-Time"); v != "" {
 		t, err := time.Parse(time.RFC3339Nano, v)
 		if err != nil {
-			return nil, problem.New(problem.EventInvalid, "The header ce-time must be a time such as 2026-11-24T09:30:00Z (RFC 3339).")
+			return nil, problem.New(problem.EventInvalid, "The header ce-time %s.", web.TimeRule)
 		}
 		at = t
 	}

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
@@ -152,8 +154,11 @@ func (r *Request) MediaType(allowed ...string) (string, error) {
 			}
 		}
 	}
-	return "", problem.New(problem.UnsupportedMediaType, "The Content-Type %q is not one that this call takes.", cut(r.Header.Get("Content-Type"), 100)).
-		WithFix("Send the header Content-Type: %s.", strings.Join(allowed, " or "))
+	e := problem.New(problem.UnsupportedMediaType, "The Content-Type %q is not one that this call takes.", cut(r.Header.Get("Content-Type"), 100))
+	if r.Header.Get("Content-Type") == "" {
+		e.Detail = "The header Content-Type is missing."
+	}
+	return "", e.WithFix("Send the header Content-Type: %s.", strings.Join(allowed, " or "))
 }
 
 // Decode reads the body as JSON into v: unknown and repeated members,
@@ -218,6 +223,9 @@ func DecodeList(b []byte, most int) (list []jsontext.Value, n int, err error) {
 	return list, n, nil
 }
 
+// TimeRule is what must hold for a time that a caller writes.
+const TimeRule = "must be a time such as 2026-11-28T12:00:00Z (RFC 3339)"
+
 func tooNested() *problem.Error {
 	return problem.Body("", "is nested deeper than %d levels", maxDepth)
 }
@@ -225,6 +233,10 @@ func tooNested() *problem.Error {
 func decodeJSON(b []byte, v any, closed bool) error {
 	if len(strings.TrimSpace(string(b[:min(len(b), 64)]))) == 0 && len(b) < 64 {
 		return problem.Body("", "is missing: the body is empty").WithFix("Send a JSON object.")
+	}
+	if bytes.HasPrefix(b, []byte("\xef\xbb\xbf")) {
+		return problem.Body("", "starts with a byte-order mark, which JSON does not have (RFC 8259)").
+			WithFix("Remove the first three bytes, EF BB BF: save the text as UTF-8 without BOM.")
 	}
 	if string(bytes.TrimSpace(b)) == "null" {
 		return problem.Body("", "must not be null").WithFix("Send a JSON object.")
@@ -255,10 +267,17 @@ func bodyError(err error) error {
 			}
 			return problem.Body(pointer, "%s", detail).WithFix("%s", p.Fix)
 		}
-		if semantic.Err != nil {
-			return problem.Body(pointer, "is not valid: %v", semantic.Err)
+		switch {
+		case semantic.Err == nil:
+			return problem.Body(pointer, "has the wrong type: a JSON %s does not fit here", kindName(semantic.JSONKind))
+		case semantic.GoType == reflect.TypeFor[time.Time]():
+			return problem.Body(pointer, TimeRule)
+		case errors.Is(semantic.Err, strconv.ErrSyntax):
+			return problem.Body(pointer, "must be a whole number, without a fraction or an exponent")
+		case errors.Is(semantic.Err, strconv.ErrRange):
+			return problem.Body(pointer, "is a number too far from zero")
 		}
-		return problem.Body(pointer, "has the wrong type: a JSON %s does not fit here", kindName(semantic.JSONKind))
+		return problem.Body(pointer, "is not valid").WithCause(err)
 	}
 	var syntactic *jsontext.SyntacticError
 	if errors.As(err, &syntactic) {
