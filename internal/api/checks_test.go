@@ -290,6 +290,37 @@ func TestParametersWithoutValue(t *testing.T) {
 	})
 }
 
+// A time in a query is one that every database holds, and the first of all
+// times does not stand for none.
+func TestTimesInQueries(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		plant(s, "r")
+		for _, path := range []string{"/orgs/r/access_log?from=", "/orgs/r/access_log?to=", "/orgs/r/children_audit?from=", "/orgs/r/children_audit?to=",
+			"/orgs/r/children_audit?follow=true&from=", "/orgs/r?as_of=", "/orgs/r/descendants?as_of=", "/orgs/r/customizations?as_of="} {
+			for v, says := range map[string]string{
+				"0001-01-01T00:00:00Z": "years 2 to 9999", "0001-12-31T23:59:59Z": "years 2 to 9999", "0000-01-01T00:00:00Z": "years 2 to 9999",
+				"0002-01-01T00:00:00%2B02:00": "years 2 to 9999", "9999-12-31T23:59:59-02:00": "years 2 to 9999",
+				"yesterday": "such as 2026-11-28T12:00:00Z", "2026-11-24": "such as 2026-11-28T12:00:00Z", "10000-01-01T00:00:00Z": "such as 2026-11-28T12:00:00Z",
+				"2026-11-24T09:30:00+02:00": "Write the + of an offset as %2B",
+			} {
+				a := s.Must(400, "GET", path+v, op, "")
+				if !strings.Contains(string(a.Body), says) || strings.Contains(a.String("fix"), "%2B") != strings.Contains(v, "+") {
+					t.Errorf("%s%s: %s", path, v, a.Body)
+				}
+			}
+		}
+		s.Must(200, "GET", "/orgs/r", op, "")
+		for query, want := range map[string]int{"from=0002-01-01T00:00:00Z": 1, "to=0002-01-01T00:00:00Z": 0, "to=9999-12-31T23:59:59.999999Z": 1, "from=9999-12-31T23:59:59%2B02:00": 0} {
+			for _, path := range []string{"/orgs/r/access_log?action=GET_ORG&status=SUCCESS&", "/orgs/r/children_audit?"} {
+				if got := len(s.Must(200, "GET", path+query, op, "").JSON().([]any)); got != want {
+					t.Errorf("%s%s: %d rows, want %d", path, query, got, want)
+				}
+			}
+		}
+	})
+}
+
 // described is a parameter in the API description.
 type described struct {
 	Ref    string `json:"$ref"`

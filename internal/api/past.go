@@ -5,20 +5,13 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/org"
-	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/web"
 )
 
 // asOf returns the moment that the request asks about, zero for the present.
 func asOf(q *query) (time.Time, error) {
 	at := q.time("as_of")
-	if q.err == nil && at.IsZero() && q.values.Has("as_of") {
-		q.fail(problem.Param("as_of", "must be a time such as 2026-11-24T09:30:00Z (RFC 3339)"))
-	}
-	if q.err != nil {
-		return time.Time{}, q.err
-	}
-	return at, nil
+	return at, q.err
 }
 
 func (a *API) getOrgAt(r *web.Request, at time.Time) (*web.Response, error) {

@@ -108,17 +108,27 @@ func (q *query) int(name string, lowest, highest, otherwise int) int {
 
 func (q *query) limit() int { return q.int("limit", 1, 1000, 50) }
 
+// time returns a parameter that is a time, in UTC. Only without it the result
+// is the zero time: the year of that is refused.
 func (q *query) time(name string) time.Time {
 	v := q.values.Get(name)
 	if v == "" {
 		return time.Time{}
 	}
 	t, err := time.Parse(time.RFC3339Nano, v)
-	if err != nil || t.Year() < 1 || t.Year() > 9999 {
-		q.fail(problem.Param(name, "must be a time such as 2026-11-24T09:30:00Z (RFC 3339)"))
+	switch t = t.UTC(); {
+	case err != nil:
+		e := problem.Param(name, "%s", web.TimeRule)
+		if strings.Contains(v, " ") {
+			e = e.WithFix("Write the + of an offset as %%2B: in a query a + stands for a space.")
+		}
+		q.fail(e)
+		return time.Time{}
+	case t.Year() < 2 || t.Year() > 9999:
+		q.fail(problem.Param(name, "must be in the years 2 to 9999, in UTC"))
 		return time.Time{}
 	}
-	return t.UTC()
+	return t
 }
 
 func (q *query) oneOf(name, otherwise string, allowed ...string) string {
