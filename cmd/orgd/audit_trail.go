@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -89,30 +90,35 @@ from which keys were used.
 
 Entries and counts stay, and every proof still holds. The basis is kept in the
 audit trail; the subject is not. What is in force, such as the name of an
-organization, stays and is counted: change it first.`,
+organization, stays and is counted: change it first.
+
+On a terminal it shows how much would be erased and asks; --yes answers.`,
 		Example: `  orgd audit erase acme --subject john.doe@example.com --basis "Article 17 GDPR, request 118" --dry-run`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if subject == "" || basis == "" {
 				return usageError("give --subject and --basis")
+			}
+			ask := !yes && !dryRun
+			if ask && !isTerminal(cmd.InOrStdin()) {
+				return usageError("add --yes to erase without being asked, or --dry-run to see how much that erases")
 			}
 			c, err := s.connect()
 			if err != nil {
 				return err
 			}
 			ctx := cmd.Context()
-			if !dryRun && !yes && isTerminal(cmd.InOrStdin()) {
+			if ask {
 				e, err := c.EraseSubject(ctx, args[0], subject, basis, true)
 				if err != nil {
 					return err
 				}
-				ok, err := confirm(ctx, cmd.InOrStdin(), cmd.ErrOrStderr(), fmt.Sprintf("Erase %d values of %d changes and blank %d accesses for good?",
-					e.Erased.AuditValues, e.Erased.AuditEntries, e.Erased.AccessEvents))
+				ok, err := confirm(ctx, cmd.InOrStdin(), cmd.ErrOrStderr(), fmt.Sprintf("Erase %s of %s and blank %s for good?",
+					plural(e.Erased.AuditValues, "value"), plural(e.Erased.AuditEntries, "change"), plural(e.Erased.AccessEvents, "access event")))
 				if err != nil {
 					return err
 				}
 				if !ok {
-					fmt.Fprintln(cmd.ErrOrStderr(), "Nothing was erased.")
-					return nil
+					return errors.New("nothing was erased")
 				}
 			}
 			e, err := c.EraseSubject(ctx, args[0], subject, basis, dryRun)
