@@ -234,6 +234,9 @@ func orgUpdateCommand(s *session) *cobra.Command {
 	fs.StringVar(&externalID, "external-id", "", "its `id` in another system; \"\" removes it")
 	fs.StringSliceVar(&tags, "tags", nil, "all its tags, separated by commas; \"\" removes them")
 	fs.StringVar(&customizations, "customizations", "", "a JSON `object`, or @FILE, to merge into its own customizations; null removes a member")
+	for _, name := range []string{"description", "external-id", "tags"} {
+		fs.Lookup(name).Annotations = map[string][]string{mayBeEmpty: nil}
+	}
 	ifMatchFlag(cmd, &etag)
 	return cmd
 }

@@ -9,12 +9,14 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/orgd/orgd/client"
 )
@@ -50,7 +52,12 @@ func clientCommands() []*cobra.Command {
 // the user what to do, with its exit code.
 func (s *session) prepare(cmd *cobra.Command) {
 	if run := cmd.RunE; run != nil {
-		cmd.RunE = func(cmd *cobra.Command, args []string) error { return s.explain(run(cmd, args)) }
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if err := checkEmpty(cmd, args); err != nil {
+				return err
+			}
+			return s.explain(run(cmd, args))
+		}
 	}
 	if cmd.ValidArgsFunction == nil {
 		cmd.ValidArgsFunction = cobra.NoFileCompletions
@@ -58,6 +65,28 @@ func (s *session) prepare(cmd *cobra.Command) {
 	for _, below := range cmd.Commands() {
 		s.prepare(below)
 	}
+}
+
+// mayBeEmpty marks the flags to which an empty value is a value. That of any
+// other is a variable that is not set, and must not count as a flag that is
+// left out: a key would get more permissions than it was meant to have.
+const mayBeEmpty = "may be empty"
+
+// checkEmpty returns an error if an argument or the value of a flag is empty.
+func checkEmpty(cmd *cobra.Command, args []string) (err error) {
+	if i := slices.Index(args, ""); i >= 0 {
+		return usageError("argument %d is empty\nUsage: %s", i+1, cmd.UseLine())
+	}
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		value := f.Value.String()
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			value = strings.Join(list.GetSlice(), "")
+		}
+		if _, may := f.Annotations[mayBeEmpty]; value == "" && !may && err == nil {
+			err = usageError("--%s must not be empty; give it a value, or leave it out", f.Name)
+		}
+	})
+	return err
 }
 
 // checkArguments makes a wrong number of arguments of cmd and the commands
