@@ -8,10 +8,12 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 )
 
-// Lengths of a subject, in characters.
+// Lengths of a subject, in characters. Of two that are not both ASCII a whole
+// name may consist; two of ASCII are in too much else.
 const (
-	MinSubject = 3
-	MaxSubject = 320
+	MinSubject      = 3
+	minSubjectOther = 2
+	MaxSubject      = 320
 )
 
 // Subject is a text that names somebody, such as a mail address, a user's
@@ -26,8 +28,11 @@ type Subject struct {
 func NewSubject(text string) (Subject, *problem.Error) {
 	valid := utf8.ValidString(text)
 	text = strings.ToLower(strings.TrimSpace(text))
-	if n := utf8.RuneCountInString(text); !valid || n < MinSubject || n > MaxSubject {
-		return Subject{}, problem.Body("/subject", "must be a text of %d to %d characters", MinSubject, MaxSubject)
+	n := utf8.RuneCountInString(text)
+	ascii := n == len(text)
+	if !valid || n > MaxSubject || n < minSubjectOther || n < MinSubject && ascii {
+		return Subject{}, problem.Body("/subject", "must be a text of %d to %d characters, or of %d that are not both ASCII",
+			MinSubject, MaxSubject, minSubjectOther)
 	}
 	first, _ := utf8.DecodeRuneInString(text)
 	last, _ := utf8.DecodeLastRuneInString(text)

@@ -25,6 +25,8 @@ func TestSubject(t *testing.T) {
 		{"10.0.0.1", []string{"10.0.0.1", "10.0.0.1/32", "[10.0.0.1]:80"}, []string{"10.0.0.12", "110.0.0.1", "10.0.0.2"}},
 		{"  Zoë ", []string{"zoë", "ZOË Smith"}, []string{"zoëlla", "zoe"}},
 		{"张伟明", []string{"张伟明", "张伟明先生"}, []string{"张伟"}},
+		{"李明", []string{"李明", "u=李明;", "李明华"}, []string{"李 明", "明李"}},
+		{"Bø", []string{"bø", "Erik BØ"}, []string{"bøe", "Bo"}},
 		{"+49 170", []string{"tel +49 170 5"}, []string{"+49 1705"}},
 	} {
 		s := subject(t, test.subject)
@@ -45,7 +47,7 @@ func TestSubject(t *testing.T) {
 	if got := subject(t, `say "hello" to J\u00fcrgen`).Needle(); got != "hello" && got != "u00fcrgen" {
 		t.Errorf("needle %q", got)
 	}
-	for _, bad := range []string{"", "ab", "  a  ", "\xffabc", strings.Repeat("x", MaxSubject+1)} {
+	for _, bad := range []string{"", "ab", "  a  ", "ø", "李 ", "\xff\xfe", "\xffabc", strings.Repeat("x", MaxSubject+1)} {
 		if _, p := NewSubject(bad); p == nil {
 			t.Errorf("the subject %q was accepted", bad)
 		}
