@@ -87,6 +87,10 @@ func New(c Config) (*API, error) {
 func (a *API) Routes() []web.Route {
 	const o = "org_id"
 	needs := func(permissions ...string) web.Rule { return web.Rule{Target: o, Permissions: permissions} }
+	and := func(rule web.Rule, may func(*web.Request) error) web.Rule {
+		rule.May = may
+		return rule
+	}
 	return slices.Concat(a.forwardAuthRoutes(), a.verifyRoutes(), a.limitRoutes(), a.auditLogRoutes(), a.accessRoutes(), []web.Route{
 		{Method: "GET", Pattern: "/org", Operation: "whoAmI", Action: "WHO_AM_I", Handle: a.whoAmI},
 		{Method: "GET", Pattern: "/orgs", Operation: "listOrgs", Action: "LIST_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsRead}}, Handle: a.listOrgs},
@@ -94,9 +98,9 @@ func (a *API) Routes() []web.Route {
 		{Method: "POST", Pattern: "/orgs/import", Operation: "importOrgs", Action: "IMPORT_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsWrite}}, MaxBody: web.MaxBulkBody, Handle: a.importOrgs},
 		{Method: "GET", Pattern: "/orgs/{org_id}", Operation: "getOrg", Action: "GET_ORG", Rule: needs(key.OrgsRead), Handle: a.getOrg},
 		{Method: "PATCH", Pattern: "/orgs/{org_id}", Operation: "updateOrg", Action: "UPDATE_ORG", Rule: needs(key.OrgsWrite), Handle: a.updateOrg},
-		{Method: "DELETE", Pattern: "/orgs/{org_id}", Operation: "deleteOrg", Action: "DELETE_ORG", Rule: needs(key.OrgsDelete), Handle: a.deleteOrg},
+		{Method: "DELETE", Pattern: "/orgs/{org_id}", Operation: "deleteOrg", Action: "DELETE_ORG", Rule: and(needs(key.OrgsDelete), a.mayDelete), Handle: a.deleteOrg},
 		{Method: "POST", Pattern: "/orgs/{org_id}/restore", Operation: "restoreOrg", Action: "RESTORE_ORG", Rule: web.Rule{Target: o, Check: a.checkRestore}, Handle: a.restoreOrg},
-		{Method: "POST", Pattern: "/orgs/{org_id}/move", Operation: "moveOrg", Action: "MOVE_ORG", Rule: needs(key.OrgsWrite), Handle: a.moveOrg},
+		{Method: "POST", Pattern: "/orgs/{org_id}/move", Operation: "moveOrg", Action: "MOVE_ORG", Rule: and(needs(key.OrgsWrite), mayMove), Handle: a.moveOrg},
 		{Method: "GET", Pattern: "/orgs/{org_id}/children", Operation: "listChildren", Action: "LIST_CHILDREN", Rule: needs(key.OrgsRead), Handle: a.listChildren},
 		{Method: "POST", Pattern: "/orgs/{org_id}/children", Operation: "createChild", Action: "CREATE_ORG", Rule: needs(key.OrgsWrite), Handle: a.createChild},
 		{Method: "GET", Pattern: "/orgs/{org_id}/ancestors", Operation: "listAncestors", Action: "LIST_ANCESTORS", Rule: needs(key.OrgsRead), Handle: a.listAncestors},
@@ -112,9 +116,9 @@ func (a *API) Routes() []web.Route {
 		{Method: "GET", Pattern: "/orgs/{org_id}/api_keys", Operation: "listKeys", Action: "LIST_KEYS", Rule: needs(key.KeysRead), Handle: a.listKeys},
 		{Method: "POST", Pattern: "/orgs/{org_id}/api_keys", Operation: "createKey", Action: "CREATE_KEY", Rule: needs(key.KeysWrite), Handle: a.createKey},
 		{Method: "GET", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "getKey", Action: "GET_KEY", Rule: needs(key.KeysRead), Handle: a.getKey},
-		{Method: "PATCH", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "updateKey", Action: "UPDATE_KEY", Rule: needs(key.KeysWrite), Handle: a.updateKey},
+		{Method: "PATCH", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "updateKey", Action: "UPDATE_KEY", Rule: and(needs(key.KeysWrite), a.mayChangeKey), Handle: a.updateKey},
 		{Method: "DELETE", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "revokeKey", Action: "REVOKE_KEY", Rule: needs(key.KeysWrite), Handle: a.revokeKey},
-		{Method: "POST", Pattern: "/orgs/{org_id}/api_keys/{key_id}/rotate", Operation: "rotateKey", Action: "ROTATE_KEY", Rule: needs(key.KeysWrite), Handle: a.rotateKey},
+		{Method: "POST", Pattern: "/orgs/{org_id}/api_keys/{key_id}/rotate", Operation: "rotateKey", Action: "ROTATE_KEY", Rule: and(needs(key.KeysWrite), a.mayChangeKey), Handle: a.rotateKey},
 		{Method: "GET", Pattern: "/orgs/{org_id}/children_audit", Operation: "getChildrenAudit", Action: "GET_CHILDREN_AUDIT", Rule: needs(key.AuditRead), Handle: a.getChildrenAudit},
 
 		{Method: "GET", Pattern: "/service_status", Operation: "serviceStatus", Rule: open, Handle: a.serviceStatus},

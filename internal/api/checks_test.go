@@ -45,15 +45,70 @@ func TestOrderOfChecks(t *testing.T) {
 		path, key string
 		status    int
 	}{{"/orgs/a", "", 401}, {"/orgs/b", reader, 404}, {"/orgs/a", reader, 403}} {
-		req := httptest.NewRequest("PATCH", tt.path, unreadable{t})
-		req.Header.Set("Content-Type", "application/json")
-		req.Header.Set("Authorization", "Bearer "+tt.key)
-		w := httptest.NewRecorder()
-		s.Handler().ServeHTTP(w, req)
-		if w.Code != tt.status {
+		if w := sendUnread(t, s, "PATCH", tt.path, tt.key); w.Code != tt.status {
 			t.Errorf("PATCH %s: %d, want %d", tt.path, w.Code, tt.status)
 		}
 	}
+}
+
+// Some calls take more than a permission: a key of an ancestor, a key that is
+// as powerful as another. Who lacks that learns nothing about a body either,
+// which is not read, nor about a precondition.
+func TestMorePowerThanAPermissionTakesNoBody(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		plant(s, "r", "a r", "b a", "c a")
+		s.Must(200, "PUT", "/orgs/r/limits/api_calls", s.OperatorKey, `{"limit":5,"enforcement":"soft"}`)
+		atRoot, _ := s.NewKey("r", `"permissions":["admin"]`)
+		atA, strong := s.NewKey("a", `"permissions":["admin"]`)
+		keysOnly, _ := s.NewKey("a", `"permissions":["keys:write"]`)
+		selfA, _ := s.NewKey("a", `"permissions":["admin"],"reach":"self"`)
+		for _, tt := range []struct{ method, path, key, good string }{
+			{"PUT", "/orgs/r/limits/api_calls", atRoot, `{"limit":9,"enforcement":"hard"}`},
+			{"DELETE", "/orgs/r/limits/api_calls", atRoot, ``},
+			{"PUT", "/orgs/a/limits/api_calls", atA, `{"limit":9,"enforcement":"hard"}`},
+			{"PATCH", "/orgs/a/api_keys/" + strong, keysOnly, `{"name":"Mine"}`},
+			{"PATCH", "/orgs/a/api_keys/" + strong, selfA, `{"name":"Mine"}`},
+			{"POST", "/orgs/a/api_keys/" + strong + "/rotate", keysOnly, `{"overlap_seconds":0}`},
+			{"POST", "/orgs/a/move", atA, `{"parent_id":"b"}`},
+			{"POST", "/orgs/a/move?dry_run=true", atA, `{"parent_id":"b"}`},
+			{"DELETE", "/orgs/a?cascade=true", selfA, ``},
+		} {
+			if a := s.Must(403, tt.method, tt.path, tt.key, tt.good); a.String("code") != "permission_denied" || a.String("fix") == "" && tt.key != atRoot {
+				t.Errorf("%s %s: %s", tt.method, tt.path, a.Body)
+			}
+			headers := []string{"If-Match", `"stale"`}
+			if tt.method == "POST" {
+				headers = append(headers, "Idempotency-Key", "one")
+			}
+			s.Must(403, tt.method, tt.path, tt.key, `nonsense`, headers...)
+			if w := sendUnread(t, s, tt.method, tt.path, tt.key, headers...); w.Code != 403 {
+				t.Errorf("%s %s: %d", tt.method, tt.path, w.Code)
+			}
+		}
+		// It is one and the same body that those who may act get an error for.
+		s.Must(400, "PUT", "/orgs/a/limits/api_calls", atRoot, `nonsense`)
+		s.Must(400, "PATCH", "/orgs/a/api_keys/"+strong, atRoot, `nonsense`)
+		s.Must(400, "POST", "/orgs/a/api_keys/"+strong+"/rotate", atRoot, `nonsense`)
+		s.Must(400, "POST", "/orgs/b/move", atA, `nonsense`)
+		// What members of a body take is known once it is read, and comes before
+		// their values.
+		writer, _ := s.NewKey("a", `"permissions":["orgs:write"]`)
+		s.Must(403, "POST", "/orgs/a/children", writer, `{"name":"","tags":["t"]}`)
+		s.Must(403, "PATCH", "/orgs/a", writer, `{"name":"","tags":["t"]}`)
+	})
+}
+
+// sendUnread makes a request with a body that nobody may read.
+func sendUnread(t *testing.T, s *testkit.Server, method, path, key string, headers ...string) *httptest.ResponseRecorder {
+	req := httptest.NewRequest(method, path, unreadable{t})
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer "+key)
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	w := httptest.NewRecorder()
+	s.Handler().ServeHTTP(w, req)
+	return w
 }
 
 type unreadable struct{ t *testing.T }

@@ -139,6 +139,19 @@ func (a *API) matchKey(r *web.Request) (*key.Key, error) {
 	return k, org.CheckMatch(r.IfMatch(), org.KeyETag(k))
 }
 
+// mayChangeKey checks that the key of the path has no more power than the one
+// that the request carries.
+func (a *API) mayChangeKey(r *web.Request) error {
+	k, err := a.service.Key(r.Context(), r.Actor, r.Org.ID, r.PathValue("key_id"))
+	if err != nil {
+		return err
+	}
+	if p := key.Within(r.Actor, k); p != nil {
+		return p
+	}
+	return nil
+}
+
 func (a *API) updateKey(r *web.Request) (*web.Response, error) {
 	k, err := a.matchKey(r)
 	if err != nil {

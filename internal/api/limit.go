@@ -13,7 +13,9 @@ import (
 
 func (a *API) limitRoutes() []web.Route {
 	reads := web.Rule{Target: "org_id", Permissions: []string{key.ConsumptionRead}}
-	writes := web.Rule{Target: "org_id", Permissions: []string{key.ConsumptionWrite}}
+	writes := web.Rule{Target: "org_id", Permissions: []string{key.ConsumptionWrite}, May: func(r *web.Request) error {
+		return org.PermitLimit(r.Actor, r.Org.Organization)
+	}}
 	return []web.Route{
 		{Method: "GET", Pattern: "/orgs/{org_id}/limits", Operation: "listLimits", Action: "LIST_LIMITS", Rule: reads, Handle: a.listLimits},
 		{Method: "GET", Pattern: "/orgs/{org_id}/limits/{meter}", Operation: "getLimit", Action: "GET_LIMIT", Rule: reads, Handle: a.getLimit},

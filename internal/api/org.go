@@ -273,6 +273,14 @@ func (a *API) updateOrg(r *web.Request) (*web.Response, error) {
 	return orgAnswer(http.StatusOK, o).Receipt(receipt), nil
 }
 
+// mayDelete checks that the key reaches all that would be deleted.
+func (a *API) mayDelete(r *web.Request) error {
+	if r.Actor.SeesBelow(r.Org.Path) {
+		return nil
+	}
+	return a.service.CheckDelete(r.Context(), r.Call(nil), r.Org.ID)
+}
+
 func (a *API) deleteOrg(r *web.Request) (*web.Response, error) {
 	q := parameters(r, "cascade", "dry_run")
 	opt := org.DeleteOptions{Cascade: q.bool("cascade"), DryRun: q.bool("dry_run")}
@@ -339,6 +347,8 @@ func (a *API) restoreOrg(r *web.Request) (*web.Response, error) {
 	r.Receipt = receipt
 	return render(o).Receipt(receipt), nil
 }
+
+func mayMove(r *web.Request) error { return org.PermitMove(r.Actor, r.Org.Organization) }
 
 func (a *API) moveOrg(r *web.Request) (*web.Response, error) {
 	q := parameters(r, "dry_run")

@@ -160,11 +160,11 @@ func (c *change) insert(orgs []*Organization) error {
 
 // CreateChild creates an organization below parentID.
 func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, in OrgCreate) (*Organization, audit.Receipt, error) {
-	o, err := s.check(in)
-	if err != nil {
+	if err := permitMembers(call.Actor, in.Customizations != nil || in.Locked != nil, len(in.Tags) > 0); err != nil {
 		return nil, audit.Receipt{}, err
 	}
-	if err := permitMembers(call.Actor, in.Customizations != nil || in.Locked != nil, len(in.Tags) > 0); err != nil {
+	o, err := s.check(in)
+	if err != nil {
 		return nil, audit.Receipt{}, err
 	}
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {

@@ -29,20 +29,14 @@ type DeleteOptions struct {
 func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteOptions) (*Deletion, audit.Receipt, error) {
 	d := &Deletion{DryRun: opt.DryRun}
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, err := c.target(id, key.OrgsDelete)
+		o, counts, err := c.deletable(id)
 		if err != nil {
 			return nil, nil, err
 		}
 		if err := CheckMatch(call.IfMatch, o.ETag()); err != nil {
 			return nil, nil, err
 		}
-		if d.Counts, err = c.CountSubtree(o.RootID, o.Path); err != nil {
-			return nil, nil, err
-		}
-		if d.Organizations > 1 && !call.Actor.SeesBelow(o.Path) {
-			return nil, nil, problem.New(problem.PermissionDenied, "The organization has live descendants, which this key does not reach.").
-				WithFix("Use a key with the reach subtree.")
-		}
+		d.Counts = counts
 		if opt.DryRun {
 			return nil, nil, nil
 		}
@@ -68,6 +62,30 @@ func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteO
 		return d, []audit.Draft{c.orgEntry(o, "organization.deleted", changes)}, nil
 	})
 	return d, receipt, err
+}
+
+// CheckDelete checks that the actor may delete the organization, with all that
+// lives below it now, and changes nothing.
+func (s *Service) CheckDelete(ctx context.Context, call *Call, id string) error {
+	return s.precheck(ctx, call, func(c *change) error {
+		_, _, err := c.deletable(id)
+		return err
+	})
+}
+
+// deletable returns an organization that the actor may delete, and what lives
+// in its subtree.
+func (c *change) deletable(id string) (*Organization, Counts, error) {
+	o, err := c.target(id, key.OrgsDelete)
+	if err != nil {
+		return nil, Counts{}, err
+	}
+	counts, err := c.CountSubtree(o.RootID, o.Path)
+	if err == nil && counts.Organizations > 1 && !c.call.Actor.SeesBelow(o.Path) {
+		err = problem.New(problem.PermissionDenied, "The organization has live descendants, which this key does not reach.").
+			WithFix("Use a key with the reach subtree.")
+	}
+	return o, counts, err
 }
 
 // Restore undoes a delete: it brings back exactly what that delete removed.
@@ -103,18 +121,12 @@ func (s *Service) Restore(ctx context.Context, call *Call, id string) (*Organiza
 // CheckRestore checks all that Restore requires of the actor, changes nothing,
 // and returns the deleted organization.
 func (s *Service) CheckRestore(ctx context.Context, call *Call, id string) (o *Organization, err error) {
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
-		c := &change{Tx: readOnly{tx}, call: call, heads: map[string]*audit.Head{}, rootOf: s.rootOf}
+	err = s.precheck(ctx, call, func(c *change) (err error) {
 		o, err = c.restorable(id)
 		return err
 	})
 	return o, err
 }
-
-// readOnly is a Tx for checks outside a change: it takes no lock.
-type readOnly struct{ Tx }
-
-func (readOnly) Lock(string) (*audit.Head, error) { return &audit.Head{}, nil }
 
 // restorable returns a deleted organization that the actor may restore.
 func (c *change) restorable(id string) (*Organization, error) {

@@ -91,22 +91,27 @@ func chainLimits(tx Tx, rootID, path string) ([]Limit, error) {
 	return limits, nil
 }
 
-// limitTarget finds the organization whose limit the actor wants to change. A
-// limit is set from above: whoever provides for an organization sets it, so
-// that no customer lifts its own.
+// PermitLimit checks that the actor, who sees o, may change its limits. A limit
+// is set from above: whoever provides for an organization sets it, so that no
+// customer lifts its own.
+func PermitLimit(a *key.Actor, o *Organization) error {
+	switch {
+	case mayLower(a, o.Path):
+		return nil
+	case o.ParentID == "":
+		return problem.New(problem.PermissionDenied, "Only the operator may change the limits of a root.")
+	}
+	return problem.New(problem.PermissionDenied, "The limits of an organization are changed from above, and this key does not reach its parent.").
+		WithFix("Use a key of an ancestor.")
+}
+
+// limitTarget finds the organization whose limit the actor wants to change.
 func (c *change) limitTarget(id string) (*Organization, error) {
 	o, err := c.target(id, key.ConsumptionWrite)
-	if err != nil || c.call.Actor.Spans() {
-		return o, err
+	if err != nil {
+		return nil, err
 	}
-	if o.ParentID == "" {
-		return nil, problem.New(problem.PermissionDenied, "Only the operator may change the limits of a root.")
-	}
-	if !mayLower(c.call.Actor, o.Path) {
-		return nil, problem.New(problem.PermissionDenied, "The limits of an organization are changed from above, and this key does not reach its parent.").
-			WithFix("Use a key of an ancestor.")
-	}
-	return o, nil
+	return o, PermitLimit(c.call.Actor, o)
 }
 
 // limit returns the limit on an organization for a meter, nil if there is

@@ -55,12 +55,25 @@ type move struct {
 	newPath       string
 }
 
+// PermitMove checks that the actor, who sees o, reaches the parent that o would
+// leave. A root has none, and cannot move.
+func PermitMove(a *key.Actor, o *Organization) error {
+	if o.ParentID == "" || a.Sees(strings.TrimSuffix(o.Path, o.ID+"/")) {
+		return nil
+	}
+	return problem.New(problem.PermissionDenied, "This key does not reach the organization's present parent.").
+		WithFix("Use a key of an ancestor of both the old and the new parent.")
+}
+
 // planMove checks that the actor may move the organization and that the tree
 // stays a tree. It locks the root, so that two moves that together would make
 // a cycle cannot both pass.
 func (c *change) planMove(id, newParentID string) (move, error) {
 	o, err := c.target(id, key.OrgsWrite)
 	if err != nil {
+		return move{}, err
+	}
+	if err := PermitMove(c.call.Actor, o); err != nil {
 		return move{}, err
 	}
 	if err := CheckMatch(c.call.IfMatch, o.ETag()); err != nil {
@@ -72,10 +85,6 @@ func (c *change) planMove(id, newParentID string) (move, error) {
 	from, err := c.Org(o.ParentID)
 	if err != nil {
 		return move{}, err
-	}
-	if !c.call.Actor.Sees(from.Path) {
-		return move{}, problem.New(problem.PermissionDenied, "This key does not reach the organization's present parent.").
-			WithFix("Use a key of an ancestor of both the old and the new parent.")
 	}
 	to, err := c.Org(newParentID)
 	if errors.Is(err, ErrAbsent) || err == nil && (to.DeletedAt != nil || !c.call.Actor.Sees(to.Path)) {
@@ -105,8 +114,7 @@ func (c *change) planMove(id, newParentID string) (move, error) {
 // PreviewMove says what Move would change, and changes nothing.
 func (s *Service) PreviewMove(ctx context.Context, call *Call, id, newParentID string) (*MovePreview, error) {
 	var p *MovePreview
-	err := s.store.Read(ctx, func(tx Tx) error {
-		c := &change{Tx: readOnly{tx}, call: call, heads: map[string]*audit.Head{}, rootOf: s.rootOf}
+	err := s.precheck(ctx, call, func(c *change) error {
 		m, err := c.planMove(id, newParentID)
 		if err != nil {
 			return err

@@ -165,6 +165,20 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 	return receipt, err
 }
 
+// precheck runs checks of a change before the change, on what is committed and
+// without a lock. They run again in the change itself: what they find may not
+// last.
+func (s *Service) precheck(ctx context.Context, call *Call, fn func(c *change) error) error {
+	return s.store.Read(ctx, func(tx Tx) error {
+		return fn(&change{Tx: readOnly{tx}, call: call, heads: map[string]*audit.Head{}, rootOf: s.rootOf})
+	})
+}
+
+// readOnly is a Tx that takes no lock.
+type readOnly struct{ Tx }
+
+func (readOnly) Lock(string) (*audit.Head, error) { return &audit.Head{}, nil }
+
 // remember stores the answer to a call that carries an Idempotency-Key, in the
 // transaction of what it did.
 func remember(tx Tx, call *Call, at time.Time, result any, receipt audit.Receipt) error {

@@ -58,6 +58,10 @@ type Rule struct {
 	// organization that cannot be seen yet or any more. It returns the root
 	// that the request belongs to.
 	Check func(r *Request) error
+	// May checks what the call takes beyond the Permissions, once these are
+	// there. It does without the body: nobody reads that for an actor who may
+	// not act.
+	May func(r *Request) error
 }
 
 // Recorder keeps what was accessed. RecordAt returns once the record survives
@@ -324,6 +328,9 @@ func (s *Server) permit(rt *Route, r *Request) (err error) {
 			return problem.New(problem.PermissionDenied, "This needs the permission %s.", p).
 				WithFix("Use a key that has %s.", p).With("permission", p)
 		}
+	}
+	if rule.May != nil {
+		return rule.May(r)
 	}
 	return nil
 }
