@@ -325,6 +325,9 @@ func (a *API) putAccessRetention(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
+	if err := a.service.CheckAccessRetention(r.Context(), r.Call(nil), r.Org.ID); err != nil {
+		return nil, err
+	}
 	var in struct {
 		Days *int `json:"days"`
 	}

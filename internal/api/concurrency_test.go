@@ -2,6 +2,8 @@ package api_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
 	"net/http"
 	"strings"
@@ -105,12 +107,74 @@ func TestPreconditions(t *testing.T) {
 		}
 
 		// Of many changes of the same state one wins.
-		current := tag("/orgs/d")
-		answers := together(t, 12, func(i int) (*testkit.Answer, error) {
-			return s.TryDo("PATCH", "/orgs/d", op, fmt.Sprintf(`{"description":"by %d"}`, i), "If-Match", current)
-		})
-		if n := statuses(answers); n[200] != 1 || n[412] != 11 {
-			t.Errorf("twelve changes of the same state: %v", n)
+		s.Must(200, "PUT", "/orgs/r/customization_schema", op, `{"type":"object"}`)
+		for _, tt := range []struct{ method, path, body string }{
+			{"PATCH", "/orgs/d", `{"description":"by %d"}`},
+			{"PUT", "/orgs/r/customization_schema", `{"title":"by %d"}`},
+		} {
+			current := tag(tt.path)
+			answers := together(t, 12, func(i int) (*testkit.Answer, error) {
+				return s.TryDo(tt.method, tt.path, op, fmt.Sprintf(tt.body, i), "If-Match", current)
+			})
+			if n := statuses(answers); n[200] != 1 || n[412] != 11 {
+				t.Errorf("twelve changes of the same state of %s: %v", tt.path, n)
+			}
+		}
+	})
+}
+
+// Whether a resource is as the request thinks comes before what the request
+// wants of it: whoever is late learns that, whatever is wrong with the body.
+func TestPreconditionsComeBeforeBodies(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		plant(s, "r", "c r", "d r")
+		s.Must(200, "PUT", "/orgs/r/customization_schema", op, `{"type":"object"}`)
+		s.Must(200, "PUT", "/orgs/r/meters/tokens", op, `{"unit":"tokens","aggregation":"sum"}`)
+		s.Must(200, "PUT", "/orgs/c/limits/tokens", op, `{"limit":5,"enforcement":"soft"}`)
+		s.Must(200, "PUT", "/orgs/c/tags/x", op, ``)
+		_, keyID := s.NewKey("c", "")
+		for _, call := range [][2]string{
+			{"PATCH", "/orgs/c"}, {"DELETE", "/orgs/c"}, {"POST", "/orgs/c/move"}, {"POST", "/orgs/c/children"},
+			{"PUT", "/orgs/c/customizations"}, {"PUT", "/orgs/r/customization_schema"}, {"DELETE", "/orgs/r/customization_schema"},
+			{"PUT", "/orgs/c/tags/y"}, {"DELETE", "/orgs/c/tags/x"},
+			{"PATCH", "/orgs/c/api_keys/" + keyID}, {"DELETE", "/orgs/c/api_keys/" + keyID}, {"POST", "/orgs/c/api_keys/" + keyID + "/rotate"},
+			{"PUT", "/orgs/r/access_log/retention"}, {"PUT", "/orgs/r/meters/tokens"}, {"DELETE", "/orgs/r/meters/tokens"},
+			{"PUT", "/orgs/c/limits/tokens"}, {"DELETE", "/orgs/c/limits/tokens"},
+		} {
+			if a := s.Must(412, call[0], call[1], op, `nonsense`, "If-Match", `"stale"`); a.String("code") != "precondition_failed" || a.String("etag") == "" {
+				t.Errorf("%s %s: %s", call[0], call[1], a.Body)
+			}
+			s.Must(400, call[0], call[1], op, `nonsense`)
+		}
+	})
+}
+
+// Nothing matches what does not exist, neither * nor the tag that nothing
+// would have (RFC 9110, section 13.1.1): If-Match never makes something new.
+func TestNothingMatchesWhatDoesNotExist(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		plant(s, "r", "c r")
+		hash := sha256.Sum256(nil)
+		ofNothing := `"` + base64.RawURLEncoding.EncodeToString(hash[:12]) + `"`
+		for _, tt := range []struct{ path, body, detail string }{
+			{"/orgs/r/customization_schema", `{"type":"object"}`, "The root r has no customization schema."},
+			{"/orgs/r/meters/tokens", `{"unit":"tokens","aggregation":"sum"}`, "This root has no meter tokens."},
+			{"/orgs/c/limits/api_calls", `{"limit":5,"enforcement":"soft"}`, "There is no limit on api_calls of c."},
+		} {
+			for _, match := range []string{"*", `"abc"`, ofNothing} {
+				for _, call := range [][2]string{{"PUT", tt.body}, {"PUT", `nonsense`}, {"DELETE", ``}} {
+					a := s.Must(412, call[0], tt.path, op, call[1], "If-Match", match)
+					if a.String("detail") != tt.detail || a.JSON("etag") != nil || a.String("fix") != "Leave out If-Match." {
+						t.Errorf("%s %s with If-Match %s: %s", call[0], tt.path, match, a.Body)
+					}
+				}
+			}
+			s.Must(404, "DELETE", tt.path, op, ``)
+			s.Must(404, "GET", tt.path, op, ``)
+			s.Must(200, "PUT", tt.path, op, tt.body)
+			s.Must(200, "PUT", tt.path, op, tt.body, "If-Match", "*")
 		}
 	})
 }

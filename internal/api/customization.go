@@ -82,14 +82,14 @@ func (a *API) getSchema(r *web.Request) (*web.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	return web.Raw(http.StatusOK, schema).With("Etag", schemaETag(schema)), nil
+	return web.Raw(http.StatusOK, schema).With("Etag", org.SchemaETag(schema)), nil
 }
 
 func (a *API) putSchema(r *web.Request) (*web.Response, error) {
-	if err := a.matchSchema(r); err != nil {
-		return nil, err
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
 	}
-	if _, err := r.MediaType("application/json", "application/schema+json"); err != nil {
+	if err := a.service.CheckSchema(r.Context(), r.Call(nil), r.Org.ID); err != nil {
 		return nil, err
 	}
 	var schema jsontext.Value
@@ -104,11 +104,14 @@ func (a *API) putSchema(r *web.Request) (*web.Response, error) {
 		return nil, err
 	}
 	r.Receipt = receipt
-	return web.Raw(http.StatusOK, schema).With("Etag", schemaETag(schema)).Receipt(receipt), nil
+	return web.Raw(http.StatusOK, schema).With("Etag", org.SchemaETag(schema)).Receipt(receipt), nil
 }
 
 func (a *API) deleteSchema(r *web.Request) (*web.Response, error) {
-	if err := a.matchSchema(r); err != nil {
+	if q := parameters(r); q.err != nil {
+		return nil, q.err
+	}
+	if err := a.service.CheckSchema(r.Context(), r.Call(nil), r.Org.ID); err != nil {
 		return nil, err
 	}
 	if err := r.NoBody(); err != nil {
@@ -122,20 +125,4 @@ func (a *API) deleteSchema(r *web.Request) (*web.Response, error) {
 	return web.JSON(http.StatusOK, struct {
 		Message string `json:"message"`
 	}{"Customization schema deleted"}).Receipt(receipt), nil
-}
-
-// matchSchema checks the precondition of a change of the schema.
-func (a *API) matchSchema(r *web.Request) error {
-	if q := parameters(r); q.err != nil {
-		return q.err
-	}
-	match := r.IfMatch()
-	if match == "" {
-		return nil
-	}
-	schema, err := a.service.Schema(r.Context(), r.Actor, r.Org.ID)
-	if err != nil && !problem.Is(err, problem.NotFound) {
-		return err
-	}
-	return org.CheckMatch(match, schemaETag(schema))
 }

@@ -128,6 +128,9 @@ func (a *API) putLimit(r *web.Request) (*web.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.service.CheckLimit(r.Context(), r.Call(nil), r.Org.ID, meter); err != nil {
+		return nil, err
+	}
 	var body struct {
 		Limit       *usage.Decimal  `json:"limit"`
 		Enforcement org.Enforcement `json:"enforcement"`
@@ -161,6 +164,9 @@ func (a *API) deleteLimit(r *web.Request) (*web.Response, error) {
 	}
 	meter, err := limitMeter(r)
 	if err != nil {
+		return nil, err
+	}
+	if err := a.service.CheckLimit(r.Context(), r.Call(nil), r.Org.ID, meter); err != nil {
 		return nil, err
 	}
 	if err := r.NoBody(); err != nil {

@@ -81,6 +81,9 @@ func (a *API) putMeter(r *web.Request) (*web.Response, error) {
 	if err := usage.CheckSlug(slug); err != nil {
 		return nil, err
 	}
+	if err := a.service.CheckMeter(r.Context(), r.Call(nil), r.Org.ID, slug); err != nil {
+		return nil, err
+	}
 	body := struct {
 		Unit        string            `json:"unit"`
 		Aggregation usage.Aggregation `json:"aggregation"`
@@ -113,6 +116,9 @@ func (a *API) putMeter(r *web.Request) (*web.Response, error) {
 func (a *API) deleteMeter(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
+	}
+	if err := a.service.CheckMeter(r.Context(), r.Call(nil), r.Org.ID, r.PathValue("meter")); err != nil {
+		return nil, err
 	}
 	if err := r.NoBody(); err != nil {
 		return nil, err

@@ -3,8 +3,6 @@ package api
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
@@ -114,9 +112,4 @@ func (a *API) openapiYAML(*web.Request) (*web.Response, error) {
 func (a *API) docs(*web.Request) (*web.Response, error) {
 	resp := &web.Response{Status: http.StatusOK, ContentType: "text/html; charset=utf-8", Body: a.document.page, Public: true}
 	return resp.With("Content-Security-Policy", a.document.csp), nil
-}
-
-func schemaETag(schema []byte) string {
-	h := sha256.Sum256(schema)
-	return `"` + base64.RawURLEncoding.EncodeToString(h[:12]) + `"`
 }

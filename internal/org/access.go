@@ -62,6 +62,32 @@ func (s *Service) AccessRetention(ctx context.Context, actor *key.Actor, rootID 
 	return r, err
 }
 
+// retentionTarget finds the root whose retention is to be changed, and the
+// retention as it is.
+func (c *change) retentionTarget(rootID string) (*Organization, *AccessRetention, error) {
+	o, err := c.target(rootID, key.AccessLogWrite)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := checkRoot(o); err != nil {
+		return nil, nil, err
+	}
+	r, err := accessRetention(c.Tx, rootID)
+	if err != nil {
+		return nil, nil, err
+	}
+	return o, r, CheckMatch(c.call.IfMatch, r.ETag())
+}
+
+// CheckAccessRetention checks whether the actor may change the retention of a
+// root, and whether it is as the call says.
+func (s *Service) CheckAccessRetention(ctx context.Context, call *Call, rootID string) error {
+	return s.precheck(ctx, call, func(c *change) error {
+		_, _, err := c.retentionTarget(rootID)
+		return err
+	})
+}
+
 // PutAccessRetention sets how long the access events of a root are kept. What
 // is older than that is gone for readers when it returns.
 func (s *Service) PutAccessRetention(ctx context.Context, call *Call, rootID string, days int) (*AccessRetention, audit.Receipt, error) {
@@ -70,18 +96,8 @@ func (s *Service) PutAccessRetention(ctx context.Context, call *Call, rootID str
 	}
 	var out *AccessRetention
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, err := c.target(rootID, key.AccessLogWrite)
+		o, before, err := c.retentionTarget(rootID)
 		if err != nil {
-			return nil, nil, err
-		}
-		if err := checkRoot(o); err != nil {
-			return nil, nil, err
-		}
-		before, err := accessRetention(c.Tx, rootID)
-		if err != nil {
-			return nil, nil, err
-		}
-		if err := CheckMatch(call.IfMatch, before.ETag()); err != nil {
 			return nil, nil, err
 		}
 		if out = before; before.Days == days {

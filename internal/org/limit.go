@@ -105,43 +105,39 @@ func PermitLimit(a *key.Actor, o *Organization) error {
 		WithFix("Use a key of an ancestor.")
 }
 
-// limitTarget finds the organization whose limit the actor wants to change.
-func (c *change) limitTarget(id string) (*Organization, error) {
+// limitTarget finds the organization whose limit for a meter is to be changed,
+// and the limit as it is; nil if there is none.
+func (c *change) limitTarget(id, meter string) (*Organization, *Limit, error) {
 	o, err := c.target(id, key.ConsumptionWrite)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return o, PermitLimit(c.call.Actor, o)
-}
-
-// limit returns the limit on an organization for a meter, nil if there is
-// none.
-func (c *change) limit(o *Organization, meter string) (*Limit, error) {
+	if err := PermitLimit(c.call.Actor, o); err != nil {
+		return nil, nil, err
+	}
 	limits, err := c.Limits(o.RootID, []string{o.ID})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for i := range limits {
-		if limits[i].Meter == meter {
-			return &limits[i], nil
+		if l := &limits[i]; l.Meter == meter {
+			return o, l, CheckMatch(c.call.IfMatch, l.ETag())
 		}
 	}
-	return nil, nil
+	return o, nil, matchNothing(c.call.IfMatch, noLimit(id, meter))
+}
+
+// CheckLimit checks whether the actor may change the limit on an organization
+// for a meter, and whether it is as the call says.
+func (s *Service) CheckLimit(ctx context.Context, call *Call, id, meter string) error {
+	return s.precheck(ctx, call, func(c *change) error {
+		_, _, err := c.limitTarget(id, meter)
+		return err
+	})
 }
 
 func noLimit(id, meter string) *problem.Error {
 	return problem.New(problem.NotFound, "There is no limit on %s of %s.", meter, id)
-}
-
-// matchLimit checks the precondition of a change of the limit.
-func (c *change) matchLimit(l *Limit, id, meter string) error {
-	if c.call.IfMatch == "" {
-		return nil
-	}
-	if l == nil {
-		return problem.New(problem.PreconditionFailed, "There is no limit on %s of %s.", meter, id).WithFix("Leave out If-Match.")
-	}
-	return CheckMatch(c.call.IfMatch, l.ETag())
 }
 
 // PutLimit sets the limit on an organization for a meter. The amount must not
@@ -150,15 +146,8 @@ func (c *change) matchLimit(l *Limit, id, meter string) error {
 func (s *Service) PutLimit(ctx context.Context, call *Call, id, meter string, amount usage.Decimal, enforcement Enforcement) (*LimitUse, audit.Receipt, error) {
 	var use *LimitUse
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, err := c.limitTarget(id)
+		o, old, err := c.limitTarget(id, meter)
 		if err != nil {
-			return nil, nil, err
-		}
-		old, err := c.limit(o, meter)
-		if err != nil {
-			return nil, nil, err
-		}
-		if err := c.matchLimit(old, id, meter); err != nil {
 			return nil, nil, err
 		}
 		if err := knownMeter(c, o.RootID, meter); err != nil {
@@ -205,15 +194,8 @@ func knownMeter(tx Tx, rootID, slug string) error {
 // DeleteLimit removes the limit on an organization for a meter.
 func (s *Service) DeleteLimit(ctx context.Context, call *Call, id, meter string) (audit.Receipt, error) {
 	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, err := c.limitTarget(id)
+		o, l, err := c.limitTarget(id, meter)
 		if err != nil {
-			return nil, nil, err
-		}
-		l, err := c.limit(o, meter)
-		if err != nil {
-			return nil, nil, err
-		}
-		if err := c.matchLimit(l, id, meter); err != nil {
 			return nil, nil, err
 		}
 		if l == nil {

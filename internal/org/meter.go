@@ -99,8 +99,8 @@ func metersOnRoot(o *Organization) error {
 		WithFix("Use the root's id.").With("root_id", o.RootID)
 }
 
-// meterTarget finds the root whose meter is to be changed, and the meter as it
-// is; nil if the root has not defined it.
+// meterTarget finds the root whose meter is to be changed, all that it has
+// defined, and the meter as it is; nil if it is not among these.
 func (c *change) meterTarget(rootID, slug string) (*Organization, []usage.Meter, *usage.Meter, error) {
 	o, err := c.target(rootID, key.ConsumptionWrite)
 	if err != nil {
@@ -118,13 +118,19 @@ func (c *change) meterTarget(rootID, slug string) (*Organization, []usage.Meter,
 		return nil, nil, nil, err
 	}
 	m := meterOf(defined, slug)
-	if c.call.IfMatch == "" {
-		return o, defined, m, nil
-	}
 	if m == nil {
-		return nil, nil, nil, problem.New(problem.PreconditionFailed, "This root has no meter %s.", slug).WithFix("Leave out If-Match.")
+		return o, defined, nil, matchNothing(c.call.IfMatch, noMeter(slug))
 	}
 	return o, defined, m, CheckMatch(c.call.IfMatch, MeterETag(o.ID, m))
+}
+
+// CheckMeter checks whether the actor may change the meter of a root, and
+// whether it is as the call says.
+func (s *Service) CheckMeter(ctx context.Context, call *Call, rootID, slug string) error {
+	return s.precheck(ctx, call, func(c *change) error {
+		_, _, _, err := c.meterTarget(rootID, slug)
+		return err
+	})
 }
 
 // unused fails with problem.Conflict if anything has been counted on a meter.

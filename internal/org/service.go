@@ -346,6 +346,15 @@ func CheckMatch(ifMatch, etag string) error {
 		WithFix("Read the resource again and repeat the change with its new ETag.").With("etag", etag)
 }
 
+// matchNothing checks an If-Match header against a resource that does not
+// exist, as absent says: none matches that, not even *.
+func matchNothing(ifMatch string, absent *problem.Error) error {
+	if ifMatch == "" {
+		return nil
+	}
+	return problem.New(problem.PreconditionFailed, "%s", absent.Detail).WithFix("Leave out If-Match.")
+}
+
 // value returns v as JSON.
 func value(v any) jsontext.Value {
 	b, err := json.Marshal(v)

@@ -2,6 +2,8 @@ package org
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"time"
 
@@ -200,9 +202,19 @@ func (s *Service) Schema(ctx context.Context, actor *key.Actor, rootID string) (
 		return err
 	})
 	if errors.Is(err, ErrAbsent) {
-		return nil, problem.New(problem.NotFound, "The root %s has no customization schema.", rootID)
+		return nil, noSchema(rootID)
 	}
 	return schema, err
+}
+
+func noSchema(rootID string) *problem.Error {
+	return problem.New(problem.NotFound, "The root %s has no customization schema.", rootID)
+}
+
+// SchemaETag returns the strong entity tag of a customization schema.
+func SchemaETag(schema []byte) string {
+	h := sha256.Sum256(schema)
+	return `"` + base64.RawURLEncoding.EncodeToString(h[:12]) + `"`
 }
 
 func checkRoot(o *Organization) error {
@@ -211,6 +223,34 @@ func checkRoot(o *Organization) error {
 			WithFix("Use the root organization, %s.", o.RootID)
 	}
 	return nil
+}
+
+// schemaTarget finds the root whose schema is to be changed, and the schema as
+// it is; nil if there is none.
+func (c *change) schemaTarget(rootID string) (*Organization, []byte, error) {
+	o, err := c.target(rootID, key.CustomizationsWrite)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := checkRoot(o); err != nil {
+		return nil, nil, err
+	}
+	schema, err := c.Schema(rootID)
+	if errors.Is(err, ErrAbsent) {
+		return o, nil, matchNothing(c.call.IfMatch, noSchema(rootID))
+	} else if err != nil {
+		return nil, nil, err
+	}
+	return o, schema, CheckMatch(c.call.IfMatch, SchemaETag(schema))
+}
+
+// CheckSchema checks whether the actor may change the schema of a root, and
+// whether it is as the call says.
+func (s *Service) CheckSchema(ctx context.Context, call *Call, rootID string) error {
+	return s.precheck(ctx, call, func(c *change) error {
+		_, _, err := c.schemaTarget(rootID)
+		return err
+	})
 }
 
 // PutSchema sets the JSON Schema that the effective customizations in a
@@ -222,19 +262,12 @@ func (s *Service) PutSchema(ctx context.Context, call *Call, rootID string, sche
 		}
 	}
 	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, err := c.target(rootID, key.CustomizationsWrite)
+		o, old, err := c.schemaTarget(rootID)
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := checkRoot(o); err != nil {
-			return nil, nil, err
-		}
-		old, err := c.Schema(rootID)
-		if err != nil && !errors.Is(err, ErrAbsent) {
-			return nil, nil, err
-		}
 		if old == nil && schema == nil {
-			return nil, nil, problem.New(problem.NotFound, "The root %s has no customization schema.", rootID)
+			return nil, nil, noSchema(rootID)
 		}
 		if string(old) == string(schema) {
 			return nil, nil, nil
