@@ -253,6 +253,50 @@ func TestHardLimitOfDefinedMeter(t *testing.T) {
 	})
 }
 
+// Events are held against a hard limit exactly, whatever else changes in the
+// tree meanwhile.
+func TestHardLimitOfEventsWhileTheTreeChanges(t *testing.T) {
+	on(t, func(t *testing.T, engine string) {
+		s := startTree(t, engine)
+		op := s.OperatorKey
+		s.Must(200, "PUT", "/orgs/root/meters/tokens", op, `{"unit":"tokens","aggregation":"sum"}`)
+		s.Must(200, "PUT", "/orgs/a/limits/tokens", op, `{"limit":20,"enforcement":"hard"}`)
+		ctx, cancel := context.WithCancel(t.Context())
+		var changing, sending sync.WaitGroup
+		for n := range 2 {
+			changing.Go(func() {
+				for i := 0; ctx.Err() == nil; i++ {
+					a, err := s.TryDo("POST", "/orgs/b/children", op, fmt.Sprintf(`{"id":"c%d-%d","name":"Child"}`, n, i))
+					if err != nil || a.Status >= 300 {
+						t.Errorf("%v %v", err, a)
+						return
+					}
+				}
+			})
+		}
+		var accepted atomic.Int64
+		for c := range 4 {
+			sending.Go(func() {
+				for i := range 50 {
+					a, err := s.TryDo("POST", "/orgs/a/consumption/events", op, fmt.Sprintf(`{"id":"%d","source":"%d","meter":"tokens","quantity":1,"org_id":"a"}`, i, c))
+					switch {
+					case err == nil && a.Status == 200:
+						accepted.Add(1)
+					case err != nil || a.Status != 429:
+						t.Errorf("%v %v", err, a)
+					}
+				}
+			})
+		}
+		sending.Wait()
+		cancel()
+		changing.Wait()
+		if accepted.Load() != 20 {
+			t.Errorf("%d were accepted, the limit is 20", accepted.Load())
+		}
+	})
+}
+
 // A server that has lost the connection on which it hears of changes reads the
 // limits for each decision. It neither refuses what fits nor lets through what
 // does not.

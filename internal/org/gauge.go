@@ -200,34 +200,46 @@ func (r *Reservation) giveUp() {
 // problem.LimitExceeded, naming the limit, if they do not.
 //
 // It reads the store if it must, so it cannot be used within a transaction:
-// see watchLimits and admit.
+// see watchLimits and reserve.
 func (s *Service) Admit(ctx context.Context, charges ...Charge) (*Reservation, error) {
-	since := s.boundsReads.Load()
+	var known map[string]*bounds
 	for attempt := 0; ; attempt++ {
-		r, err := s.reserve(charges, true, since)
+		r, err := s.reserve(charges, true, known)
 		if err != errNoGauge {
 			return r, err
 		}
 		if attempt == maxGaugeReads {
-			e := problem.New(problem.Unavailable, "What was consumed under a limit cannot be read fast enough.").WithFix("Try again in a moment.")
-			e.RetryAfter = time.Second
-			return nil, e
+			return nil, gaugesLate()
 		}
-		if err := s.watchLimits(ctx, charges...); err != nil {
+		if known, err = s.watchLimits(ctx, charges...); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// watchLimits reads what admit has to know to decide on charges of the same
-// paths, months and meters. Only their quantities may differ.
-func (s *Service) watchLimits(ctx context.Context, charges ...Charge) error {
+// gaugesLate is the error for charges that no read of the gauges was young
+// enough for.
+func gaugesLate() error {
+	e := problem.New(problem.Unavailable, "What was consumed under a limit cannot be read fast enough.").WithFix("Try again in a moment.")
+	e.RetryAfter = time.Second
+	return e
+}
+
+// watchLimits reads what reserve has to know to decide on charges of the same
+// paths, months and meters; only their quantities may differ. It returns the
+// limits that bind them, by path, as they are now.
+func (s *Service) watchLimits(ctx context.Context, charges ...Charge) (map[string]*bounds, error) {
+	known := map[string]*bounds{}
 	var keys []gaugeKey
 	for i := range charges {
 		c := &charges[i]
-		b, err := s.boundsOf(ctx, c.RootID, c.Path)
-		if err != nil {
-			return err
+		b := known[c.Path]
+		if b == nil {
+			var err error
+			if b, err = s.boundsOf(ctx, c.RootID, c.Path); err != nil {
+				return nil, err
+			}
+			known[c.Path] = b
 		}
 		for j := range b.limits {
 			if l := &b.limits[j]; l.Enforcement == Hard && l.Meter == c.Meter {
@@ -236,20 +248,9 @@ func (s *Service) watchLimits(ctx context.Context, charges ...Charge) error {
 		}
 	}
 	if len(keys) == 0 {
-		return nil
+		return known, nil
 	}
-	return s.loadGauges(ctx, keys)
-}
-
-// admit is Admit without I/O, for use within a transaction, after watchLimits;
-// since is boundsReads before it. A limit that it was not told to watch binds
-// at the next charge.
-func (s *Service) admit(charges []Charge, since uint64) (*Reservation, error) {
-	r, err := s.reserve(charges, true, since)
-	if err == errNoGauge {
-		return s.reserve(charges, false, since)
-	}
-	return r, err
+	return known, s.loadGauges(ctx, keys)
 }
 
 // Count reserves charges without asking whether they fit. It never fails: what
@@ -261,28 +262,33 @@ func (s *Service) Count(ctx context.Context, charges ...Charge) *Reservation {
 	for i := range charges {
 		_, _ = s.boundsOf(ctx, charges[i].RootID, charges[i].Path)
 	}
-	r, _ := s.reserve(charges, false, 0)
+	r, _ := s.reserve(charges, false, nil)
 	return r
 }
 
 // reserve adds charges to the gauges of the hard limits that bind them, in one
-// step. With check it adds nothing unless all fit: errNoGauge if what has to
-// be known is not, problem.LimitExceeded if they do not. Limits that were read
-// after the first since reads count as known even while the store cannot tell
-// whether they still hold.
-func (s *Service) reserve(charges []Charge, check bool, since uint64) (*Reservation, error) {
+// step, without I/O. With check it adds nothing unless all fit: errNoGauge if
+// what has to be known is not, problem.LimitExceeded if they do not.
+//
+// known are limits, by path, that the caller has just found to hold. Others
+// are known only while nothing in their tree changes.
+func (s *Service) reserve(charges []Charge, check bool, known map[string]*bounds) (*Reservation, error) {
 	var r *Reservation
 	var now time.Time
 	kick := false
 	for i := range charges {
 		c := &charges[i]
-		b, ok := s.bounds.GetIfPresent(c.Path)
-		if !ok || check && b.read <= since && b.generation != s.store.Generation(c.RootID) {
-			if check {
-				r.giveUp()
-				return nil, errNoGauge
+		b := known[c.Path]
+		if b == nil {
+			cached, ok := s.bounds.GetIfPresent(c.Path)
+			if !ok || check && cached.generation != s.store.Generation(c.RootID) {
+				if check {
+					r.giveUp()
+					return nil, errNoGauge
+				}
+				continue
 			}
-			continue
+			b = cached
 		}
 		for j := range b.limits {
 			l := &b.limits[j]

@@ -53,7 +53,6 @@ type bounds struct {
 	path       string
 	limits     []Limit
 	generation uint64
-	read       uint64 // counts the reads of bounds
 }
 
 // boundsOf returns the limits that bind the organization at path.
@@ -62,7 +61,7 @@ func (s *Service) boundsOf(ctx context.Context, rootID, path string) (*bounds, e
 	if b, ok := s.bounds.GetIfPresent(path); ok && b.generation == generation {
 		return b, nil
 	}
-	b := &bounds{rootID: rootID, path: path, generation: generation, read: s.boundsReads.Add(1)}
+	b := &bounds{rootID: rootID, path: path, generation: generation}
 	err := s.store.Read(ctx, func(tx Tx) (err error) {
 		b.limits, err = chainLimits(tx, rootID, path)
 		return err

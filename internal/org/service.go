@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -41,8 +40,6 @@ type Service struct {
 	meters *otter.Cache[string, *rootMeters]
 	spool  Spool
 	gauges *gauges
-
-	boundsReads atomic.Uint64
 
 	keyring *audit.Keyring
 	changed changedRoots

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -169,19 +170,31 @@ func (s *Service) Ingest(ctx context.Context, call *Call, orgID string, events [
 	}
 	slices.Sort(in.orgIDs)
 	in.orgIDs = slices.Compact(in.orgIDs)
-	if err := in.watch(ctx, within); err != nil {
-		return Ingestion{}, err
-	}
 	var out Ingestion
-	err := s.store.Write(ctx, func(tx Tx) error {
-		in.reservation.Release() // of an attempt before
-		in.reservation = nil
-		var err error
-		if out, err = in.run(tx); err != nil {
-			return err
+	var err error
+	for attempt := 0; ; attempt++ {
+		if err := in.watch(ctx, within); err != nil {
+			return Ingestion{}, err
 		}
-		return remember(tx, call, now, out, audit.Receipt{})
-	})
+		err = s.store.Write(ctx, func(tx Tx) error {
+			in.reservation.Release() // of an attempt before
+			in.reservation = nil
+			var err error
+			if out, err = in.run(tx); err != nil {
+				return err
+			}
+			return remember(tx, call, now, out, audit.Receipt{})
+		})
+		if err != errNoGauge {
+			break
+		}
+		// An organization was moved below a limit meanwhile, or the transaction
+		// came late.
+		if attempt == maxGaugeReads {
+			err = gaugesLate()
+			break
+		}
+	}
 	switch {
 	case err == nil || problem.Is(err, problem.OutcomeUnknown):
 		in.reservation.Committed()
@@ -203,15 +216,15 @@ type ingestion struct {
 	now         time.Time
 	orgID       string
 	events      []UsageEvent
-	orgIDs      []string // of the events, each once
-	since       uint64   // boundsReads before the limits were watched
+	orgIDs      []string           // of the events, each once
+	limits      map[string]*bounds // that watch found, by path
 	reservation *Reservation
 }
 
 // watch reads what the hard limits say about the events, before the
 // transaction.
 func (in *ingestion) watch(ctx context.Context, within string) error {
-	in.since = in.service.boundsReads.Load()
+	in.limits = map[string]*bounds{}
 	for _, id := range in.orgIDs {
 		snap, err := in.service.live(ctx, id)
 		if err != nil {
@@ -228,6 +241,7 @@ func (in *ingestion) watch(ctx context.Context, within string) error {
 		if err != nil {
 			return err
 		}
+		in.limits[snap.Path] = b
 		if len(b.limits) == 0 {
 			continue
 		}
@@ -237,9 +251,11 @@ func (in *ingestion) watch(ctx context.Context, within string) error {
 				charges = append(charges, Charge{RootID: snap.RootID, Path: snap.Path, Month: m, Meter: meters[i].Slug})
 			}
 		}
-		if err := in.service.watchLimits(ctx, charges...); err != nil {
+		known, err := in.service.watchLimits(ctx, charges...)
+		if err != nil {
 			return err
 		}
+		maps.Copy(in.limits, known)
 	}
 	return nil
 }
@@ -372,9 +388,16 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 	for i, e := range book.order {
 		entries[i] = *e
 		rootID, _, _ := strings.Cut(e.Path, "/")
+		if in.limits[e.Path] == nil { // it was moved meanwhile
+			limits, err := chainLimits(tx, rootID, e.Path)
+			if err != nil {
+				return out, err
+			}
+			in.limits[e.Path] = &bounds{rootID: rootID, path: e.Path, limits: limits}
+		}
 		charges[i] = Charge{RootID: rootID, Path: e.Path, Month: e.Month, Meter: e.Meter, Quantity: e.Quantity}
 	}
-	if in.reservation, err = in.service.admit(charges, in.since); err != nil {
+	if in.reservation, err = in.service.reserve(charges, true, in.limits); err != nil {
 		return out, err
 	}
 	if err := tx.PutStates(book.states); err != nil {

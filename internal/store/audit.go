@@ -61,20 +61,31 @@ func (heads groupHeads) write(c conn) error {
 		if h.Size == h.stored {
 			continue
 		}
-		if _, err := c.exec(moveHead, h.RootID, h.Ordinal, h.Size, h.Root[:], rangeBytes(h.Range), h.stored); err != nil {
+		n, err := c.exec(moveHead, h.RootID, h.Ordinal, h.Size, h.Root[:], rangeBytes(h.Range), h.stored)
+		if err != nil {
 			return err
+		}
+		if n != 1 {
+			return fmt.Errorf("the head of the audit log of %s is not where its entries begin", h.RootID)
 		}
 	}
 	clear(heads)
 	return nil
 }
 
-// settle writes the heads before a statement that may look at them.
-func (t *tx) settle(text string) error {
-	if len(t.heads) == 0 || text == lockHead || text == moveHead || !strings.Contains(text, "audit_heads") {
+// settle writes the heads before a statement that looks at them. After one that
+// writes to them, the transaction stores the heads that it moves itself: it may
+// have closed a log, which nobody may lock any more. lockHead and moveHead are
+// used here for roots that heads does not have.
+func (t *tx) settle(text string, writes bool) error {
+	if t.heads == nil || text == lockHead || text == moveHead || !strings.Contains(text, "audit_heads") {
 		return nil
 	}
-	return t.heads.write(t.conn)
+	err := t.heads.write(t.conn)
+	if writes {
+		t.heads = nil
+	}
+	return err
 }
 
 func (t *tx) Lock(rootID string) (*audit.Head, error) {

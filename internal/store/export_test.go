@@ -9,6 +9,7 @@ import (
 	"github.com/ncruces/go-sqlite3/driver"
 	"github.com/pressly/goose/v3"
 
+	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/org"
 )
 
@@ -60,6 +61,26 @@ func Commit(c *sqlite3.Conn) error {
 		s.Close()
 	}
 	return err
+}
+
+// ClosedLog ends the log of a root and appends a record to it, as the purge of
+// a root does.
+func ClosedLog(tx org.Tx, head *audit.Head, r audit.Record) error {
+	if err := tx.CloseLog(head, time.UnixMicro(1)); err != nil {
+		return err
+	}
+	head.Size++
+	return tx.AppendAudit(head, []audit.Record{r})
+}
+
+// LockPanics panics while it reads the head of a log.
+func LockPanics(t org.Tx, rootID string) error {
+	return t.(*tx).query(func(row) error { panic("oh") }, lockHead, rootID)
+}
+
+// HeadsWritten counts how often the writer has written the head of a log.
+func HeadsWritten(s *Store) (n int) {
+	return s.engine.(*sqliteEngine).writer.stmts[moveHead].Status(sqlite3.STMTSTATUS_RUN, false)
 }
 
 // Group makes changes in one group commit, in their order, and returns their

@@ -26,7 +26,7 @@ type job struct {
 	fn        func(*tx) error
 	committed func(touched)
 	state     atomic.Int32
-	touched   touched
+	touched   touched // if err is nil
 	err       error
 	done      chan struct{}
 }
@@ -36,12 +36,6 @@ const (
 	jobStarted
 	jobAbandoned
 )
-
-// end lets the caller of the job have err.
-func (j *job) end(err error) {
-	j.err = err
-	close(j.done)
-}
 
 // run is the writer goroutine.
 func (e *sqliteEngine) run() {
@@ -54,7 +48,8 @@ func (e *sqliteEngine) run() {
 // commitGroup runs first and jobs that wait behind it in one transaction.
 func (e *sqliteEngine) commitGroup(first *job) {
 	if err := e.begin(); err != nil {
-		first.end(sqliteProblem(err))
+		first.err = sqliteProblem(err)
+		close(first.done)
 		return
 	}
 	g := &group{sqliteEngine: e, begun: time.Now(), half: (e.lastSize + 1 + len(e.queue)) / 2}
@@ -71,8 +66,7 @@ func (e *sqliteEngine) commitGroup(first *job) {
 		}
 	}
 	if err := g.heads.write(e.writer); err != nil {
-		e.reopen()
-		g.answer(sqliteProblem(err), false)
+		g.answer(sqliteProblem(g.giveUp(err)), false)
 		return
 	}
 	start := time.Now()
@@ -91,21 +85,26 @@ func (e *sqliteEngine) commitGroup(first *job) {
 	g.answer(outcomeUnknown(err), true)
 }
 
-// A group is the jobs whose changes are in the writer's transaction.
+// A group is the jobs that run in one transaction, in their order. All of them
+// are answered after its commit, those that fail too: they may have failed, or
+// found that nothing is to be changed, because of what others of the group did.
 //
 // If a job fails that has changed something, its changes must be undone, and
 // nobody else's. A savepoint for each job would do that, but it has a price,
 // and such failures are rare. So a group begins without them; at the first
-// such failure the transaction is rolled back, the other jobs run again (see
-// org.Store), and from then on each job has its savepoint.
+// such failure the transaction is rolled back, all its jobs run again (see
+// org.Store), and from then on each has its savepoint.
 type group struct {
 	*sqliteEngine
 	jobs       []*job
+	changed    bool       // a job has been successful
 	heads      groupHeads // nil with savepoints
 	savepoints bool
 
 	begun time.Time
-	half  int // of the callers that have a change now or had one in the last group
+	// half is half of the callers that there seem to be: those that wait now
+	// and those that the last group answered.
+	half int
 }
 
 // next returns a further job, nil if none waits or the group is full.
@@ -129,42 +128,38 @@ func (g *group) next() *job {
 	}
 }
 
-// run runs a job. If it fails, it is answered and its changes are undone. If
-// the whole transaction is lost, run returns the reason.
+// run runs a job. If it fails, its changes are undone. If the whole transaction
+// is lost, run returns the reason.
 func (g *group) run(j *job) (lost error) {
+	g.jobs = append(g.jobs, j)
 	w := g.writer
 	if g.savepoints {
 		if _, err := w.exec(`SAVEPOINT job`); err != nil {
-			g.jobs = append(g.jobs, j)
 			return g.giveUp(err)
 		}
 	}
 	changes := w.c.TotalChanges()
 	t := &tx{conn: w, d: sqliteDialect, read: map[string]stored{}, heads: g.heads}
-	err := protect(func() error { return j.fn(t) })
+	j.err = protect(func() error { return j.fn(t) })
 	if t.err != nil {
-		err = sqliteProblem(t.err)
+		j.err = sqliteProblem(t.err)
 	}
 	if w.c.GetAutocommit() { // SQLite has rolled the transaction back
 		if t.err == nil {
 			t.err = errors.New("the transaction has ended early")
 		}
-		g.jobs = append(g.jobs, j)
 		return t.err
 	}
-	if err == nil {
-		j.touched = t.touched()
-		g.jobs = append(g.jobs, j)
-	} else {
-		j.end(err)
+	if j.err == nil {
+		j.touched, g.changed = t.touched(), true
 	}
 	if !g.savepoints {
-		if err != nil && w.c.TotalChanges() != changes {
-			return g.again()
+		if j.err != nil && w.c.TotalChanges() != changes {
+			return g.undo()
 		}
 		return nil
 	}
-	if err != nil {
+	if j.err != nil {
 		if _, err := w.exec(`ROLLBACK TO job`); err != nil {
 			return g.giveUp(err)
 		}
@@ -175,16 +170,16 @@ func (g *group) run(j *job) (lost error) {
 	return nil
 }
 
-// again undoes the changes of a job that failed, by running the others again.
-func (g *group) again() (lost error) {
+// undo undoes the changes of the last job, which failed, and no others.
+func (g *group) undo() (lost error) {
 	if err := g.rollback(); err != nil {
 		return g.giveUp(err)
 	}
 	if err := g.begin(); err != nil {
 		return err
 	}
-	if len(g.jobs) == 0 {
-		clear(g.heads)
+	clear(g.heads)
+	if !g.changed {
 		return nil
 	}
 	jobs := g.jobs
@@ -204,16 +199,19 @@ func (g *group) giveUp(err error) error {
 	return err
 }
 
-// answer ends the jobs of the group with err. committed says that their changes
-// are in the database, or may be.
+// answer ends the jobs of the group, with err if it is not nil. committed says
+// that their changes are in the database, or may be.
 func (g *group) answer(err error, committed bool) {
-	if committed {
-		for _, j := range g.jobs {
+	for _, j := range g.jobs {
+		if committed && j.err == nil {
 			j.committed(j.touched)
 		}
 	}
 	for _, j := range g.jobs {
-		j.end(err)
+		if err != nil {
+			j.err = err
+		}
+		close(j.done)
 	}
 }
 

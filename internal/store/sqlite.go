@@ -435,12 +435,18 @@ func (c *sqliteConn) query(scan func(row) error, text string, args ...any) error
 	if err := bind(s, args); err != nil {
 		return err
 	}
+	ended := false
+	defer func() {
+		if !ended { // scan failed, or panicked: the statement must work again
+			s.Reset()
+		}
+	}()
 	for s.Step() {
 		if err := scan(sqliteRow{s}); err != nil {
-			s.Reset()
 			return err
 		}
 	}
+	ended = true
 	return s.Reset()
 }
 

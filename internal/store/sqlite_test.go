@@ -201,8 +201,8 @@ func TestSQLiteGroupRunsAgain(t *testing.T) {
 	}
 }
 
-// TestSQLiteGroupHeads: the head of a log is written once for all changes of a
-// group, and whatever looks at it sees each of them.
+// TestSQLiteGroupHeads: the head of a log is written for the first change of a
+// group and before its commit, and whatever looks at it sees each change.
 func TestSQLiteGroupHeads(t *testing.T) {
 	dir := t.TempDir()
 	s := openSQLite(t, dir, store.Options{})
@@ -243,16 +243,93 @@ func TestSQLiteGroupHeads(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	errs := store.Group(s, append1("r"), append1("r"), func(tx org.Tx) error { return errors.Join(change(tx, "r"), failure) }, append1("r"))
-	if errs[0] != nil || errs[1] != nil || !errors.Is(errs[2], failure) || errs[3] != nil {
-		t.Errorf("errors %v", errs)
+	written := store.HeadsWritten(s)
+	for _, err := range store.Group(s, slices.Repeat([]func(org.Tx) error{append1("r")}, 10)...) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if n := store.HeadsWritten(s) - written; n != 2 {
+		t.Errorf("the head was written %d times for ten changes", n)
+	}
+	fails := func(tx org.Tx) error { return errors.Join(change(tx, "r"), failure) }
+	for _, at := range []int{0, 2, 1} { // first, after others, and soon after that with savepoints
+		changes := slices.Repeat([]func(org.Tx) error{append1("r")}, 4)
+		changes[at] = fails
+		for i, err := range store.Group(s, changes...) {
+			if (i == at) != (err != nil) {
+				t.Errorf("change %d: %v", i, err)
+			}
+		}
+	}
+	for i, err := range store.Group(s, append1("q"),
+		func(tx org.Tx) error {
+			head, err := tx.Lock("q")
+			if err != nil {
+				return err
+			}
+			return store.ClosedLog(tx, head, audit.Record{RootID: "q", Seq: head.Size, ID: "aud_last", OrgID: "q", Path: "q/", Leaf: []byte("{}"), Values: []byte("{}")})
+		},
+		func(tx org.Tx) error {
+			if _, err := tx.Lock("q"); !errors.Is(err, org.ErrAbsent) {
+				return fmt.Errorf("a closed log was locked: %v", err)
+			}
+			return nil
+		}) {
+		if err != nil {
+			t.Errorf("change %d around the end of a log: %v", i, err)
+		}
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
 	s = openSQLite(t, dir, store.Options{})
-	if r, q := size(t, s, "r"), size(t, s, "q"); r != 15 || q != 3 {
-		t.Errorf("the logs have %d and %d entries", r, q)
+	if n := size(t, s, "r"); n != 3*4+10+3*3 {
+		t.Errorf("the log has %d entries", n)
+	}
+}
+
+// TestSQLiteGroupAnswers: a change that failed, or had nothing to do, because of
+// another that shares its commit does not hear so if that commit fails.
+func TestSQLiteGroupAnswers(t *testing.T) {
+	v := &faultyVFS{VFS: vfs.Find("")}
+	vfs.Register(t.Name(), v)
+	defer vfs.Unregister(t.Name())
+	s, err := store.OpenSQLite(t.Context(), t.TempDir(), store.Options{VFS: t.Name()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	plantRoot(t, s, "r")
+	there := errors.New("it is there already")
+	insert := func(tx org.Tx) error {
+		if _, err := tx.Org("a"); err == nil {
+			return there
+		}
+		return insertOrg(tx, "r/a/")
+	}
+	full := error(syscall.ENOSPC)
+	v.write.Store(&full)
+	for i, err := range store.Group(s, insert, insert) {
+		if !problem.Is(err, problem.StorageFull) {
+			t.Errorf("change %d: %v", i, err)
+		}
+	}
+	v.write.Store(nil)
+	if errs := store.Group(s, insert, insert); errs[0] != nil || errs[1] != there {
+		t.Errorf("errors %v", errs)
+	}
+}
+
+// A panic while a row is read leaves the statement usable.
+func TestSQLitePanicInScan(t *testing.T) {
+	s := openSQLite(t, t.TempDir(), store.Options{})
+	plantRoot(t, s, "r")
+	if errs := store.Group(s, func(tx org.Tx) error { return store.LockPanics(tx, "r") }); errs[0] == nil {
+		t.Error("no error")
+	}
+	if err := update(s, "r"); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -67,7 +67,7 @@ func (t *tx) exec(text string, args ...any) (int64, error) {
 	if t.err != nil {
 		return 0, t.err
 	}
-	if err := t.settle(text); err != nil {
+	if err := t.settle(text, true); err != nil {
 		return 0, t.fail(err)
 	}
 	t.writes++
@@ -79,7 +79,7 @@ func (t *tx) execEach(text string, n int, args func(i int) []any, changed func(i
 	if t.err != nil {
 		return t.err
 	}
-	if err := t.settle(text); err != nil {
+	if err := t.settle(text, true); err != nil {
 		return t.fail(err)
 	}
 	t.writes++
@@ -100,7 +100,7 @@ func (t *tx) query(scan func(row) error, text string, args ...any) error {
 	if t.err != nil {
 		return t.err
 	}
-	if err := t.settle(text); err != nil {
+	if err := t.settle(text, false); err != nil {
 		return t.fail(err)
 	}
 	return t.fail(t.conn.query(scan, text, args...))

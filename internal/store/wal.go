@@ -11,16 +11,16 @@ import (
 
 // walFile is the file of a write-ahead log. A commit writes many small pieces
 // to it: for each page a frame header and the page itself. Between gather and
-// release, walFile keeps what follows each other and writes it at once, which
-// takes a fraction of the time.
+// release, walFile keeps consecutive writes and makes them at once, which takes
+// a fraction of the time.
 //
 // Other connections look at the frames of a commit only after the last of
 // them, which says that it is the last (https://sqlite.org/fileformat2.html,
 // section 4.1). By then all of them are in the file.
 //
 // walFile says SQLITE_FULL when a full disk keeps it from writing; without it,
-// that would be an I/O error like any other. The last frame is the last that
-// is written: if the disk was too full, the commit is not in the file.
+// that would be an I/O error like any other. What makes a commit count is written
+// last: if the disk was too full, the commit is not in the file.
 //
 // It needs none of the optional interfaces of the file beneath: they matter
 // for the database's own file.
