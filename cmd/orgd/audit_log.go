@@ -201,14 +201,18 @@ func auditNewEpochCommand(s *session) *cobra.Command {
 	var reason string
 	var dryRun bool
 	cmd := &cobra.Command{
-		Use: "new-epoch [ROOT...]", Short: "Let audit logs go on after an old backup was restored",
+		Use: "new-epoch [ROOT...]", Short: "Let audit logs go on after a restored backup or a lost seed",
 		Long: `List the audit logs that the server does not sign, because the database lacks
-what was signed of them before, and open a new epoch of each: it begins with an
-entry that holds the last signed checkpoint, what is left, and the reason. A log
-that the database does not have at all is given up.
+what was signed of them before, or the server their key, and open a new epoch of
+each: it begins with an entry that holds the last signed checkpoint, what is left,
+and the reason. A log that the database does not have at all is given up.
 
-Do that only after you have restored an old backup on purpose. Everybody who
-checks the log will see it.`,
+A log that is not signed because the seed of its keys was lost goes on in the same
+way, with a key of the newest seed that the server has: hand out what 'orgd audit
+key' prints then.
+
+Do that only after you have restored an old backup on purpose, or if no copy of
+the seed is left. Everybody who checks the log will see it.`,
 		Example: `  orgd audit new-epoch --dry-run
   orgd audit new-epoch --reason "The backup of 24 November was restored after the disk failed."`,
 		Args: cobra.ArbitraryArgs,

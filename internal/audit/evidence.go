@@ -67,12 +67,16 @@ type EpochOpening struct {
 	// the checkpoint says after an old backup was restored.
 	KeptSize int64  `json:"kept_size"`
 	KeptRoot string `json:"kept_root"` // hexadecimal
+	// Key is the verifier key that signs the new epoch if those of the epoch
+	// before could not be had. Nothing but this entry vouches for it.
+	Key string `json:"key,omitzero"`
 }
 
 // OpenEpoch returns the head of the epoch that follows old, and the changes of
 // the entry that must become its leaf 0. Checkpoint is the last signed
-// checkpoint of old's epoch.
-func OpenEpoch(old *Head, checkpoint []byte, reason string) (*Head, []Change, error) {
+// checkpoint of old's epoch. Key is nil if the keys of that epoch go on
+// signing, otherwise the one that signs from now on.
+func OpenEpoch(old *Head, checkpoint []byte, reason string, key *Key) (*Head, []Change, error) {
 	c, err := ParseCheckpoint(checkpoint)
 	if err != nil {
 		return nil, nil, err
@@ -82,8 +86,14 @@ func OpenEpoch(old *Head, checkpoint []byte, reason string) (*Head, []Change, er
 	}
 	h := NewHead(old.RootID, old.LogID)
 	h.Epoch = old.Epoch + 1
-	return h, []Change{{Pointer: "/epoch", New: jsonValue(EpochOpening{Reason: reason, Checkpoint: string(checkpoint),
-		KeptSize: old.Size, KeptRoot: old.Root.String()})}}, nil
+	o := EpochOpening{Reason: reason, Checkpoint: string(checkpoint), KeptSize: old.Size, KeptRoot: old.Root.String()}
+	if key != nil {
+		if key.Name() != Origin(h.LogID, h.Epoch) {
+			return nil, nil, fmt.Errorf("audit: the key of %s cannot sign epoch %d", key.Name(), h.Epoch)
+		}
+		o.Key = key.Verifier()
+	}
+	return h, []Change{{Pointer: "/epoch", New: jsonValue(o)}}, nil
 }
 
 // KeyRotation says that the key To signs from now on, and From no longer from

@@ -53,13 +53,16 @@ func ParseKeyring(text string) (*Keyring, error) {
 // Newest returns the id of the newest seed. It reveals nothing of the seed.
 func (k *Keyring) Newest() string { return k.ids[len(k.ids)-1] }
 
+// Has reports whether the ring has the seed with the given id.
+func (k *Keyring) Has(seedID string) bool { return slices.Contains(k.ids, seedID) }
+
 // Key derives a key (DeriveKey) from the seed with the given id. The error is
 // a problem.Error if the ring does not have that seed.
 func (k *Keyring) Key(seedID, logID string, epoch, version int64) (*Key, error) {
 	i := slices.Index(k.ids, seedID)
 	if i < 0 {
-		return nil, problem.New(problem.Unavailable, "The audit log is signed with a key that this server does not have.").
-			WithFix("Give all servers of one database the same audit key: the file audit.key, or ORGD_AUDIT_KEY.")
+		return nil, problem.New(problem.Unavailable, "The audit log is signed with a key of the seed %s, which this server does not have.", seedID).
+			WithFix("Give all servers of one database the same audit key: the file audit.key, or ORGD_AUDIT_KEY. If that seed is lost for good, open a new epoch: orgd audit new-epoch --reason …")
 	}
 	return DeriveKey(k.seeds[i], logID, epoch, version)
 }

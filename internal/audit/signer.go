@@ -28,7 +28,8 @@ type Key struct {
 }
 
 // DeriveKey derives the key of a log from the server's signing seed with
-// HKDF-SHA256 (RFC 5869). Versions start at 1; a rotation takes the next one.
+// HKDF-SHA256 (RFC 5869). Versions start at 1; a rotation takes the next one, and
+// so does an epoch for which the key was lost.
 // The epochs of a log share the same key pair under different names.
 func DeriveKey(seed []byte, logID string, epoch, version int64) (*Key, error) {
 	if len(seed) != SeedSize {

@@ -23,7 +23,10 @@ import (
 type Expect struct {
 	// Keys are verifier keys of the log (Key.Verifier), at least one. Nothing
 	// that an export or a proof says about keys is believed, except rotations
-	// that one of these keys has signed.
+	// that one of these keys has signed. If a key was lost and an epoch opened
+	// with another one, keys of that epoch or later ones are enough: what is
+	// before is then checked by what the opening says was left, and its
+	// signatures are not.
 	Keys        []string
 	Witnesses   []string  // verifier keys of witnesses whose cosignatures count
 	Checkpoints [][]byte  // signed checkpoints that were kept from earlier
@@ -124,6 +127,7 @@ type signedCheckpoint struct {
 	at     position
 	signed []byte
 	kept   bool
+	opens  bool // it stands in the entry that opens the next epoch
 	line   int64
 }
 
@@ -140,12 +144,20 @@ type rotation struct {
 	end      position // the first entry after its end
 }
 
+// declaredKey is a key that an epoch was opened with, since that of the epoch
+// before had been lost.
+type declaredKey struct {
+	epoch int64
+	key   publicKey
+}
+
 type verifier struct {
 	expect     Expect
 	report     *Report
 	logID      string
 	keys       map[publicKey]bool
-	lastKey    int64 // the latest epoch that a given key names
+	firstKey   int64 // the earliest epoch that a given key names
+	lastKey    int64 // the latest one
 	witnesses  []note.Verifier
 	statements map[string]bool // by hash; true once found
 
@@ -163,6 +175,8 @@ type verifier struct {
 	headerKeys  []publicKey
 	checkpoints []signedCheckpoint
 	rotations   []rotation
+	declared    []declaredKey
+	lost        int64               // the keys of the epochs before it were lost, and none of them was given
 	pending     map[uint64]struct{} // absent values that no erasure covers yet
 }
 
@@ -180,7 +194,10 @@ func newVerifier(expect Expect) (*verifier, error) {
 		if v.logID != "" && logID != v.logID {
 			return nil, problem.New(problem.InvalidRequest, "The verifier keys are of different logs.")
 		}
-		v.logID, v.lastKey = logID, max(v.lastKey, epoch)
+		if v.logID == "" {
+			v.firstKey = epoch
+		}
+		v.logID, v.firstKey, v.lastKey = logID, min(v.firstKey, epoch), max(v.lastKey, epoch)
 		v.keys[key] = true
 	}
 	for _, vkey := range expect.Witnesses {
@@ -471,10 +488,23 @@ func (v *verifier) openEpoch(it *item, line int64) bool {
 		return false
 	}
 	if c.Size == v.tree.size && c.Root == v.tree.root() {
-		v.checkpoints = append(v.checkpoints, signedCheckpoint{Checkpoint: c, at: v.size(), signed: []byte(o.Checkpoint), line: line})
+		v.checkpoints = append(v.checkpoints, signedCheckpoint{Checkpoint: c, at: v.size(), signed: []byte(o.Checkpoint), opens: true, line: line})
 	}
 	v.note("Epoch %d was opened at %s, when the last checkpoint of epoch %d had %d entries and %d were left. Reason given: %q",
 		it.at.epoch, it.time[:], v.epoch, c.Size, o.KeptSize, o.Reason)
+	if o.Key != "" {
+		logID, epoch, key, err := parseVerifierKey(o.Key)
+		if err != nil || logID != v.logID || epoch != it.at.epoch {
+			v.fail(CheckEvidence, it.at, line, "the entry that opens the epoch names a key that is not of this epoch")
+			return false
+		}
+		v.declared = append(v.declared, declaredKey{epoch, key})
+		v.note("The key of epoch %d had been lost: epoch %d has another one, %s, for which no earlier key vouches.", v.epoch, epoch, o.Key)
+		if epoch <= v.firstKey {
+			v.lost = epoch
+			v.note("No key of an earlier epoch than %d was given: the signatures of those epochs were not checked.", epoch)
+		}
+	}
 	v.missed(v.epoch)
 	v.epoch, v.tree, v.lastCovered = it.at.epoch, compactRange{}, 0
 	v.reached()
@@ -617,13 +647,20 @@ func (v *verifier) finish() {
 		}
 	}
 	v.trustRotations()
+	for _, d := range v.declared {
+		if !v.keys[d.key] {
+			v.fail(CheckSignature, position{d.epoch, 0}, 0, "the epoch was opened with another key, since that of the epoch before had been lost, and no given key vouches for it")
+		}
+	}
 	for _, key := range v.headerKeys {
 		if !v.keys[key] {
 			v.fail(CheckSignature, v.about(), 0, "the export names a verifier key that was not given, and that no given key vouches for")
 		}
 	}
 	for i := range v.checkpoints {
-		v.signature(&v.checkpoints[i])
+		if c := &v.checkpoints[i]; !c.opens || c.at.epoch >= v.lost {
+			v.signature(c)
+		}
 	}
 }
 
@@ -648,7 +685,7 @@ func (v *verifier) trustRotations() {
 		}
 	}
 	for _, r := range v.rotations {
-		if !v.keys[r.from] {
+		if !v.keys[r.from] && r.at.epoch >= v.lost {
 			v.fail(CheckSignature, r.at, 0, "the key is rotated between two keys that no given key vouches for")
 		}
 	}

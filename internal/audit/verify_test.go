@@ -110,7 +110,7 @@ func (tr *trail) lose(n int) {
 			tr.version++
 		}
 	}
-	head, changes, err := OpenEpoch(old, checkpoint, "a backup was restored")
+	head, changes, err := OpenEpoch(old, checkpoint, "a backup was restored", nil)
 	tr.head = head
 	tr.log(ActionEpochOpened, changes, err)
 }
@@ -273,6 +273,68 @@ func TestVerifyEpochs(t *testing.T) {
 	// Leaving out, or altering, an entry of the old epoch is noticed by what
 	// the new one began with.
 	mustFail(t, exportOf(t, slices.Delete(slices.Clone(tr.records), 3, 4), "root", testLogID, tr.key().Verifier(), tr.sign()), firstKey(t), CheckTree)
+}
+
+// The key of a log was lost, and an epoch opened with another one. Both keys
+// together prove all of the log, the new one what it goes on from; the old one
+// alone is no longer enough, and the new one vouches for no signature of before.
+func TestVerifyLostKey(t *testing.T) {
+	open := func(declared bool) (tr *trail, old, another *Key, kept []byte) {
+		tr = newTrail(t, samples(3)...)
+		tr.rotate(time.Minute)
+		old, kept = tr.key(), tr.sign()
+		another, err := DeriveKey(bytes.Repeat([]byte{8}, SeedSize), testLogID, 1, tr.version+1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := another
+		if !declared {
+			key = nil
+		}
+		head, changes, err := OpenEpoch(tr.head, kept, "the seed was lost", key)
+		tr.head = head
+		tr.log(ActionEpochOpened, changes, err)
+		tr.append(samples(2)...)
+		return tr, old, another, kept
+	}
+	expect := func(keys ...*Key) (e Expect) {
+		for _, k := range keys {
+			e.Keys = append(e.Keys, k.Verifier())
+		}
+		return e
+	}
+	tr, old, another, kept := open(true)
+	export := exportOf(t, tr.records, "root", testLogID, another.Verifier(), tr.sign(another))
+	both := expect(old, another)
+	both.Checkpoints = [][]byte{kept}
+	if r := mustHold(t, export, both); len(r.Checkpoints) != 3 || !strings.Contains(strings.Join(r.Notes, "\n"), "has another one, "+another.Verifier()) {
+		t.Errorf("with both keys: %+v", r)
+	}
+	if r := mustHold(t, export, expect(another)); len(r.Checkpoints) != 1 || !strings.Contains(strings.Join(r.Notes, "\n"), "were not checked") {
+		t.Errorf("with the new key: %+v", r)
+	}
+	if f := mustFail(t, export, expect(old), CheckSignature); f.Epoch != 1 || !strings.Contains(f.Detail, "another key") {
+		t.Errorf("with the old key: %+v", f)
+	}
+	kepts := expect(another)
+	kepts.Checkpoints = [][]byte{kept}
+	mustFail(t, export, kepts, CheckSignature)
+	// What is before the new epoch is checked all the same.
+	mustFail(t, exportOf(t, slices.Delete(slices.Clone(tr.records), 3, 4), "root", testLogID, another.Verifier(), tr.sign(another)), expect(another), CheckTree)
+
+	// A signature of the old key that does not hold is noticed by who has it.
+	forged := newTrail(t, samples(3)...)
+	head, changes, err := OpenEpoch(forged.head, forged.sign(testKey(t, testLogID, 0, 9)), "", another)
+	forged.head = head
+	forged.log(ActionEpochOpened, changes, err)
+	mustFail(t, exportOf(t, forged.records, "root", testLogID, another.Verifier(), forged.sign(another)), expect(testKey(t, testLogID, 0, 1), another), CheckSignature)
+
+	// Unless the entry says so, an epoch has the keys of the one before.
+	tr, _, another, _ = open(false)
+	mustFail(t, exportOf(t, tr.records, "root", testLogID, another.Verifier(), tr.sign(another)), expect(another), CheckSignature)
+	if _, _, err := OpenEpoch(tr.head, tr.sign(), "", another); err == nil {
+		t.Error("an epoch was opened with the key of another one")
+	}
 }
 
 func TestVerifyRotation(t *testing.T) {
@@ -457,7 +519,7 @@ func TestAttacks(t *testing.T) {
 			return exportOf(t, appendAll(t, h, samples(3)...), "root", id, key.Verifier(), sign(t, h, key))
 		}, CheckBelonging},
 		{"an epoch opened out of nothing", func(tr *trail) []byte {
-			_, changes, err := OpenEpoch(tr.head, tr.sign(), "")
+			_, changes, err := OpenEpoch(tr.head, tr.sign(), "", nil)
 			tr.log(ActionEpochOpened, changes, err)
 			return tr.whole()
 		}, CheckSequence},

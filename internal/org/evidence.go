@@ -764,17 +764,15 @@ func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, o
 
 // OpenEpoch opens a new epoch of a log that can no longer be signed, since the
 // store does not have what was signed last. The checkpoint is the last one
-// that was signed.
+// that was signed. The keys of the log go on signing; if the server lacks the
+// seed of the present one, the next key of its newest seed does, and the entry
+// says so.
 func (s *Service) OpenEpoch(ctx context.Context, call *Call, rootID string, checkpoint []byte, reason string) (origin string, receipt audit.Receipt, err error) {
 	receipt, err = s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		if err := c.lock(rootID); err != nil {
 			return nil, nil, err
 		}
 		old := c.heads[rootID]
-		head, changes, err := audit.OpenEpoch(old, checkpoint, reason)
-		if err != nil {
-			return nil, nil, err
-		}
 		sig, err := c.Signature(old)
 		if errors.Is(err, ErrAbsent) {
 			sig, err = &Signature{Keys: LogKeys{Now: KeyName{Seed: s.keyring.Newest(), Version: 1}}}, nil
@@ -782,11 +780,23 @@ func (s *Service) OpenEpoch(ctx context.Context, call *Call, rootID string, chec
 		if err != nil {
 			return nil, nil, err
 		}
+		if len(checkpoint) == 0 {
+			return nil, nil, problem.New(problem.Conflict, "Nothing of %s has been signed: there is no checkpoint that a new epoch could go on from.", audit.Origin(old.LogID, old.Epoch)).
+				WithFix("Give the server the seed %s, with which this epoch began, in audit.key or ORGD_AUDIT_KEY.", sig.Keys.Now.Seed)
+		}
+		keys, fresh, err := s.nextKeys(sig.Keys, old)
+		if err != nil {
+			return nil, nil, err
+		}
+		head, changes, err := audit.OpenEpoch(old, checkpoint, reason, fresh)
+		if err != nil {
+			return nil, nil, err
+		}
 		if err := errors.Join(c.CloseLog(old, c.at), c.NewLog(head)); err != nil {
 			return nil, nil, err
 		}
-		// The keys of the log go on signing; nothing is signed yet.
-		if err := c.PutSignature(head, &Signature{SignedAt: c.at, Keys: sig.Keys}); err != nil {
+		// Nothing is signed yet.
+		if err := c.PutSignature(head, &Signature{SignedAt: c.at, Keys: keys}); err != nil {
 			return nil, nil, err
 		}
 		c.heads[rootID] = head
@@ -795,4 +805,18 @@ func (s *Service) OpenEpoch(ctx context.Context, call *Call, rootID string, chec
 		return origin, []audit.Draft{entry}, err
 	})
 	return origin, receipt, err
+}
+
+// nextKeys returns the keys that sign the epoch after old's, which the keys
+// sign: the same, but for an old one that the server lacks. If it lacks the
+// present one, it is a key that never signed the log before, which is returned
+// as fresh.
+func (s *Service) nextKeys(keys LogKeys, old *audit.Head) (_ LogKeys, fresh *audit.Key, err error) {
+	if !s.keyring.Has(keys.Now.Seed) {
+		keys = LogKeys{Now: KeyName{Seed: s.keyring.Newest(), Version: keys.Now.Version + 1}}
+		fresh, err = s.keyring.Key(keys.Now.Seed, old.LogID, old.Epoch+1, keys.Now.Version)
+	} else if !s.keyring.Has(keys.Old.Seed) {
+		keys = LogKeys{Now: keys.Now}
+	}
+	return keys, fresh, err
 }

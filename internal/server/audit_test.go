@@ -618,3 +618,84 @@ func TestRotatedSeed(t *testing.T) {
 	testkit.CheckLogs(t, tr.Server)
 	tr.Stop()
 }
+
+// The seed of a log is lost for good, and the server goes on with another one:
+// it does not sign the log until a new epoch is opened, with a key of the seed
+// that it has. Both keys together prove the whole log, and so does the new one
+// from where it goes on.
+func TestLostSeed(t *testing.T) {
+	engines(t, func(t *testing.T, engine string) {
+		tr := newTrail(t, testkit.Open(t, engine))
+		old, kept, logID := tr.vkey, tr.checkpoint, strings.Split(tr.receipts[0].Origin, "/")[1]
+		// With another seed in its place, explicitly, the server starts.
+		another := strings.Repeat("42", audit.SeedSize)
+		tr.Config.AuditKey = another
+		tr.again(t, func(*sql.DB) {})
+		tr.grow(t, 2)
+		if err := tr.SignLogs(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if status := tr.Must(http.StatusOK, "GET", "/service_status", "", ""); status.String("checks", "audit_log", "status") != "failed" {
+			t.Errorf("/service_status says %s", status.Body)
+		}
+		opened := tr.Must(http.StatusCreated, "POST", "/orgs/acme/audit_log/epochs", tr.OperatorKey, `{"reason":"the seed was lost"}`)
+		if !strings.HasSuffix(opened.String("origin"), "/1") {
+			t.Errorf("opened %s", opened.Body)
+		}
+		tr.grow(t, 2)
+		tr.keep(t)
+		want, err := audit.DeriveKey(bytes.Repeat([]byte{0x42}, audit.SeedSize), logID, 1, 2)
+		if err != nil || tr.vkey != want.Verifier() {
+			t.Errorf("the key is %s, not the next one of the new seed, %s (%v)", tr.vkey, want.Verifier(), err)
+		}
+		if c, err := audit.OpenCheckpoint(tr.checkpoint, tr.vkey); err != nil || c.Size != 3 {
+			t.Errorf("signed: %+v %v", c, err)
+		}
+		tr.Must(http.StatusConflict, "POST", "/orgs/acme/audit_log/epochs", tr.OperatorKey, `{"reason":"again"}`)
+		export := tr.export(t)
+		for _, keys := range [][]string{{old, tr.vkey}, {tr.vkey}} {
+			expect := audit.Expect{Keys: keys, Checkpoints: [][]byte{tr.checkpoint}, Receipts: tr.receipts}
+			if len(keys) > 1 {
+				expect.Checkpoints = append(expect.Checkpoints, kept)
+			}
+			report, err := audit.Verify(bytes.NewReader(export), expect)
+			if err != nil || !report.OK() || !strings.Contains(strings.Join(report.Notes, "\n"), "has another one, "+tr.vkey) {
+				t.Errorf("with the keys %v: %v %v %v", keys, report.Failures, report.Notes, err)
+			}
+		}
+		if report, err := audit.Verify(bytes.NewReader(export), audit.Expect{Keys: []string{old}}); err != nil || report.OK() {
+			t.Errorf("the lost key vouches for what another one has signed (%v)", err)
+		}
+		// It stays so after another start, and the key can be rotated.
+		tr.Must(http.StatusCreated, "POST", "/orgs/other/audit_log/epochs", tr.OperatorKey, `{"reason":"the seed was lost"}`)
+		tr.again(t, func(*sql.DB) {})
+		lost := tr.vkey
+		tr.Must(http.StatusOK, "POST", "/orgs/acme/audit_log/rotate_key", tr.OperatorKey, `{"overlap_seconds":0}`)
+		tr.grow(t, 2)
+		tr.keep(t)
+		if status := tr.Must(http.StatusOK, "GET", "/service_status", "", ""); status.String("status") != "ok" {
+			t.Errorf("/service_status says %s", status.Body)
+		}
+		report, err := audit.Verify(bytes.NewReader(tr.export(t)), audit.Expect{Keys: []string{old, lost}, Receipts: tr.receipts})
+		if err != nil || !report.OK() {
+			t.Errorf("after a rotation: %v %v", report.Failures, err)
+		}
+		// An epoch of which nothing was ever signed has nothing to go on from.
+		tr.Config.AuditKey, tr.Config.SignInterval = strings.Repeat("43", audit.SeedSize), -1
+		reopen := func(status int) *testkit.Answer {
+			tr.again(t, func(*sql.DB) {})
+			tr.grow(t, 1)
+			if err := tr.SignLogs(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			return tr.Must(status, "POST", "/orgs/acme/audit_log/epochs", tr.OperatorKey, `{"reason":"lost again"}`)
+		}
+		reopen(http.StatusCreated)
+		tr.Config.AuditKey = another
+		if a := reopen(http.StatusConflict); !strings.Contains(a.String("detail"), "Nothing of orgd.audit/"+logID+"/2 has been signed") {
+			t.Errorf("%s", a.Body)
+		}
+		testkit.CheckSystem(t, tr.Store)
+		tr.Stop()
+	})
+}
