@@ -122,6 +122,29 @@ func TestCursorsAreBound(t *testing.T) {
 	}
 }
 
+// A cursor of a search belongs to the organization whose key made it, and to
+// all keys of that; those of the operator are the operator's.
+func TestCursorsOfSearchesAreBound(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		plant(s, "r", "a r", "a1 a", "other")
+		inR, _ := s.NewKey("r", `"permissions":["admin"]`)
+		alsoInR, _ := s.NewKey("r", "")
+		inA, _ := s.NewKey("a", "")
+		callers := []struct{ org, key string }{{"none", s.OperatorKey}, {"r", inR}, {"r", alsoInR}, {"a", inA}}
+		for _, query := range []string{"/orgs?limit=1", "/orgs?name=a&limit=1"} {
+			for _, made := range callers {
+				next := testkit.NextPage(s.Must(200, "GET", query, made.key, ""))
+				for _, by := range callers {
+					a := s.Do("GET", next, by.key, "")
+					if by.org == made.org && a.Status != 200 || by.org != made.org && (a.Status != 400 || a.String("code") != "invalid_cursor") {
+						t.Errorf("a cursor made for %s, used for %s: %d %s", made.org, by.org, a.Status, a.Body)
+					}
+				}
+			}
+		}
+	})
+}
+
 // While organizations come, go and move, a reader of pages gets every row that
 // was there throughout, once.
 func TestPagesWhileTheTreeChanges(t *testing.T) {

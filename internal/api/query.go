@@ -161,15 +161,21 @@ func (a *API) cursorOf(q *query, n int) []string {
 }
 
 // cursorScope is all that a position belongs to: the path, which names the
-// organization, and the other parameters. The page size may change on the way.
+// organization, and the other parameters. A list that is of no organization is
+// of what the caller sees, and its positions belong to the caller's: none for
+// the operator. The page size may change on the way.
 func (a *API) cursorScope(q *query) string {
+	caller := ""
+	if q.r.Org == nil {
+		caller = q.r.Actor.OrgID
+	}
 	others := url.Values{}
 	for name, vs := range q.values {
 		if name != "cursor" && name != "limit" && name != "format" {
 			others[name] = vs
 		}
 	}
-	return strings.TrimPrefix(q.r.URL.Path, a.basePath) + "\x00" + others.Encode()
+	return strings.TrimPrefix(q.r.URL.Path, a.basePath) + "\x00" + others.Encode() + "\x00" + caller
 }
 
 // seal makes an opaque text of a position: a position may say more than its
