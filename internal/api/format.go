@@ -4,9 +4,13 @@ import (
 	"bufio"
 	"context"
 	"encoding/csv"
+	"errors"
 	"io"
+	"math"
 	"mime"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/orgd/orgd/internal/web"
@@ -20,26 +24,55 @@ const (
 )
 
 // format returns the format that the request asks for: the format parameter,
-// else the first type of the Accept header that is one of ours.
+// else what the Accept header prefers.
 func (q *query) format() string {
 	if f := q.oneOf("format", "", formatJSON, formatCSV, formatNDJSON); f != "" {
 		return f
 	}
-	for part := range strings.SplitSeq(strings.Join(q.r.Header["Accept"], ","), ",") {
-		mt, params, err := mime.ParseMediaType(part)
-		if err != nil || params["q"] == "0" {
+	return accepted(q.r.Header["Accept"])
+}
+
+// accepted returns the format that an Accept header prefers (RFC 9110, section
+// 12.5.1), and JSON if it takes none. Each format has the weight of the range
+// that fits it most closely, and the greatest weight wins. Of equal ones the
+// first in the header wins; a range with * is for JSON first, and text/* comes
+// after all others. A weight that is not a number from 0 to 1 counts as 1:
+// whoever names a format wants it.
+func accepted(header []string) string {
+	formats := [...]struct{ name, kind, subtype string }{
+		{formatJSON, "application", "json"}, {formatCSV, "text", "csv"}, {formatNDJSON, "application", "x-ndjson"},
+	}
+	type fit struct {
+		closeness, place int
+		weight           float64
+	}
+	var fits [len(formats)]fit
+	for place, part := range strings.Split(strings.Join(header, ","), ",") {
+		mediaType, params, err := mime.ParseMediaType(part)
+		if err != nil && !errors.Is(err, mime.ErrInvalidMediaParameter) {
 			continue
 		}
-		switch mt {
-		case "application/json", "application/*", "*/*":
-			return formatJSON
-		case "text/csv":
-			return formatCSV
-		case "application/x-ndjson":
-			return formatNDJSON
+		weight, err := strconv.ParseFloat(params["q"], 64)
+		if err != nil || !(weight >= 0 && weight <= 1) {
+			weight = 1
+		}
+		if mediaType == "text/*" {
+			place = math.MaxInt
+		}
+		for i, f := range formats {
+			closeness := slices.Index([]string{"*/*", f.kind + "/*", f.kind + "/" + f.subtype}, mediaType) + 1
+			if closeness > fits[i].closeness {
+				fits[i] = fit{closeness, place, weight}
+			}
 		}
 	}
-	return formatJSON
+	best := 0
+	for i, f := range fits {
+		if f.weight > fits[best].weight || f.weight == fits[best].weight && f.weight > 0 && f.place < fits[best].place {
+			best = i
+		}
+	}
+	return formats[best].name
 }
 
 // streamPage is how many rows a stream reads at a time.

@@ -227,6 +227,73 @@ func TestFormats(t *testing.T) {
 	})
 }
 
+// The header Accept is weighed as RFC 9110 says, and format= wins over it.
+func TestAccept(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		plant(s, "r")
+		types := map[string]string{"json": "application/json", "csv": "text/csv; charset=utf-8; header=present", "ndjson": "application/x-ndjson"}
+		for accept, want := range map[string]string{
+			"":                         "json",
+			"*/*":                      "json",
+			"application/*":            "json",
+			"text/*":                   "csv",
+			"text/csv":                 "csv",
+			"TEXT/CSV":                 "csv",
+			"application/x-ndjson":     "ndjson",
+			"image/png":                "json",
+			"nonsense, text/csv":       "csv",
+			"text/csv; charset=utf-8":  "csv",
+			"text/csv;header=absent":   "csv",
+			"text/html, */*;q=0.8":     "json",
+			"text/html, text/*;q=0.8":  "csv",
+			"text/csv, text/html, */*": "csv",
+			// The greatest weight wins.
+			"application/json;q=0.5, text/csv":                                 "csv",
+			"text/csv;q=0.5, application/json;q=0.6":                           "json",
+			"text/csv;q=0.5, application/json;q=0.6, application/x-ndjson;q=1": "ndjson",
+			"*/*;q=0.1, text/csv":                                              "csv",
+			"*/*;q=0.9, text/csv;q=0.899":                                      "json",
+			"text/*;q=0.5, application/json;q=0.4":                             "csv",
+			"application/*;q=0.2, text/*;q=0.1":                                "json",
+			"text/csv;Q=0.1, application/x-ndjson;q=1":                         "ndjson",
+			// Of equal ones the first, a range with * for JSON, text/* last.
+			"text/csv, application/json":                 "csv",
+			"application/json, text/csv":                 "json",
+			"application/x-ndjson;q=0.5, text/csv;q=0.5": "ndjson",
+			"text/csv, */*":                              "csv",
+			"*/*, text/csv":                              "json",
+			"text/*, application/json":                   "json",
+			"text/*, */*":                                "json",
+			"text/*;q=0.3, application/*;q=0.3":          "json",
+			// The closest range counts, and 0 excludes.
+			"application/json;q=0.1, */*;q=0.5":               "csv",
+			"application/json;q=0.1, application/*":           "ndjson",
+			"*/*, application/json;q=0":                       "csv",
+			"*/*, application/json;q=0.0, text/csv;q=0.000":   "ndjson",
+			"text/csv;q=0, */*":                               "json",
+			"text/csv;q=0":                                    "json",
+			"*/*;q=0":                                         "json",
+			"application/json;q=0, text/csv;q=0, image/*;q=1": "json",
+			// A weight that is none counts as 1.
+			"application/json;q=0.9, text/csv;q=high": "csv",
+			"application/json;q=0.9, text/csv;q=2":    "csv",
+			"application/json;q=0.9, text/csv;q=-1":   "csv",
+			"application/json;q=0.9, text/csv;q=NaN":  "csv",
+			"application/json;q=0.9, text/csv;q":      "csv",
+			"application/json;q=0.9, text/csv;q=":     "csv",
+		} {
+			if a := s.Must(200, "GET", "/orgs/r/consumption", s.OperatorKey, "", "Accept", accept); a.Header.Get("Content-Type") != types[want] {
+				t.Errorf("Accept: %s gave %s, want %s", accept, a.Header.Get("Content-Type"), types[want])
+			}
+			for format, contentType := range types {
+				if a := s.Must(200, "GET", "/orgs/r/consumption?format="+format, s.OperatorKey, "", "Accept", accept); a.Header.Get("Content-Type") != contentType {
+					t.Errorf("Accept: %s with format=%s gave %s", accept, format, a.Header.Get("Content-Type"))
+				}
+			}
+		}
+	})
+}
+
 // The trail of a subtree: where entries belong, who did it, what changed.
 func TestTrail(t *testing.T) {
 	onBoth(t, func(t *testing.T, s *testkit.Server) {
