@@ -104,7 +104,7 @@ func (a *API) getAccessLog(r *web.Request) (*web.Response, error) {
 		return page.Events, []string{strconv.FormatInt(page.Next.At.UnixMicro(), 10), strconv.FormatInt(page.Next.Seq, 10)}, nil
 	}
 	if format != formatJSON {
-		return stream(q, format, eventColumns, fetch, func(e *access.Event) []string { return eventRow(e) }, appendEvent), nil
+		return table(a, q, format, eventColumns, fetch, eventRow, appendEvent)
 	}
 	events, next, err := fetch(r.Context(), limit)
 	if err != nil {

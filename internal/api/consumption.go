@@ -313,7 +313,7 @@ func (a *API) listChildConsumption(r *web.Request) (*web.Response, error) {
 		return rows, []string{strconv.FormatInt(int64(last.Value), 10), last.OrgID}, nil
 	}
 	if format != formatJSON {
-		return stream(q, format, childColumns, fetch, (*childRow).cells, appendRow), nil
+		return table(a, q, format, childColumns, fetch, (*childRow).cells, appendRow)
 	}
 	rows, next, err := fetch(r.Context(), limit)
 	if err != nil {
@@ -382,7 +382,7 @@ func (a *API) listAdjustments(r *web.Request) (*web.Response, error) {
 		return bodies, []string{string(last.Month), last.ID}, nil
 	}
 	if format != formatJSON {
-		return stream(q, format, adjustmentColumns, fetch, (*adjustmentBody).cells, appendRow), nil
+		return table(a, q, format, adjustmentColumns, fetch, (*adjustmentBody).cells, appendRow)
 	}
 	bodies, next, err := fetch(r.Context(), limit)
 	if err != nil {

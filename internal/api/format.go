@@ -78,14 +78,22 @@ func accepted(header []string) string {
 // streamPage is how many rows a stream reads at a time.
 const streamPage = 500
 
-// stream answers with all rows that fetch returns, page after page, in
-// constant memory. fetch is called until it returns no next position. With a
-// limit parameter the stream ends after that many rows.
-func stream[T any](q *query, format string, columns []string, fetch func(ctx context.Context, n int) ([]T, []string, error), row func(*T) []string, appendJSON func([]byte, *T) []byte) *web.Response {
-	left := -1
-	if q.values.Has("limit") {
-		left = q.limit()
+// table answers with the rows of a list that has pages: with one page and the
+// link to the next if the request has a limit or a cursor, else with all rows.
+func table[T any](a *API, q *query, format string, columns []string, fetch func(ctx context.Context, n int) ([]T, []string, error), row func(*T) []string, appendJSON func([]byte, *T) []byte) (*web.Response, error) {
+	if !q.values.Has("limit") && !q.values.Has("cursor") {
+		return stream(q, format, columns, fetch, row, appendJSON), nil
 	}
+	rows, next, err := fetch(q.r.Context(), q.limit())
+	if err != nil {
+		return nil, err
+	}
+	return a.next(q, stream(q, format, columns, all(rows), row, appendJSON), next), nil
+}
+
+// stream answers with all rows that fetch returns, page after page, in
+// constant memory. fetch is called until it returns no next position.
+func stream[T any](q *query, format string, columns []string, fetch func(ctx context.Context, n int) ([]T, []string, error), row func(*T) []string, appendJSON func([]byte, *T) []byte) *web.Response {
 	ctx := q.r.Context()
 	resp := &web.Response{Status: http.StatusOK, ContentType: "text/csv; charset=utf-8; header=present"}
 	if format == formatNDJSON {
@@ -101,12 +109,8 @@ func stream[T any](q *query, format string, columns []string, fetch func(ctx con
 			}
 		}
 		var buf []byte
-		for left != 0 {
-			n := streamPage
-			if left > 0 {
-				n = min(n, left)
-			}
-			rows, next, err := fetch(ctx, n)
+		for {
+			rows, next, err := fetch(ctx, streamPage)
 			if err != nil {
 				return err
 			}
@@ -121,9 +125,6 @@ func stream[T any](q *query, format string, columns []string, fetch func(ctx con
 				if _, err := out.Write(buf); err != nil {
 					return err
 				}
-			}
-			if left > 0 {
-				left -= len(rows)
 			}
 			if next == nil {
 				break

@@ -80,6 +80,67 @@ func TestPages(t *testing.T) {
 	})
 }
 
+// With a limit CSV and NDJSON come in pages too, the same as those of JSON;
+// without one they hold the whole list.
+func TestPagesInOtherFormats(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		lines := []string{"r"}
+		for i := range 7 {
+			lines = append(lines, fmt.Sprintf("c%d r", i))
+		}
+		plant(s, lines...)
+		for i := range 7 {
+			s.Must(200, "POST", "/orgs/r/consumption/adjustments", op, fmt.Sprintf(`{"meter":"api_calls","quantity":%d,"reason":"test"}`, i+1))
+			s.Must(200, "PUT", fmt.Sprintf("/orgs/r/tags/t%d", i), op, "")
+		}
+		for _, path := range []string{"/orgs/r/access_log?action=PUT_TAG", "/orgs/r/children_audit?action=organization.updated", "/orgs/r/consumption/children?sort=org_id",
+			"/orgs/r/consumption/adjustments"} {
+			for _, f := range []struct{ name, accept string }{{"csv", "text/csv"}, {"ndjson", "application/x-ndjson"}} {
+				whole := s.Must(200, "GET", with(path, "format="+f.name), op, "")
+				list := slices.Collect(strings.Lines(string(whole.Body)))
+				columns := ""
+				if f.name == "csv" {
+					columns, list = list[0], list[1:]
+				}
+				if len(list) != 7 || whole.Header.Get("Link") != "" {
+					t.Errorf("%s as %s: %d rows, Link: %s", path, f.name, len(list), whole.Header.Get("Link"))
+				}
+				for _, limit := range []int{1, 3, 7, 1000} {
+					// The format is in the link, or in the header of each request.
+					for parameter, accept := range map[string]string{"format=" + f.name + "&limit=": "*/*", "limit=": f.accept} {
+						all, pages := columns, 0
+						for next := with(path, fmt.Sprint(parameter, limit)); next != ""; pages++ {
+							a := s.Must(200, "GET", next, op, "", "Accept", accept)
+							page, ok := strings.CutPrefix(string(a.Body), columns)
+							if n := strings.Count(page, "\n"); !ok || n > limit {
+								t.Fatalf("%s as %s in pages of %d gave %d rows: %s", path, f.name, limit, n, a.Body)
+							}
+							all += page
+							next = testkit.NextPage(a)
+						}
+						if want := (7 + limit - 1) / limit; pages != want || all != string(whole.Body) {
+							t.Errorf("%s as %s in pages of %d: %d pages:\n%swant\n%s", path, f.name, limit, pages, all, whole.Body)
+						}
+					}
+				}
+				// A cursor goes on where the page of another format ended, and is one page as well.
+				first := testkit.NextPage(s.Must(200, "GET", with(path, "limit=2"), op, ""))
+				u, err := url.Parse(first)
+				if err != nil {
+					t.Fatal(err)
+				}
+				a := s.Must(200, "GET", with(path, "format="+f.name+"&cursor="+u.Query().Get("cursor")), op, "")
+				if string(a.Body) != columns+strings.Join(list[2:], "") || a.Header.Get("Link") != "" {
+					t.Errorf("%s as %s after two rows: Link: %s\n%s", path, f.name, a.Header.Get("Link"), a.Body)
+				}
+				s.Must(400, "GET", with(path, "format="+f.name+"&cursor=x"), op, "")
+				s.Must(400, "GET", with(path, "format="+f.name+"&limit=0"), op, "")
+			}
+		}
+	})
+}
+
 func with(path, parameter string) string {
 	if strings.Contains(path, "?") {
 		return path + "&" + parameter

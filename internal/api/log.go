@@ -67,7 +67,7 @@ func (a *API) getChildrenAudit(r *web.Request) (*web.Response, error) {
 		return entries, []string{strconv.FormatInt(next, 10)}, nil
 	}
 	if format != formatJSON {
-		return stream(q, format, entryColumns, fetch, func(e **audit.Entry) []string { return entryRow(*e) }, appendEntry), nil
+		return table(a, q, format, entryColumns, fetch, func(e **audit.Entry) []string { return entryRow(*e) }, appendEntry)
 	}
 	entries, next, err := fetch(r.Context(), limit)
 	if err != nil {

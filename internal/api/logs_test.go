@@ -213,10 +213,6 @@ func TestFormats(t *testing.T) {
 				t.Errorf("NDJSON of %d lines: %s", got, a.Body)
 			}
 		}
-		// A stream has no pages; with a limit it has that many rows.
-		if a := s.Must(200, "GET", "/orgs/r/access_log?format=csv&limit=2", op, ""); strings.Count(string(a.Body), "\r\n") != 3 {
-			t.Errorf("two rows: %s", a.Body)
-		}
 		for _, path := range []string{"/orgs/r/children_audit", "/orgs/r/consumption"} {
 			for _, format := range []string{"csv", "ndjson"} {
 				if a := s.Must(200, "GET", path+"?format="+format, op, ""); len(a.Body) == 0 {
