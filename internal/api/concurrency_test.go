@@ -150,6 +150,42 @@ func TestPreconditionsComeBeforeBodies(t *testing.T) {
 	})
 }
 
+// A header If-Match that names nothing, such as one made of a variable that is
+// not set, is an error: the change was meant to be conditional.
+func TestEmptyIfMatch(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		plant(s, "r", "c r")
+		reader, _ := s.NewKey("c", `"permissions":["read"]`)
+		before := s.Must(200, "GET", "/orgs/c", op, "")
+		for _, empty := range []string{"", " ", ",", " , ,"} {
+			for _, call := range [][3]string{
+				{"PATCH", "/orgs/c", `{"name":"New"}`}, {"PUT", "/orgs/c/customizations", `{"customizations":{"a":1}}`}, {"PUT", "/orgs/c/tags/x", ``},
+				{"POST", "/orgs/c/children", `{"name":"New"}`}, {"PUT", "/orgs/c/limits/api_calls", `{"limit":5,"enforcement":"hard"}`}, {"DELETE", "/orgs/c", ``},
+			} {
+				a := s.Must(400, call[0], call[1], op, call[2], "If-Match", empty)
+				if a.String("code") != "invalid_parameter" || a.String("detail") != "The header If-Match is empty." || a.String("fix") == "" {
+					t.Errorf("%s %s with If-Match %q: %s", call[0], call[1], empty, a.Body)
+				}
+				s.Must(403, call[0], call[1], reader, call[2], "If-Match", empty)
+			}
+			s.Must(400, "POST", "/orgs/c/children", op, `{"name":"New"}`, "If-Match", empty, "Idempotency-Key", "one")
+			s.Must(200, "GET", "/orgs/c", op, "", "If-Match", empty)
+		}
+		if after := s.Must(200, "GET", "/orgs/c", op, ""); string(after.Body) != string(before.Body) {
+			t.Errorf("a refused change was made: %s", after.Body)
+		}
+		// Elements of a list may be empty (RFC 9110, section 5.6.1).
+		s.Must(200, "PATCH", "/orgs/c", op, `{"name":"New"}`, "If-Match", `, "other",, `+before.Header.Get("ETag")+`,`)
+		// What is no entity tag matches none.
+		s.Must(412, "PATCH", "/orgs/c", op, `{"name":"Newer"}`, "If-Match", "unquoted")
+		s.Must(412, "PATCH", "/orgs/c", op, `{"name":"Newer"}`, "If-Match", `*, "other"`)
+		// The header of a request that is decided about is its product's.
+		s.Must(200, "GET", "/forward_auth", reader, "", "If-Match", "")
+		s.Must(200, "PUT", "/forward_auth", reader, "", "If-Match", "")
+	})
+}
+
 // Nothing matches what does not exist, neither * nor the tag that nothing
 // would have (RFC 9110, section 13.1.1): If-Match never makes something new.
 func TestNothingMatchesWhatDoesNotExist(t *testing.T) {

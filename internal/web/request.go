@@ -86,6 +86,16 @@ const (
 // IfMatch returns the header If-Match as one list (RFC 9110, section 5.3).
 func (r *Request) IfMatch() string { return strings.Join(r.Header["If-Match"], ",") }
 
+// checkIfMatch fails if there is a header If-Match that names no entity tag.
+// Taken for none it would make a change unconditional that was not meant to be.
+func (r *Request) checkIfMatch() error {
+	if r.Header["If-Match"] == nil || strings.Trim(r.IfMatch(), ", \t") != "" {
+		return nil
+	}
+	return problem.New(problem.InvalidParameter, "The header If-Match is empty.").
+		WithFix("Send the ETag of the resource as you know it, or leave out the header.")
+}
+
 // Call returns what the service needs to know of the request. render turns
 // the result of a change into the answer: it runs again for the answer that
 // is kept for an Idempotency-Key.

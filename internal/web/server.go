@@ -295,8 +295,17 @@ func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
 	if err := s.permit(rt, r); err != nil {
 		return nil, err
 	}
-	// The Idempotency-Key of a request that is decided about is for its product.
-	if r.Method == http.MethodPost && r.Header["Idempotency-Key"] != nil && rt.Prepare == nil {
+	if rt.Prepare != nil {
+		// Preconditions and the Idempotency-Key of a request that is decided
+		// about are for its product.
+		return rt.Handle(r)
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		if err := r.checkIfMatch(); err != nil {
+			return nil, err
+		}
+	}
+	if r.Method == http.MethodPost && r.Header["Idempotency-Key"] != nil {
 		if rt.NoReplay {
 			return nil, problem.New(problem.InvalidRequest, "This call takes no Idempotency-Key: its answer would not be true any more when it is repeated.").
 				WithFix("Leave out the header Idempotency-Key.")
