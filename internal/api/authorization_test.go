@@ -167,14 +167,18 @@ func expected(operation string, sm sample, keyName, target string) int {
 	case operation == "forwardAuth" && (!visible || keyName == "too little permission"):
 		// Proxies know no 404.
 		return http.StatusForbidden
-	case namesOrgInBody && keyName == "too little permission":
-		return http.StatusForbidden // the permission is checked before the body is read
+	case namesOrgInBody && (keyName == "too little permission" || keyName == "self reach"):
+		return http.StatusForbidden // what the key may do is checked before the body is read
 	case !visible:
 		return http.StatusNotFound
 	case keyName == "too little permission", sm.operator:
 		return http.StatusForbidden
 	}
 	switch operation {
+	case "createChild":
+		if keyName == "self reach" {
+			return http.StatusForbidden // the key would not reach what it makes
+		}
 	case "deleteOrg":
 		if keyName == "self reach" {
 			return http.StatusForbidden // the key does not reach what would be deleted below

@@ -98,6 +98,39 @@ func TestMorePowerThanAPermissionTakesNoBody(t *testing.T) {
 	})
 }
 
+// A key with the reach self puts nothing below its organization, in no way: it
+// would not reach what it put there.
+func TestSelfReachPutsNothingBelow(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		plant(s, "r", "a r", "b a", "c r")
+		selfA, _ := s.NewKey("a", `"permissions":["admin"],"reach":"self"`)
+		const csv = "id,name,parent_id\nnew,New,\n"
+		for _, tt := range []struct{ path, body, contentType string }{
+			{"/orgs/a/children", `{"id":"new","name":"New"}`, "application/json"},
+			{"/orgs", `{"id":"new","name":"New","parent_id":"a"}`, "application/json"},
+			{"/orgs", `{"id":"new","name":"New"}`, "application/json"},
+			{"/orgs", `{"id":"new","name":"New","parent_id":"c"}`, "application/json"},
+			{"/orgs/import", csv, "text/csv"},
+			{"/orgs/import?parent_id=a", csv, "text/csv"},
+			{"/orgs/import?dry_run=true", "id,name,parent_id\nnew,New,a\n", "text/csv"},
+		} {
+			a := s.Must(403, "POST", tt.path, selfA, tt.body, "Content-Type", tt.contentType)
+			if a.String("code") != "permission_denied" || a.String("detail") != "This key reaches only its own organization, a, and nothing below it." ||
+				a.String("fix") != "Use a key with the reach subtree." {
+				t.Errorf("POST %s: %s", tt.path, a.Body)
+			}
+			if w := sendUnread(t, s, "POST", tt.path, selfA, "Content-Type", tt.contentType, "Idempotency-Key", "one"); w.Code != 403 {
+				t.Errorf("POST %s: %d", tt.path, w.Code)
+			}
+		}
+		s.Must(404, "POST", "/orgs/c/children", selfA, `{"id":"new","name":"New"}`)
+		s.Must(404, "POST", "/orgs/c/move", selfA, `{"parent_id":"a"}`)
+		s.Must(404, "POST", "/orgs/b/move", selfA, `{"parent_id":"a"}`)
+		s.Must(403, "POST", "/orgs/a/move", selfA, `{"parent_id":"c"}`)
+		s.Must(404, "GET", "/orgs/new", s.OperatorKey, "")
+	})
+}
+
 // sendUnread makes a request with a body that nobody may read.
 func sendUnread(t *testing.T, s *testkit.Server, method, path, key string, headers ...string) *httptest.ResponseRecorder {
 	req := httptest.NewRequest(method, path, unreadable{t})

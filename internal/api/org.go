@@ -136,6 +136,8 @@ func (b *orgCreateBody) create() org.OrgCreate {
 	return in
 }
 
+func mayCreate(r *web.Request) error { return org.PermitBelow(r.Actor) }
+
 func (a *API) createOrg(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err

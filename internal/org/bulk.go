@@ -34,6 +34,9 @@ const importBatch = 500
 // Rows may come in any order and may name parents that exist already. Every
 // organization gets its own audit entry.
 func (s *Service) Import(ctx context.Context, call *Call, r io.Reader, opt ImportOptions) (*ImportResult, audit.Receipt, error) {
+	if err := PermitBelow(call.Actor); err != nil {
+		return nil, audit.Receipt{}, err
+	}
 	rows, p := ParseImport(r, opt.Format)
 	if p != nil {
 		return nil, audit.Receipt{}, p

@@ -158,6 +158,17 @@ func (c *change) insert(orgs []*Organization) error {
 	return err
 }
 
+// PermitBelow checks that the actor may put organizations below those that it
+// sees. A key that reaches only its own organization may not: what it made
+// would be out of its reach.
+func PermitBelow(a *key.Actor) error {
+	if a.SeesBelow(a.Path) {
+		return nil
+	}
+	return problem.New(problem.PermissionDenied, "This key reaches only its own organization, %s, and nothing below it.", a.OrgID).
+		WithFix("Use a key with the reach subtree.")
+}
+
 // CreateChild creates an organization below parentID.
 func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, in OrgCreate) (*Organization, audit.Receipt, error) {
 	if err := permitMembers(call.Actor, in.Customizations != nil || in.Locked != nil, len(in.Tags) > 0); err != nil {
@@ -170,6 +181,9 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		parent, err := c.target(parentID, key.OrgsWrite)
 		if err != nil {
+			return nil, nil, err
+		}
+		if err := PermitBelow(call.Actor); err != nil {
 			return nil, nil, err
 		}
 		if err := o.place(parent); err != nil {
