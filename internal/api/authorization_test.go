@@ -159,8 +159,9 @@ func expected(operation string, sm sample, keyName, target string) int {
 	}
 	visible := target == "own" || target == "child" && keyName != "self reach"
 	if operation == "restoreOrg" {
-		// What is deleted is restored by whoever sees its parent.
-		visible = target == "child"
+		// What is deleted is restored by whoever sees its parent and its
+		// siblings.
+		visible = target == "child" && keyName != "self reach"
 	}
 	namesOrgInBody := operation == "createOrg" || operation == "importOrgs"
 	switch {

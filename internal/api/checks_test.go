@@ -128,6 +128,11 @@ func TestSelfReachPutsNothingBelow(t *testing.T) {
 		s.Must(404, "POST", "/orgs/b/move", selfA, `{"parent_id":"a"}`)
 		s.Must(403, "POST", "/orgs/a/move", selfA, `{"parent_id":"c"}`)
 		s.Must(404, "GET", "/orgs/new", s.OperatorKey, "")
+		s.Must(200, "DELETE", "/orgs/b", s.OperatorKey, "")
+		absent := s.Must(404, "POST", "/orgs/nobody/restore", selfA, "", "X-Request-Id", "same")
+		if a := s.Must(404, "POST", "/orgs/b/restore", selfA, "", "X-Request-Id", "same"); string(a.Body) != string(absent.Body) {
+			t.Errorf("what is deleted below can be told from what is absent: %s", a.Body)
+		}
 	})
 }
 

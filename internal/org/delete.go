@@ -89,7 +89,8 @@ func (c *change) deletable(id string) (*Organization, Counts, error) {
 }
 
 // Restore undoes a delete: it brings back exactly what that delete removed.
-// It takes an actor that can see the parent, or the operator for a root.
+// It takes an actor that reaches the parent and what is below it, or the
+// operator for a root.
 func (s *Service) Restore(ctx context.Context, call *Call, id string) (*Organization, audit.Receipt, error) {
 	var o *Organization
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
@@ -159,7 +160,7 @@ func (c *change) restorable(id string) (*Organization, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	if !a.Sees(parent.Path) {
+	if !a.SeesBelow(parent.Path) {
 		return nil, NotFound()
 	}
 	if err := permit(a, key.OrgsDelete); err != nil {
