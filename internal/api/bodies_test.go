@@ -180,6 +180,10 @@ func TestStrictBodies(t *testing.T) {
 	for _, ct := range []string{"application/json", "application/merge-patch+json", "Application/JSON; charset=UTF-8"} {
 		s.Must(200, "PATCH", "/orgs/o", op, `{"name":"y"}`, "Content-Type", ct)
 	}
+	if a := s.Must(415, "PATCH", "/orgs/o", op, `{"name":"y"}`, "Content-Encoding", "gzip"); !strings.Contains(a.String("detail"), "gzip") {
+		t.Errorf("a body in gzip: %s", a.Body)
+	}
+	s.Must(200, "PATCH", "/orgs/o", op, `{"description":"two\r\nlines"}`, "Content-Encoding", "identity")
 	s.Must(415, "POST", "/orgs/import", op, `{}`)
 	// A call that takes no body says so; an empty object is none.
 	s.Must(400, "DELETE", "/orgs/o", op, `{"cascade":true}`)

@@ -245,8 +245,8 @@ func TestNoSuchCall(t *testing.T) {
 		t.Errorf("HEAD: %v %q", head.Header, head.Body)
 	}
 	for _, tt := range []struct{ method, path, allow string }{
-		{"POST", "/orgs/a", "GET, PATCH, DELETE"}, {"PUT", "/orgs", "GET, POST"}, {"DELETE", "/orgs/a/customizations", "GET, PUT"},
-		{"OPTIONS", "/orgs/a", "GET, PATCH, DELETE"}, {"TRACE", "/org", "GET"}, {"POST", "/healthz", "GET"}, {"QUERY", "/orgs/a/tags/x", "PUT, DELETE"},
+		{"POST", "/orgs/a", "GET, HEAD, PATCH, DELETE"}, {"PUT", "/orgs", "GET, HEAD, POST"}, {"DELETE", "/orgs/a/customizations", "GET, HEAD, PUT"},
+		{"OPTIONS", "/orgs/a", "GET, HEAD, PATCH, DELETE"}, {"TRACE", "/org", "GET, HEAD"}, {"POST", "/healthz", "GET, HEAD"}, {"QUERY", "/orgs/a/tags/x", "PUT, DELETE"},
 	} {
 		a := plain(t, s, tt.method, tt.path, op, "")
 		if a.Status != 405 || a.Header.Get("Allow") != tt.allow || a.String("code") != "method_not_allowed" {

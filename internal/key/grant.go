@@ -183,8 +183,13 @@ func CheckName(pointer, name string) (string, *problem.Error) {
 		return "", problem.Body(pointer, "must be valid UTF-8")
 	}
 	name = strings.TrimSpace(name)
-	if n := utf8.RuneCountInString(name); n < 1 || n > MaxNameLen {
-		return "", problem.Body(pointer, "must be 1 to %d characters, without the space around it; it has %d", MaxNameLen, n)
+	switch n := utf8.RuneCountInString(name); {
+	case n == 0:
+		return "", problem.Body(pointer, "is missing: it takes 1 to %d characters", MaxNameLen)
+	case n > MaxNameLen:
+		return "", problem.Body(pointer, "must be at most %d characters, without the space around it; it has %d", MaxNameLen, n)
+	case !strings.ContainsFunc(name, visible):
+		return "", problem.Body(pointer, "must have a character that can be seen")
 	}
 	for _, r := range name {
 		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || reorders(r) {
@@ -193,6 +198,9 @@ func CheckName(pointer, name string) (string, *problem.Error) {
 	}
 	return name, nil
 }
+
+// visible reports whether a text of r alone shows something.
+func visible(r rune) bool { return unicode.In(r, unicode.L, unicode.N, unicode.P, unicode.S) }
 
 // reorders reports whether r embeds, overrides or isolates a direction of
 // text (Unicode Standard Annex 9). The plain marks U+200E, U+200F and U+061C

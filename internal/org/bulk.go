@@ -235,5 +235,5 @@ func (e *importErrors) err() error {
 		detail += fmt.Sprintf(" The first %d are listed.", len(e.fields))
 	}
 	return &problem.Error{Code: problem.ImportInvalid, Detail: detail, Fields: e.fields,
-		Fix: "Mend these lines and send the whole file again."}
+		Fix: "Mend these lines and send the whole file again. What can only be checked once every line can be read may show then."}
 }

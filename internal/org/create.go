@@ -153,7 +153,7 @@ func (c *change) insert(orgs []*Organization) error {
 	var taken *TakenError
 	if errors.As(err, &taken) {
 		return problem.New(problem.IDTaken, "The id %s is in use.", taken.ID).
-			WithFix("Choose another id. The id of a deleted organization is free again once it has been purged.").With("id", taken.ID)
+			WithFix("Choose another id. The id of a deleted organization is free again once it has been purged, up to an hour after it can no longer be restored.").With("id", taken.ID)
 	}
 	return err
 }

@@ -96,17 +96,19 @@ func (c *change) planMove(id, newParentID string) (move, error) {
 		return move{}, problem.New(problem.MoveInvalid, "%s lies below another root; organizations move only within their root.", to.ID)
 	}
 	if strings.HasPrefix(to.Path, o.Path) {
-		return move{}, problem.New(problem.MoveInvalid, "%s lies below %s; an organization cannot move under itself.", to.ID, o.ID)
+		return move{}, problem.New(problem.MoveInvalid, "%s lies below %s; an organization cannot move under itself.", to.ID, o.ID).
+			WithFix("Choose a parent that is not below it.")
 	}
 	if to.Type == TypeUser {
-		return move{}, problem.New(problem.Conflict, "%s is of type user, which holds no children.", to.ID)
+		return move{}, problem.New(problem.Conflict, "%s is of type user, which holds no children.", to.ID).
+			WithFix("Choose a parent of type organization or group.")
 	}
 	deepest, err := c.DeepestBelow(o.RootID, o.Path)
 	if err != nil {
 		return move{}, err
 	}
 	if deepest+to.Depth-from.Depth > MaxDepth {
-		return move{}, tooDeep()
+		return move{}, tooDeep().WithFix("Choose a parent that is nearer to the root. What was deleted below the organization and can be restored moves too, and counts.")
 	}
 	return move{org: o, from: from, to: to, newPath: to.Path + o.ID + "/"}, nil
 }

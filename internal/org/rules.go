@@ -47,9 +47,9 @@ func CheckDescription(pointer, description string) (string, *problem.Error) {
 	if n := utf8.RuneCountInString(description); n > MaxDescriptionLen {
 		return "", problem.Body(pointer, "must be at most %d characters; it has %d", MaxDescriptionLen, n)
 	}
-	for _, r := range description {
+	for _, r := range strings.ReplaceAll(description, "\r\n", "\n") {
 		if unicode.IsControl(r) && r != '\n' && r != '\t' {
-			return "", problem.Body(pointer, "must not contain control characters except newline and tab; it contains %U", r)
+			return "", problem.Body(pointer, "must not contain control characters except line ends and tabs; it contains %U", r)
 		}
 	}
 	return description, nil

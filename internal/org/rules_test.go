@@ -35,7 +35,7 @@ func TestCheckDescription(t *testing.T) {
 		ok bool
 	}{
 		{"", true}, {"two\nlines\tand a tab ", true}, {strings.Repeat("ü", 4096), true},
-		{strings.Repeat("ü", 4097), false}, {"a\x00", false}, {"a\rb", false}, {"\x1b[31m", false}, {"\xff", false},
+		{strings.Repeat("ü", 4097), false}, {"a\x00", false}, {"a\rb", false}, {"a\r\nb\r\n", true}, {"\x1b[31m", false}, {"\xff", false},
 	} {
 		got, err := CheckDescription("/description", tt.in)
 		if (err == nil) != tt.ok || err == nil && got != tt.in {

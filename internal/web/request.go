@@ -156,6 +156,10 @@ func tooLarge(limit int64) *problem.Error {
 // MediaType returns the body's media type without parameters, in lower case.
 // It fails with UnsupportedMediaType unless it is one of those allowed.
 func (r *Request) MediaType(allowed ...string) (string, error) {
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		return "", problem.New(problem.UnsupportedMediaType, "The Content-Encoding %q is not one that this server takes.", cut(coding, 100)).
+			WithFix("Send the body as it is, without Content-Encoding.")
+	}
 	mt, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err == nil && (params["charset"] == "" || strings.EqualFold(params["charset"], "utf-8")) {
 		for _, a := range allowed {

@@ -190,6 +190,9 @@ func (s *Server) notRouted(r *Request) (*Response, error) {
 		other := &http.Request{Method: method, URL: r.URL, Host: r.Host}
 		if _, pattern := s.mux.Handler(other); pattern != "/" && pattern != "" && strings.HasPrefix(pattern, method+" ") {
 			allowed = append(allowed, method)
+			if method == "GET" {
+				allowed = append(allowed, "HEAD")
+			}
 		}
 	}
 	if len(allowed) == 0 || slices.Contains(allowed, r.Method) {
