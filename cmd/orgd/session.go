@@ -326,13 +326,14 @@ func parseDuration(v string) (time.Duration, error) {
 }
 
 // parseTime parses a time, a day in UTC, or a duration, which is counted from
-// now in the given direction.
+// now in the given direction. The result is the zero time, which stands for
+// none, only if v is empty.
 func parseTime(flag, v string, now time.Time, direction time.Duration) (time.Time, error) {
 	if v == "" {
 		return time.Time{}, nil
 	}
 	for _, layout := range []string{time.RFC3339Nano, time.DateOnly} {
-		if t, err := time.Parse(layout, v); err == nil {
+		if t, err := time.Parse(layout, v); err == nil && !t.IsZero() {
 			return t, nil
 		}
 	}
