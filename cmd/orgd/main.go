@@ -22,7 +22,8 @@ const (
 	exitDenied      = 3 // 401 or 403
 	exitNotFound    = 4 // 404
 	exitConflict    = 5 // 409 or 412
-	exitUnavailable = 6 // the server cannot be reached, or answers 5xx or 429
+	exitUnavailable = 6 // the server cannot be reached, or answers 5xx
+	exitLimited     = 7 // 429
 )
 
 func main() {
@@ -90,7 +91,7 @@ The commands that work with a server find it at ORGD_URL (by default
 ` + defaultURL + `) and use the API key in ORGD_KEY.
 
 Exit codes: 0 success, 1 failure, 2 wrong command line, 3 not permitted,
-4 not found, 5 conflict, 6 server not available.`,
+4 not found, 5 conflict, 6 server not available, 7 over a limit.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.ArbitraryArgs,

@@ -228,7 +228,9 @@ func statusCode(status int) int {
 		return exitNotFound
 	case status == 409 || status == 412:
 		return exitConflict
-	case status == 429 || status >= 500:
+	case status == 429:
+		return exitLimited
+	case status >= 500:
 		return exitUnavailable
 	}
 	return exitFailure
