@@ -231,6 +231,15 @@ func TestReadingConsumption(t *testing.T) {
 			if a := s.Must(200, "GET", "/orgs/acme/consumption/daily?month=2026-10&format=csv", op, ""); strings.Count(string(a.Body), "\r\n") != 1+2*31 {
 				t.Errorf("days as CSV: %s", a.Body)
 			}
+
+			// A key with the reach self sees what all below consumed together, and
+			// not who did.
+			self, _ := s.NewKey("eu", `"permissions":["consumption:read"],"reach":"self"`)
+			if got := s.Must(200, "GET", "/orgs/eu/consumption", self, "").JSON("meters", "api_calls", "descendants"); got != 10.25 {
+				t.Errorf("below eu %v was consumed", got)
+			}
+			s.Must(403, "GET", "/orgs/eu/consumption/children", self, "")
+			s.Must(404, "GET", "/orgs/lab/consumption", self, "")
 		})
 	}
 }

@@ -92,6 +92,13 @@ func TestKeysDoNotEscalate(t *testing.T) {
 	s.Must(200, "PATCH", "/orgs/r/api_keys/"+equal, limited, `{"name":"renamed"}`, from...)
 	s.Must(404, "POST", "/orgs/c/api_keys", limited, `{"name":"below"}`, from...)
 
+	// A rate limit is no power: a key may set any, for itself too.
+	const fast = `"rate_limit":{"requests":1000000,"period_seconds":1}`
+	s.Must(201, "POST", "/orgs/r/api_keys", limited, `{"name":"fast",`+fast+`}`, from...)
+	if a := s.Must(200, "PATCH", "/orgs/r/api_keys/"+limitedID, limited, `{`+fast+`}`, from...); a.JSON("rate_limit", "requests") != 1e6 {
+		t.Errorf("its own rate limit: %s", a.Body)
+	}
+
 	for _, body := range []string{`{}`, `{"name":""}`, `{"name":"x","permissions":["orgs:fly"]}`, `{"name":"x","reach":"all"}`, `{"name":"x","expires_at":"2020-01-01T00:00:00Z"}`,
 		`{"name":"x","expires_at":"soon"}`, `{"name":"x","allowed_cidrs":["10.0.0.0/33"]}`, `{"name":"x","rate_limit":{"requests":0,"period_seconds":1}}`,
 		`{"name":"x","rate_limit":{"requests":1}}`, `{"name":"x","secret":"mine"}`, `{"name":"x","id":"key_mine"}`} {

@@ -346,6 +346,37 @@ func TestTrail(t *testing.T) {
 	})
 }
 
+// A move is one entry, at the new place. What happened before it is shown
+// where it happened, and to the organization that it happened to.
+func TestTrailOfAMove(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		plant(s, "r", "a r", "b a", "below b", "c r")
+		s.Must(200, "PATCH", "/orgs/below", op, `{"name":"Before"}`)
+		s.Must(200, "POST", "/orgs/b/move", op, `{"parent_id":"c"}`)
+		for _, tt := range []struct{ action, shown, hidden string }{
+			{"organization.moved", "r b c", "a below"},
+			{"organization.updated", "r a below", "b c"},
+		} {
+			entry := s.Must(200, "GET", "/orgs/r/children_audit?action="+tt.action, op, "").JSON().([]any)[0].(map[string]any)
+			if path := strings.Join(texts(entry["path"]), "/"); tt.action == "organization.moved" && path != "r/c/b" {
+				t.Errorf("the entry of the move is at %s", path)
+			}
+			for _, id := range strings.Fields(tt.shown + " " + tt.hidden) {
+				want := 404
+				if strings.Contains(" "+tt.shown+" ", " "+id+" ") {
+					want = 200
+				}
+				s.Must(want, "GET", "/orgs/"+id+"/children_audit/"+entry["id"].(string), op, "")
+				list := s.Must(200, "GET", "/orgs/"+id+"/children_audit?action="+tt.action, op, "").JSON().([]any)
+				if (len(list) == 1) != (want == 200) {
+					t.Errorf("%s shows %d entries of %s", id, len(list), tt.action)
+				}
+			}
+		}
+	})
+}
+
 // With a base path every call is served there and at the root.
 func TestBasePath(t *testing.T) {
 	s := testkit.Start(t, "sqlite", func(c *server.Config) { c.BasePath = "/api/v1" })
