@@ -99,6 +99,18 @@ func TestPreconditions(t *testing.T) {
 		s.Must(200, "PATCH", "/orgs/r", op, `{"name":"Any"}`, "If-Match", "*")
 		s.Must(404, "PATCH", "/orgs/c", op, `{"name":"Any"}`, "If-Match", "*")
 
+		// What is created below a parent is created below that one as it is, by
+		// either call. A new root has none.
+		current := tag("/orgs/d")
+		for i, path := range []string{"/orgs/d/children", "/orgs"} {
+			body := fmt.Sprintf(`{"id":"d%d","name":"New","parent_id":"d"}`, i)
+			if a := s.Must(412, "POST", path, op, body, "If-Match", `"stale"`); a.String("etag") != current {
+				t.Errorf("POST %s: %s", path, a.Body)
+			}
+			s.Must(201, "POST", path, op, body, "If-Match", current)
+		}
+		s.Must(412, "POST", "/orgs", op, `{"id":"new","name":"New"}`, "If-Match", "*")
+
 		// What is inherited is part of the settings' representation, and of its tag.
 		before := tag("/orgs/d/customizations")
 		s.Must(200, "PUT", "/orgs/r/customizations", op, `{"customizations":{"b":1}}`)

@@ -112,6 +112,9 @@ func (s *Service) CreateRoot(ctx context.Context, call *Call, in OrgCreate) (*Or
 		return nil, audit.Receipt{}, errOperatorOnly("create a root organization").
 			WithFix("Give the parent_id of an organization that this key can see, or use the operator key.")
 	}
+	if err := matchNothing(call.IfMatch, problem.New(problem.NotFound, "A new root has no parent.")); err != nil {
+		return nil, audit.Receipt{}, err
+	}
 	o, err := s.check(in)
 	if err != nil {
 		return nil, audit.Receipt{}, err
@@ -169,7 +172,8 @@ func PermitBelow(a *key.Actor) error {
 		WithFix("Use a key with the reach subtree.")
 }
 
-// CreateChild creates an organization below parentID.
+// CreateChild creates an organization below parentID. Its precondition is about
+// the parent.
 func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, in OrgCreate) (*Organization, audit.Receipt, error) {
 	if err := permitMembers(call.Actor, in.Customizations != nil || in.Locked != nil, len(in.Tags) > 0); err != nil {
 		return nil, audit.Receipt{}, err
@@ -184,6 +188,9 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 			return nil, nil, err
 		}
 		if err := PermitBelow(call.Actor); err != nil {
+			return nil, nil, err
+		}
+		if err := CheckMatch(call.IfMatch, parent.ETag()); err != nil {
 			return nil, nil, err
 		}
 		if err := o.place(parent); err != nil {

@@ -98,6 +98,9 @@ func (s *Service) Restore(ctx context.Context, call *Call, id string) (*Organiza
 		if o, err = c.restorable(id); err != nil {
 			return nil, nil, err
 		}
+		if err := CheckMatch(call.IfMatch, o.ETag()); err != nil {
+			return nil, nil, err
+		}
 		if c.at.After(o.DeletedAt.Add(s.restoreWindow)) {
 			return nil, nil, NotFound()
 		}
