@@ -292,9 +292,11 @@ func readAccessEvent(text []byte) (org.IncomingEvent, *problem.Error) {
 	}
 	e := org.IncomingEvent{Named: in.ID != "", Event: access.Event{ID: in.ID, OrgID: in.OrgID, User: in.User, Action: in.Action,
 		Status: in.Status, IP: in.IP, UserAgent: in.UserAgent, Method: in.Method, Path: in.Path, RequestID: in.RequestID}}
-	if in.Timestamp != nil {
-		e.Timestamp = in.Timestamp.UTC().Truncate(time.Microsecond)
+	at, err := eventTime("/timestamp", in.Timestamp)
+	if err != nil {
+		return org.IncomingEvent{}, problem.From(err)
 	}
+	e.Timestamp = at.UTC().Truncate(time.Microsecond)
 	return e, e.Check()
 }
 

@@ -319,6 +319,7 @@ func TestIngestAccessLog(t *testing.T) {
 			{`{"user":"x\u0007","action":"X","status":"SUCCESS"}`, "/user", "control"},
 			{`{"user":"x","action":"X","status":"SUCCESS","id":"` + strings.Repeat("i", 129) + `"}`, "/id", "128"},
 			{`{"user":"x","action":"X","status":"SUCCESS","timestamp":"yesterday"}`, "/timestamp", ""},
+			{`{"user":"x","action":"X","status":"SUCCESS","timestamp":"0001-01-01T00:00:00Z"}`, "/timestamp", "never set"},
 			{`{"user":"x","action":"X","status":"SUCCESS","timestamp":"` + time.Now().Add(6*time.Minute).Format(time.RFC3339) + `"}`, "/timestamp", "future"},
 			{`{"user":"x","action":"X","status":"SUCCESS","timestamp":"` + time.Now().AddDate(0, 0, -401).Format(time.RFC3339) + `"}`, "/timestamp", "400 days"},
 			{`{"user":"x","action":"X","status":"SUCCESS","org_id":"f-sibling"}`, "/org_id", "at or below f-own"},

@@ -3,6 +3,7 @@ package api
 import (
 	"crypto/rand"
 	"encoding/base64"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -37,7 +38,8 @@ func parameters(r *web.Request, allowed ...string) *query {
 		q.fail(problem.New(problem.InvalidParameter, "The query string is malformed.").WithFix("Percent-encode the parameters."))
 		return q
 	}
-	for name, vs := range q.values {
+	for _, name := range slices.Sorted(maps.Keys(q.values)) {
+		vs := q.values[name]
 		switch {
 		case !slices.Contains(allowed, name):
 			e := problem.Param(printable(name), "is not one that this call takes")

@@ -211,10 +211,11 @@ func plainEvent(raw jsontext.Value) (org.UsageEvent, error) {
 	if b.Meter == "" {
 		return org.UsageEvent{}, problem.Body("/meter", "is missing")
 	}
-	e := org.UsageEvent{ID: b.ID, Source: b.Source, OrgID: b.OrgID, Meter: b.Meter}
-	if b.Timestamp != nil {
-		e.At = *b.Timestamp
+	at, err := eventTime("/timestamp", b.Timestamp)
+	if err != nil {
+		return org.UsageEvent{}, err
 	}
+	e := org.UsageEvent{ID: b.ID, Source: b.Source, OrgID: b.OrgID, Meter: b.Meter, At: at}
 	quantity := b.Quantity
 	e.Quantity = func(m *usage.Meter) (usage.Decimal, error) {
 		switch {
@@ -226,6 +227,19 @@ func plainEvent(raw jsontext.Value) (org.UsageEvent, error) {
 		return 0, problem.Body("/quantity", "is missing")
 	}
 	return e, nil
+}
+
+// eventTime returns when an event happened, the zero time if it does not say.
+// The zero time itself, which programs send for a time that they never set, is
+// an error: the event would count as one of now.
+func eventTime(pointer string, at *time.Time) (time.Time, error) {
+	switch {
+	case at == nil:
+		return time.Time{}, nil
+	case at.IsZero():
+		return time.Time{}, problem.Body(pointer, "is a time that was never set; leave it out for now")
+	}
+	return *at, nil
 }
 
 // cloudEvent reads a CloudEvent in its JSON format (CloudEvents 1.0.2, JSON
@@ -251,9 +265,9 @@ func cloudEvent(raw jsontext.Value) (org.UsageEvent, error) {
 		}
 		b.Data = data
 	}
-	var at time.Time
-	if b.Time != nil {
-		at = *b.Time
+	at, err := eventTime("/time", b.Time)
+	if err != nil {
+		return org.UsageEvent{}, err
 	}
 	subject := ""
 	if b.Subject != nil {
@@ -369,7 +383,7 @@ func binaryEvent(r *web.Request) ([]org.UsageEvent, error) {
 	var at time.Time
 	if v := r.Header.Get("Ce-Time"); v != "" {
 		t, err := time.Parse(time.RFC3339Nano, v)
-		if err != nil {
+		if err != nil || t.IsZero() {
 			return nil, problem.New(problem.EventInvalid, "The header ce-time %s.", web.TimeRule)
 		}
 		at = t

@@ -148,6 +148,8 @@ func TestUsageEventsRefused(t *testing.T) {
 		{"future", `{"id":"1","meter":"api_calls","quantity":1,"timestamp":"2026-11-14T12:05:01Z"}`, "", 400, "event_invalid", "/timestamp"},
 		{"too old", `{"id":"1","meter":"api_calls","quantity":1,"timestamp":"2026-09-30T23:59:59Z"}`, "", 400, "event_invalid", "/timestamp"},
 		{"no time", `{"id":"1","meter":"api_calls","quantity":1,"timestamp":"yesterday"}`, "", 400, "event_invalid", "/timestamp"},
+		{"never set", `{"id":"1","meter":"api_calls","quantity":1,"timestamp":"0001-01-01T00:00:00Z"}`, "", 400, "event_invalid", "/timestamp"},
+		{"never set, as CloudEvent", `{"specversion":"1.0","id":"1","source":"x","type":"api_calls","time":"0001-01-01T00:00:00Z","data":{"quantity":1}}`, cloudEvents, 400, "event_invalid", "/time"},
 		{"future, as CloudEvent", `{"specversion":"1.0","id":"1","source":"x","type":"api_calls","time":"2026-11-15T12:00:00Z","data":{"quantity":1}}`, cloudEvents, 400, "event_invalid", "/time"},
 		{"sibling, as CloudEvent", `{"specversion":"1.0","id":"1","source":"x","type":"api_calls","subject":"us","data":{"quantity":1}}`, cloudEvents, 400, "event_invalid", "/subject"},
 		{"other version", `{"specversion":"0.3","id":"1","source":"x","type":"api_calls","data":{"quantity":1}}`, cloudEvents, 400, "event_invalid", "/specversion"},
