@@ -139,8 +139,9 @@ Without flags it keeps everything in ./orgd-data and listens on loopback. The
 first start makes the operator key and writes it to operator.key in the data
 directory; ORGD_OPERATOR_KEY sets it instead ('orgd keygen' makes one). The seed
 of the keys that sign the audit logs is in audit.key there; ORGD_AUDIT_KEY sets
-it instead ('orgd keygen --audit' makes one). Keep it: without it the logs cannot
-be signed any more. Servers that share a database share both.
+it instead ('orgd keygen --audit' makes one). The first start makes that, too.
+Keep a copy: without it the logs cannot be signed, and the server does not start.
+Servers that share a database share both.
 
 Every flag can also be set in the environment: --data-dir as ORGD_DATA_DIR. A
 flag goes before the environment. SIGTERM lets the requests under way finish.`,

@@ -168,6 +168,15 @@ type Tx interface {
 	// SignedHeads returns heads that were signed at or after a time, the
 	// earliest first, at most limit.
 	SignedHeads(since time.Time, limit int) ([]*audit.Head, error)
+	// SigningSeeds returns the ids of the seeds with which the last epochs of
+	// all logs are signed, those of purged roots included, each once: those of
+	// the present keys, and of old ones that sign too at the given time.
+	SigningSeeds(now time.Time) ([]string, error)
+	// Mark returns what is noted about the whole database under a name.
+	Mark(name string) (string, error)
+	// PutMark notes something. ErrStale if there is something under that name:
+	// of several that put it at once, one succeeds.
+	PutMark(name, value string) error
 	// AuditEntry returns an entry of the root's open log.
 	AuditEntry(rootID, id string) (*audit.Record, error)
 	// AuditEntries returns one page of audit entries, newest first.

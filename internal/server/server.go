@@ -24,7 +24,6 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/api"
-	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
@@ -103,6 +102,10 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 			s.Store.Close()
 		}
 	}()
+	keyring, err := s.keyring(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if err := s.operatorKey(); err != nil {
 		return nil, err
 	}
@@ -118,10 +121,6 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 	id, hash, ok := key.ParseToken(s.OperatorKey)
 	if !ok || id != "operator" {
 		return nil, errors.New("the operator key is malformed; 'orgd keygen' makes one")
-	}
-	keyring, err := s.keyring()
-	if err != nil {
-		return nil, err
 	}
 	s.Service, err = org.NewService(org.Config{Store: s.Store, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
 		RestoreWindow: c.RestoreWindow, MonthCloseAfter: c.MonthCloseAfter, OperatorHash: hash, Spool: s.Recorder, Keyring: keyring})
@@ -168,28 +167,6 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		s.log.start(background)
 	}
 	return s, nil
-}
-
-// keyring takes the seeds of the signing keys from the configuration, or from
-// the data directory, where the first start writes one.
-func (s *Server) keyring() (*audit.Keyring, error) {
-	if s.config.AuditKey != "" {
-		return audit.ParseKeyring(s.config.AuditKey)
-	}
-	path := filepath.Join(s.config.DataDir, "audit.key")
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		b = []byte(audit.NewSeed(rand.Reader) + "\n")
-		err = writeSecret(path, string(b))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("the key of the audit logs cannot be had: %w", err)
-	}
-	k, err := audit.ParseKeyring(string(b))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return k, nil
 }
 
 // openLog makes what signs the audit logs.

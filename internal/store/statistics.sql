@@ -54,5 +54,6 @@ INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES
 	('usage_statements', 'usage_statements', '10000 100 1'),
 	('usage_statement_parts', 'usage_statement_parts', '100000 1000 10 1'),
 	('spool_positions', 'spool_positions', '10 1'),
+	('marks', 'marks', '10 1'),
 	('idempotency', 'idempotency', '100000 1000 1'),
 	('idempotency', 'idempotency_created', '100000 2');

@@ -180,3 +180,63 @@ func testEpochs(t *testing.T, s Store) {
 	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Head("r", "", -1); return err }), org.ErrAbsent)
 	wantEqual(t, get(t, s, func(tx org.Tx) ([]*audit.Head, error) { return tx.UnsignedHeads("r", nil, 10) }), []*audit.Head{last})
 }
+
+func testSigningSeeds(t *testing.T, s Store) {
+	seeds := func(now int) []string {
+		return get(t, s, func(tx org.Tx) ([]string, error) { return tx.SigningSeeds(at(now)) })
+	}
+	sign := func(h *audit.Head, keys org.LogKeys) {
+		write(t, s, func(tx org.Tx) error {
+			return tx.PutSignature(h, &org.Signature{Size: h.Size, SignedAt: at(1), Keys: keys})
+		})
+	}
+	key := func(seed string) org.KeyName { return org.KeyName{Seed: seed, Version: 1} }
+	newLog(t, s, "q")
+	newLog(t, s, "r")
+	q, r := grow(t, s, "q", 1), grow(t, s, "r", 1)
+	wantEqual(t, seeds(0), []string(nil))
+	sign(q, org.LogKeys{Now: key("b")})
+	sign(r, org.LogKeys{Now: key("b"), Old: key("a"), OldUntil: at(9)})
+	wantEqual(t, seeds(8), []string{"a", "b"})
+	wantEqual(t, seeds(9), []string{"b"})
+	// The epoch before the last one is signed no more; the log of a root that
+	// was purged may have to be.
+	next := audit.NewHead("q", q.LogID)
+	next.Epoch = 1
+	write(t, s, func(tx org.Tx) error { return errors.Join(tx.CloseLog(q, at(5)), tx.NewLog(next)) })
+	sign(next, org.LogKeys{Now: key("c")})
+	write(t, s, func(tx org.Tx) error { return tx.PutKeys(r, org.LogKeys{Now: key("d")}) })
+	write(t, s, func(tx org.Tx) error {
+		_, err := tx.MarkDeleted("r", "r/", "del", at(6))
+		if err == nil {
+			_, err = tx.Purge("r", "del")
+		}
+		return err
+	})
+	wantEqual(t, seeds(0), []string{"c", "d"})
+}
+
+func testMarks(t *testing.T, s Store) {
+	mark := func(tx org.Tx) (string, error) { return tx.Mark("x") }
+	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := mark(tx); return err }), org.ErrAbsent)
+	done := make(chan error)
+	for i := range 8 {
+		go func() {
+			done <- s.Write(t.Context(), func(tx org.Tx) error { return tx.PutMark("x", fmt.Sprint(i)) })
+		}()
+	}
+	won := 0
+	for range 8 {
+		if err := <-done; err == nil {
+			won++
+		} else {
+			wantErr(t, err, org.ErrStale)
+		}
+	}
+	wantEqual(t, won, 1)
+	first := get(t, s, mark)
+	wantErr(t, s.Write(t.Context(), func(tx org.Tx) error { return tx.PutMark("x", "another") }), org.ErrStale)
+	wantEqual(t, get(t, s, mark), first)
+	write(t, s, func(tx org.Tx) error { return tx.PutMark("y", "") })
+	wantEqual(t, get(t, s, func(tx org.Tx) (string, error) { return tx.Mark("y") }), "")
+}

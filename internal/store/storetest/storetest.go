@@ -52,6 +52,8 @@ func Run(t *testing.T, open func(testing.TB) Store) {
 		"LogHashes":          testLogHashes,
 		"Signatures":         testSignatures,
 		"Epochs":             testEpochs,
+		"SigningSeeds":       testSigningSeeds,
+		"Marks":              testMarks,
 		"Limits":             testLimits,
 		"Consumed":           testConsumed,
 		"AccessEvents":       testAccessEvents,
