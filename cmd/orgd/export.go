@@ -16,7 +16,7 @@ import (
 )
 
 func exportCommand(s *session) *cobra.Command {
-	var output string
+	var file string
 	cmd := &cobra.Command{
 		Use: "export ORG", Short: "Write a subtree as NDJSON that 'orgd import' takes", Args: cobra.ExactArgs(1),
 		Long: `Write an organization and all that is below it as NDJSON that 'orgd import'
@@ -25,7 +25,7 @@ before its children. The parent of ORG itself is left out, so that the export
 can be imported below another organization, or as a root.
 
 API keys, logs and the customization schema are not part of it.`,
-		Example: `  orgd export acme --output acme.ndjson`,
+		Example: `  orgd export acme --file acme.ndjson`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.connect()
 			if err != nil {
@@ -38,18 +38,18 @@ API keys, logs and the customization schema are not part of it.`,
 			}
 			defer done()
 			write := func(w io.Writer) error { return export(cmd.Context(), c, w, args[0], &written) }
-			if output == "" || output == "-" {
+			if file == "" || file == "-" {
 				return write(cmd.OutOrStdout())
 			}
-			if err := writeFile(output, write); err != nil {
+			if err := writeFile(file, write); err != nil {
 				return err
 			}
 			done()
-			_, err = fmt.Fprintf(cmd.ErrOrStderr(), "Exported %s to %s.\n", plural(written.Load(), "organization"), output)
+			_, err = fmt.Fprintf(cmd.ErrOrStderr(), "Exported %s to %s.\n", plural(written.Load(), "organization"), file)
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&output, "output", "", "`file` to write, which appears only once it is whole; standard output without it")
+	cmd.Flags().StringVar(&file, "file", "", "`file` to write, which appears only once it is whole; standard output without it")
 	return cmd
 }
 
@@ -143,7 +143,7 @@ func newExportRow(ctx context.Context, c *client.Client, o *client.Org) (exportR
 // until the new content is on disk. Only its owner can read a new file.
 func writeFile(path string, write func(io.Writer) error) (err error) {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return usageError("%s is not a regular file; leave --output out to write to standard output", path)
+		return usageError("%s is not a regular file, so it cannot be replaced by one", path)
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {

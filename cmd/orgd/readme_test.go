@@ -1,6 +1,9 @@
 package main
 
 import (
+	"bufio"
+	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
@@ -13,7 +16,8 @@ import (
 	"github.com/orgd/orgd/internal/testkit"
 )
 
-// The README's first session answers what the README says, on the demo's data.
+// The README's first session answers what the README says, on the demo's data,
+// and so does the command line after it.
 func TestReadmeFirstSession(t *testing.T) {
 	testkit.Programs(t, "curl")
 	readme, err := os.ReadFile("../../README.md")
@@ -50,20 +54,65 @@ func TestReadmeFirstSession(t *testing.T) {
 		if !ok {
 			t.Fatalf("the README does not say what this answers: %s", line)
 		}
-		rest := string(out)
-		for _, part := range strings.Split(want, "…") {
-			part = strings.TrimSpace(part)
-			at := strings.Index(rest, part)
-			if at < 0 {
-				t.Errorf("%s\nanswers %s\nwithout %s", line, out, part)
-				break
-			}
-			rest = rest[at+len(part):]
-		}
+		checkAnswer(t, line, string(out), want)
 		checked++
 	}
 	if checked < 10 {
 		t.Errorf("only %d commands were checked", checked)
+	}
+
+	block = regexp.MustCompile("(?s)<!-- command line[^\n]*-->\n```sh\n(.*?)```").FindSubmatch(readme)
+	if block == nil {
+		t.Fatal("the README has no session of the command line")
+	}
+	lines = strings.Split(strings.TrimSpace(string(block[1])), "\n")
+	if lines[0] != "go install ./cmd/orgd" || len(lines) != 9 {
+		t.Fatalf("the README's command line begins with %q and has %d lines", lines[0], len(lines))
+	}
+	for i := 1; i < len(lines); i += 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "sh", "-c", "exec "+lines[i])
+		cmd.Dir, cmd.Env = dir, append(os.Environ(), "ORGD_URL="+s.URL, "ORGD_KEY="+token)
+		var out, errors strings.Builder
+		cmd.Stderr = &errors
+		stdout, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for in := bufio.NewScanner(stdout); in.Scan(); {
+			fmt.Fprintln(&out, in.Text())
+			if strings.Contains(lines[i], " tail ") && strings.Contains(in.Text(), "SUCCESS") {
+				cmd.Process.Signal(os.Interrupt)
+			}
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Fatalf("%s: %v: %s", lines[i], err, errors.String())
+		}
+		want, ok := strings.CutPrefix(lines[i+1], "#> ")
+		if !ok {
+			t.Fatalf("the README does not say what this prints: %s", lines[i])
+		}
+		checkAnswer(t, lines[i], errors.String()+out.String(), want)
+	}
+}
+
+// checkAnswer checks that what a line of the README prints has the parts of
+// what the README says of it, which … separates, in their order.
+func checkAnswer(t *testing.T, line, out, want string) {
+	t.Helper()
+	rest := out
+	for part := range strings.SplitSeq(want, "…") {
+		part = strings.TrimSpace(part)
+		at := strings.Index(rest, part)
+		if at < 0 {
+			t.Errorf("%s\nanswers %s\nwithout %s", line, out, part)
+			return
+		}
+		rest = rest[at+len(part):]
 	}
 }
 
