@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -37,6 +38,12 @@ type process struct {
 // startProcess runs orgd with arguments until it listens.
 func startProcess(t *testing.T, dir string, args ...string) *process {
 	t.Helper()
+	return startCommand(t, dir, exec.Command(orgdProgram(t), append([]string{"serve", "--data-dir", dir, "--listen", "127.0.0.1:0"}, args...)...))
+}
+
+// orgdProgram returns the path of orgd as a program.
+func orgdProgram(t *testing.T) string {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -46,8 +53,12 @@ func startProcess(t *testing.T, dir string, args ...string) *process {
 	if err := os.Symlink(self, bin); err != nil {
 		t.Fatal(err)
 	}
-	p := &process{log: &bytes.Buffer{}, ended: make(chan struct{})}
-	p.cmd = exec.Command(bin, append([]string{"serve", "--data-dir", dir, "--listen", "127.0.0.1:0"}, args...)...)
+	return bin
+}
+
+func startCommand(t *testing.T, dir string, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{cmd: cmd, log: &bytes.Buffer{}, ended: make(chan struct{})}
 	out, err := p.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -284,5 +295,58 @@ func TestSIGTERMDrains(t *testing.T) {
 		}
 	case <-time.After(20 * time.Second):
 		t.Error("the process does not end")
+	}
+}
+
+// A second signal ends the process at once, whatever is under way.
+func TestSecondSignalEnds(t *testing.T) {
+	p := startProcess(t, t.TempDir())
+	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "POST /orgs HTTP/1.1\r\nHost: orgd\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n"+
+		"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n", p.key)
+	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "100 Continue") {
+		t.Fatalf("%q %v", line, err)
+	}
+	p.signal(t, syscall.SIGTERM)
+	waitFor(t, "no new requests are taken", func() bool {
+		c, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	p.signal(t, syscall.SIGTERM)
+	begin := time.Now()
+	<-p.ended
+	if took := time.Since(begin); p.err == nil || took > 10*time.Second {
+		t.Errorf("after a second signal it ended in %s with the error %v", took, p.err)
+	}
+}
+
+// When its terminal is closed the process ends as with SIGTERM, unless nohup
+// started it.
+func TestSIGHUP(t *testing.T) {
+	p := startProcess(t, t.TempDir())
+	p.signal(t, syscall.SIGHUP)
+	if <-p.ended; p.err != nil {
+		t.Errorf("SIGHUP ends it with %v", p.err)
+	}
+	dir := t.TempDir()
+	p = startCommand(t, dir, exec.Command("nohup", orgdProgram(t), "serve", "--data-dir", dir, "--listen", "127.0.0.1:0"))
+	p.signal(t, syscall.SIGHUP)
+	p.signal(t, syscall.SIGTERM)
+	if <-p.ended; strings.Count(p.log.String(), "a second signal") != 1 || p.err != nil {
+		t.Errorf("nohup does not keep it: %v\n%s", p.err, p.log)
+	}
+}
+
+func (p *process) signal(t *testing.T, s os.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
 	}
 }
