@@ -46,6 +46,10 @@
     }
   });
 
+  if (location.protocol.startsWith("http")) {
+    document.getElementById("url").textContent = new URL(".", location).href.replace(/\/$/, "");
+  }
+
   if (navigator.clipboard) {
     for (const sample of document.querySelectorAll(".sample")) {
       const button = document.createElement("button");
