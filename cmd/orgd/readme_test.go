@@ -83,10 +83,12 @@ func TestReadmeFirstSession(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		endless := strings.Contains(lines[i], " tail ")
 		for in := bufio.NewScanner(stdout); in.Scan(); {
 			fmt.Fprintln(&out, in.Text())
-			if strings.Contains(lines[i], " tail ") && strings.Contains(in.Text(), "SUCCESS") {
+			if endless {
 				cmd.Process.Signal(os.Interrupt)
+				endless = false
 			}
 		}
 		if err := cmd.Wait(); err != nil {
