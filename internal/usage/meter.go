@@ -106,7 +106,7 @@ const DefaultValue = "/quantity"
 // BuiltIn returns the meters that every root has.
 func BuiltIn() []Meter {
 	return []Meter{
-		{Slug: APICalls, Unit: "calls", Aggregation: Sum, Description: "API calls that were answered, without 429 and 5xx",
+		{Slug: APICalls, Unit: "calls", Aggregation: Sum, Description: "API calls that were answered, without 401, 429 and 5xx",
 			EventType: APICalls, Value: DefaultValue},
 		{Slug: StorageUsed, Unit: "GB", Aggregation: Max, Description: "The most storage that was in use",
 			EventType: StorageUsed, Value: DefaultValue},
