@@ -213,14 +213,24 @@ func TestKill9UnderLoad(t *testing.T) {
 // A second process on the same data directory is refused and says why; the
 // first goes on.
 func TestOneProcessOnADataDirectory(t *testing.T) {
+	for _, engine := range testkit.Engines {
+		t.Run(engine, func(t *testing.T) { testOneProcessOnADataDirectory(t, engine) })
+	}
+}
+
+func testOneProcessOnADataDirectory(t *testing.T, engine string) {
 	dir := t.TempDir()
-	first := startProcess(t, dir)
-	second := startProcess(t, dir)
+	var database []string
+	if engine == "postgres" {
+		database = []string{"--database", testkit.Postgres(t)}
+	}
+	first := startProcess(t, dir, database...)
+	second := startProcess(t, dir, database...)
 	<-second.ended
 	if second.err == nil || second.url != "" {
 		t.Fatal("two processes run on one data directory")
 	}
-	if text := second.log.String(); !strings.Contains(text, "another") || !strings.Contains(text, dir) || strings.Contains(text, "goroutine") {
+	if text := second.log.String(); !strings.Contains(text, "the data directory "+dir+" cannot be used: another process is using it; stop that process") || strings.Contains(text, "goroutine") {
 		t.Errorf("the second process says: %s", text)
 	}
 	if status, b, err := first.do("POST", "/orgs", `{"id":"r","name":"Root"}`); status != 201 {
@@ -229,7 +239,7 @@ func TestOneProcessOnADataDirectory(t *testing.T) {
 	// After a crash nobody has to clean up.
 	first.cmd.Process.Kill()
 	<-first.ended
-	third := startProcess(t, dir)
+	third := startProcess(t, dir, database...)
 	if status, b, err := third.do("GET", "/orgs/r", ""); status != 200 {
 		t.Errorf("%d %s %v", status, b, err)
 	}

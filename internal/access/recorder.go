@@ -155,10 +155,16 @@ func OpenRecorder(ctx context.Context, dir string, sink Sink, opts Options) (*Re
 			r.spool.active.Close()
 		}
 		lock.Close()
+		if err == errInUse {
+			return nil, fmt.Errorf("the data directory %s cannot be used: %w", filepath.Dir(dir), err)
+		}
 		return nil, fmt.Errorf("spool %s: %w", dir, err)
 	}
 	return r, nil
 }
+
+// errInUse says the same as the lock of an SQLite database beside the spool.
+var errInUse = errors.New("another process is using it; stop that process, or choose another data directory")
 
 func (r *Recorder) start(ctx context.Context) error {
 	locked, err := lockFile(r.lock)
@@ -166,7 +172,7 @@ func (r *Recorder) start(ctx context.Context) error {
 		return err
 	}
 	if !locked {
-		return errors.New("in use by another process")
+		return errInUse
 	}
 	if r.id, err = spoolID(r.spool.dir); err != nil {
 		return err
