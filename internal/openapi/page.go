@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"html/template"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -541,12 +542,15 @@ func (d document) typeOf(schema *yaml.Node) template.HTML {
 	return template.HTML(result)
 }
 
-// curl returns a command that makes the call.
+// curl returns a command that makes the call, with the parameters of the query
+// that it needs and those that the document marks.
 func (d document) curl(method, path string, given []*yaml.Node, body *yaml.Node, open bool) string {
 	var query []string
 	for _, p := range given {
 		name, example := text(d.get(p, "name")), text(d.get(p, "example"))
-		if example == "" {
+		if list := items(d.get(p, "example")); len(list) > 0 {
+			example = text(list[0])
+		} else if example == "" {
 			example = text(d.get(d.get(p, "schema"), "example"))
 		}
 		switch text(d.get(p, "in")) {
@@ -555,14 +559,14 @@ func (d document) curl(method, path string, given []*yaml.Node, body *yaml.Node,
 				path = strings.NewReplacer("{"+name+"}", example, "{"+name+"...}", example).Replace(path)
 			}
 		case "query":
-			if text(d.get(p, "required")) == "true" {
-				query = append(query, name+"="+example)
+			if text(d.get(p, "required")) == "true" || text(d.get(p, "x-in-sample")) == "true" {
+				query = append(query, name+"="+strings.ReplaceAll(url.QueryEscape(example), "%3A", ":"))
 			}
 		}
 	}
-	url := "$ORGD_URL" + path
+	address := "$ORGD_URL" + path
 	if len(query) > 0 {
-		url = `"` + url + "?" + strings.Join(query, "&") + `"`
+		address = `"` + address + "?" + strings.Join(query, "&") + `"`
 	}
 	var b strings.Builder
 	b.WriteString("curl ")
@@ -588,7 +592,7 @@ func (d document) curl(method, path string, given []*yaml.Node, body *yaml.Node,
 	if method != "GET" && (method != "POST" || data == "") {
 		b.WriteString("-X " + method + " ")
 	}
-	b.WriteString(url)
+	b.WriteString(address)
 	if !open {
 		b.WriteString(" \\\n  -H \"Authorization: Bearer $ORGD_KEY\"")
 	}

@@ -97,6 +97,15 @@ func TestPage(t *testing.T) {
 			t.Errorf("the code %s is not on the page", code)
 		}
 	}
+	text := html.UnescapeString(string(body))
+	for _, sample := range []string{"/forward_auth?permission=app:orders:read&meter=api_calls", "?reason=Made+after+the+backup"} {
+		if !strings.Contains(text, sample) {
+			t.Errorf("no sample has %s", sample)
+		}
+	}
+	if m := regexp.MustCompile(`\$ORGD_URL/[^"]*[?][^"]*=[&"]`).FindString(text); m != "" {
+		t.Errorf("a sample has an empty parameter: %s", m)
+	}
 	if strings.Contains(string(body), "ZgotmplZ") {
 		t.Error("the template refused a value")
 	}
