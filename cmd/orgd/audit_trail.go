@@ -58,6 +58,9 @@ connection where that broke off: no change is left out or shown twice.`,
 			n := 0
 			for e, err := range c.FollowChildrenAudit(cmd.Context(), args[0], q) {
 				if err != nil {
+					if cmd.Context().Err() != nil {
+						return nil // interrupted
+					}
 					return err
 				}
 				if s.json() {
