@@ -43,14 +43,23 @@ several (--history), or day by day (--daily), or by the organization's children
   orgd usage show acme --history --from 2026-01 --to 2026-12
   orgd usage show acme --children --meter storage_used --sort -total`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			given := cmd.Flags().Changed
+			switch {
+			case history && daily, history && children, daily && children:
+				return usageError("give one of --history, --daily and --children")
+			case history && given("month"):
+				return usageError("--history takes --from and --to, not --month")
+			case !history && (given("from") || given("to")):
+				return usageError("--from and --to need --history; without it, --month says which month")
+			case !children && (given("sort") || given("limit")):
+				return usageError("--sort and --limit need --children")
+			}
 			c, err := s.connect()
 			if err != nil {
 				return err
 			}
 			w := cmd.OutOrStdout()
 			switch {
-			case history && daily, history && children, daily && children:
-				return usageError("give one of --history, --daily and --children")
 			case history:
 				months, err := c.ConsumptionHistory(cmd.Context(), args[0], from, to)
 				if err != nil {
@@ -80,6 +89,9 @@ several (--history), or day by day (--daily), or by the organization's children
 			u, err := c.Consumption(cmd.Context(), args[0], month)
 			if err != nil {
 				return err
+			}
+			if _, known := u.Meters[meter]; meter != "" && !known {
+				return unknownMeter(meter)
 			}
 			if s.json() {
 				return printRaw(w, u.Raw)
@@ -112,6 +124,10 @@ several (--history), or day by day (--daily), or by the organization's children
 	return cmd
 }
 
+func unknownMeter(slug string) error {
+	return messagef("%s is not a meter of this root; 'orgd usage meters list ROOT' lists those", clean(slug))
+}
+
 // printPeriods prints the meters of several months or days.
 func printPeriods[T any](w io.Writer, s *session, title, meter string, periods []T, parts func(*T) (string, json.RawMessage, map[string]client.Meter)) error {
 	var raws []json.RawMessage
@@ -119,6 +135,9 @@ func printPeriods[T any](w io.Writer, s *session, title, meter string, periods [
 	writeRow(tw, []string{title, "METER", "OWN", "DESCENDANTS", "TOTAL", "UNIT"})
 	for i := range periods {
 		name, raw, meters := parts(&periods[i])
+		if _, known := meters[meter]; meter != "" && !known {
+			return unknownMeter(meter)
+		}
 		raws = append(raws, raw)
 		for _, slug := range slices.Sorted(maps.Keys(meters)) {
 			if m := meters[slug]; meter == "" || meter == slug {
