@@ -48,11 +48,21 @@ some changes in the audit trail. It prints a curl line for each call.
 
 The data goes to a new temporary directory, which is removed in the end, unless
 --data-dir is given; then the next start finds it again. It takes the flags of
-'orgd serve'.`,
+'orgd serve'.
+
+It leaves servers alone: it heeds none of the variables that lead to their data
+and keys (ORGD_DATA_DIR, ORGD_DATABASE, ORGD_AUDIT_ANCHOR, ORGD_WITNESS,
+ORGD_OPERATOR_KEY, ORGD_AUDIT_KEY), and refuses a directory or a database that
+holds other data than a demo's.`,
 		Example: `  orgd demo
   orgd demo --listen 127.0.0.1:8081 --data-dir ./demo-data`,
-		PreRunE: func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd.Flags()) },
+		PreRunE: func(cmd *cobra.Command, _ []string) error {
+			return fromEnvironment(cmd.Flags(), "data-dir", "database", "audit-anchor", "witness")
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("database") && !cmd.Flags().Changed("data-dir") {
+				return usageError("--database needs --data-dir in a demo: the keys to what is in the database are kept there")
+			}
 			if !cmd.Flags().Changed("log-level") {
 				f.logLevel = "warn"
 			}
@@ -64,7 +74,10 @@ The data goes to a new temporary directory, which is removed in the end, unless
 				defer os.RemoveAll(dir)
 				f.dataDir = dir
 			}
-			return f.run(cmd.Context(), func(s *server.Server, url string) error {
+			if err := claimDir(f.dataDir); err != nil {
+				return err
+			}
+			err := f.run(cmd.Context(), func(s *server.Server, url string) error {
 				token, err := loadDemo(cmd.Context(), s, f.dataDir)
 				if err != nil {
 					return fmt.Errorf("the demo could not be loaded: %w", err)
@@ -72,21 +85,44 @@ The data goes to a new temporary directory, which is removed in the end, unless
 				printDemo(cmd.OutOrStdout(), url, token, filepath.Join(f.dataDir, "operator.key"))
 				return nil
 			})
+			if errors.Is(err, server.ErrNotDemo) {
+				return messagef("%s: it is left as it is.\nName an empty database, or leave --database and --data-dir out to try orgd in a temporary directory.", server.ErrNotDemo)
+			}
+			return err
 		},
 	}
+	f.demo = true
 	f.add(cmd.Flags())
 	cmd.Flags().Lookup("data-dir").DefValue = "a new temporary directory"
 	return cmd
+}
+
+// claimDir makes an empty directory a demo's, which the file demo.key in it
+// says. It refuses one that has other things and is not a demo's.
+func claimDir(dir string) error {
+	path := filepath.Join(dir, "demo.key")
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("the data directory cannot be made: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	if len(entries) > 0 {
+		return messagef("%s has other things than a demo in it: it is left as it is.\nName a new directory with --data-dir, or leave it out to try orgd in a temporary one.", dir)
+	}
+	return os.WriteFile(path, nil, 0o600)
 }
 
 // loadDemo loads the demo into a server unless it is there already, and
 // returns a key of demoRoot.
 func loadDemo(ctx context.Context, s *server.Server, dataDir string) (token string, err error) {
 	path := filepath.Join(dataDir, "demo.key")
-	if b, err := os.ReadFile(path); err == nil {
-		return strings.TrimSpace(string(b)), nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return "", err
+	if b, err := os.ReadFile(path); len(b) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return strings.TrimSpace(string(b)), err
 	}
 	call := &org.Call{Actor: key.Operator(), RequestID: "demo", IP: "127.0.0.1", UserAgent: "orgd demo"}
 	_, _, err = s.Service.Import(ctx, call, bytes.NewReader(kubernetesOrg), org.ImportOptions{Format: "csv"})

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -33,6 +34,7 @@ type serveFlags struct {
 	auditAnchor                         string
 	witnesses                           []string
 	logLevel, logFormat                 string
+	demo                                bool // not a flag
 }
 
 func (f *serveFlags) add(fs *pflag.FlagSet) {
@@ -50,14 +52,14 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
 }
 
-// fromEnvironment sets every flag that was not given from the environment:
-// --data-dir from ORGD_DATA_DIR, and so on. An empty variable counts as not
-// set, since many tools can only empty one.
-func fromEnvironment(fs *pflag.FlagSet) error {
+// fromEnvironment sets every flag that was not given from the environment, but
+// for some: --data-dir from ORGD_DATA_DIR, and so on. An empty variable counts
+// as not set, since many tools can only empty one.
+func fromEnvironment(fs *pflag.FlagSet, but ...string) error {
 	var errs []error
 	fs.VisitAll(func(f *pflag.Flag) {
 		name := "ORGD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if v := os.Getenv(name); v != "" && !f.Changed && f.Name != "help" {
+		if v := os.Getenv(name); v != "" && !f.Changed && f.Name != "help" && !slices.Contains(but, f.Name) {
 			if err := fs.Set(f.Name, v); err != nil {
 				errs = append(errs, usageError("%s=%q is not valid: it takes %s", name, v, valuesOf(f)))
 			}
@@ -86,8 +88,11 @@ func (f *serveFlags) logger() (*slog.Logger, *server.LogWriter, error) {
 
 func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 	c := server.Config{DataDir: f.dataDir, Database: f.database, BasePath: strings.TrimSuffix(f.basePath, "/"),
-		RestoreWindow: f.restoreWindow, SpoolMaxBytes: f.spoolMaxMiB << 20, Version: version(), Log: log, OperatorKey: os.Getenv("ORGD_OPERATOR_KEY"),
-		AuditKey: os.Getenv("ORGD_AUDIT_KEY"), AuditAnchor: f.auditAnchor, Witnesses: f.witnesses}
+		RestoreWindow: f.restoreWindow, SpoolMaxBytes: f.spoolMaxMiB << 20, Version: version(), Log: log,
+		AuditAnchor: f.auditAnchor, Witnesses: f.witnesses, Demo: f.demo}
+	if !f.demo {
+		c.OperatorKey, c.AuditKey = os.Getenv("ORGD_OPERATOR_KEY"), os.Getenv("ORGD_AUDIT_KEY")
+	}
 	if c.Database != "" {
 		if u, err := url.Parse(c.Database); err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
 			return c, usageError("--database must be a URL such as postgres://user@host/database; leave it out for SQLite")

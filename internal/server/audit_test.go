@@ -168,7 +168,7 @@ func (tr *trail) mustRefuse(t testing.TB) {
 	// A log that is no longer than what was signed of it is noticed by its
 	// anchor, in the background.
 	for range 500 {
-		if !bytes.Equal(tr.Must(http.StatusOK, "GET", "/refused_audit_logs", tr.OperatorKey, "").Body, []byte("[]")) {
+		if len(tr.Must(http.StatusOK, "GET", "/refused_audit_logs", tr.OperatorKey, "").JSON().([]any)) > 0 {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -49,9 +49,12 @@ type Config struct {
 	// SignInterval is the shortest time between two signings of audit logs; 0
 	// for the default. Negative: they are not signed.
 	SignInterval time.Duration
-	Version      string
-	Log          *slog.Logger
-	Now          func() time.Time // nil for the real clock
+	// Demo says that the data is a demo's: a database that has organizations is
+	// refused with ErrNotDemo, unless a demo has made it.
+	Demo    bool
+	Version string
+	Log     *slog.Logger
+	Now     func() time.Time // nil for the real clock
 }
 
 // CheckBasePath reports what is wrong with Config.BasePath.
@@ -61,6 +64,10 @@ func CheckBasePath(p string) error {
 	}
 	return nil
 }
+
+// ErrNotDemo is the error of Open with Config.Demo for a database that no demo
+// has made. Nothing of it was changed.
+var ErrNotDemo = errors.New("the database has organizations that no demo has loaded")
 
 // Server is a running orgd. Close must be called in the end.
 type Server struct {
@@ -89,10 +96,17 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		return nil, fmt.Errorf("the data directory cannot be made: %w", err)
 	}
 	s := &Server{config: c, started: c.Now(), done: make(chan struct{})}
+	options := store.Options{Log: c.Log}
+	if c.Demo {
+		options.Mark = "demo"
+	}
 	if c.Database == "" {
-		s.Store, err = store.OpenSQLite(ctx, c.DataDir, store.Options{Log: c.Log})
+		s.Store, err = store.OpenSQLite(ctx, c.DataDir, options)
 	} else {
-		s.Store, err = store.OpenPostgres(ctx, c.Database, store.Options{Log: c.Log})
+		s.Store, err = store.OpenPostgres(ctx, c.Database, options)
+	}
+	if errors.Is(err, store.ErrUnmarked) {
+		return nil, ErrNotDemo
 	}
 	if err != nil {
 		return nil, err

@@ -21,7 +21,8 @@ var sqliteStatistics string
 
 // migrate brings the schema up to date. Each migration is one transaction;
 // on PostgreSQL an advisory lock keeps two processes from migrating at once.
-func migrate(ctx context.Context, db *sql.DB, d *dialect) error {
+// The mark is that of the Options.
+func migrate(ctx context.Context, db *sql.DB, d *dialect, mark string) error {
 	steps, err := migrationSteps(d)
 	if err != nil {
 		return err
@@ -48,12 +49,43 @@ func migrate(ctx context.Context, db *sql.DB, d *dialect) error {
 	if current > target {
 		return fmt.Errorf("a newer orgd has used it: its schema is %d, and this one knows %d; use the newer one", current, target)
 	}
-	applied, err := provider.Up(ctx)
-	if err != nil || len(applied) == 0 || d.statistics == "" {
-		return err
+	if mark != "" {
+		if err := checkMark(ctx, db, d, current, mark); err != nil {
+			return err
+		}
 	}
-	_, err = db.ExecContext(ctx, d.statistics)
+	applied, err := provider.Up(ctx)
+	if err == nil && len(applied) > 0 && d.statistics != "" {
+		_, err = db.ExecContext(ctx, d.statistics)
+	}
+	if err == nil && mark != "" {
+		_, err = db.ExecContext(ctx, d.query(`INSERT INTO marks (name, value) VALUES ($1, '') ON CONFLICT (name) DO NOTHING`), mark)
+	}
 	return err
+}
+
+// marksVersion is the version of the migration that makes the table of marks.
+const marksVersion = 9
+
+// checkMark returns ErrUnmarked if the database, which has a version of the
+// schema, ever had organizations and does not bear the mark.
+func checkMark(ctx context.Context, db *sql.DB, d *dialect, version int64, mark string) error {
+	var used, marked int
+	if version > 0 {
+		// A log stays when its root is purged.
+		if err := db.QueryRowContext(ctx, `SELECT count(*) FROM (SELECT 1 FROM audit_heads LIMIT 1) AS a`).Scan(&used); err != nil {
+			return err
+		}
+	}
+	if version >= marksVersion {
+		if err := db.QueryRowContext(ctx, d.query(`SELECT count(*) FROM marks WHERE name = $1`), mark).Scan(&marked); err != nil {
+			return err
+		}
+	}
+	if used > 0 && marked == 0 {
+		return ErrUnmarked
+	}
+	return nil
 }
 
 // migrationSteps returns the embedded migrations in the engine's own SQL. A

@@ -110,7 +110,7 @@ func (e *sqliteEngine) open(ctx context.Context, o Options) error {
 		return err
 	}
 	defer db.Close()
-	if err := migrate(ctx, db, sqliteDialect); err != nil {
+	if err := migrate(ctx, db, sqliteDialect, o.Mark); err != nil {
 		writer.close()
 		return err
 	}

@@ -5,6 +5,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"hash/maphash"
 	"log/slog"
 	"sync"
@@ -24,10 +25,17 @@ type Options struct {
 	Readers int
 	// Log hears of what could be stored only in part; nil for nobody.
 	Log *slog.Logger
+	// Mark, if set, is for data that is of no worth: the database gets this
+	// mark (org.Tx.Mark), and one that ever had organizations and does not bear
+	// it is refused with ErrUnmarked, before anything of it is changed.
+	Mark string
 	// VFS is the name of a registered SQLite VFS, empty for the operating
 	// system's files. It lets tests inject faults.
 	VFS string
 }
+
+// ErrUnmarked says that a database has what Options.Mark does not allow.
+var ErrUnmarked = errors.New("it has organizations already")
 
 func (o *Options) logger() *slog.Logger {
 	if o.Log == nil {
