@@ -75,7 +75,8 @@ func keyCreateCommand(s *session) *cobra.Command {
 		Use: "create ORG NAME", Short: "Create an API key of an organization, and print it once", Args: cobra.ExactArgs(2),
 		Long: `Create an API key of an organization, and print it once: alone on standard
 output. A key can only create keys that may do no more than itself, and what no
-flag says is as in the creating key.
+flag says is as in the creating key. With the operator key it is: the permissions
+that read stands for, the subtree, every address, and no end.
 
 Permissions are orgs:read, orgs:write, orgs:delete, customizations:read,
 customizations:write, tags:write, access_log:read, access_log:write, audit:read,
