@@ -351,6 +351,11 @@ On a terminal it shows how much would be deleted and asks; --yes answers.`,
 				return printRaw(w, d.Raw)
 			}
 			amount := plural(d.Organizations, "organization") + " and " + plural(d.APIKeys, "API key")
+			if d.DryRun && d.Organizations > 1 && !opt.Cascade {
+				_, err = fmt.Fprintf(w, "Dry run: %s has %s below it and would not be deleted.\nWith --cascade, deleting it would delete %s.\n",
+					id, plural(d.Organizations-1, "organization"), amount)
+				return err
+			}
 			if d.DryRun {
 				_, err = fmt.Fprintf(w, "Dry run: deleting %s would delete %s.\n", id, amount)
 				return err
