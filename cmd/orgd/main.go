@@ -75,7 +75,7 @@ func valuesOf(f *pflag.Flag) string {
 	case "int", "int64":
 		return "a whole number"
 	case "duration":
-		return "a duration such as 90s, 30m or 720h"
+		return "a duration such as 90s, 12h or 30d"
 	case "bool":
 		return "true or false"
 	}

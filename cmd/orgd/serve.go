@@ -43,14 +43,27 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.listen, "listen", "127.0.0.1:8080", "`address` to listen on")
 	fs.StringVar(&f.basePath, "base-path", "", "`path` under which the API is served too, such as /api/v1")
 	fs.StringSliceVar(&f.trustedProxies, "trusted-proxies", nil, "`CIDRs` of the proxies that are believed about the client's address and, in /forward_auth, about the original request (default none)")
-	fs.DurationVar(&f.restoreWindow, "restore-window", 30*24*time.Hour, "how long a deleted organization can be restored")
-	fs.DurationVar(&f.monthCloseAfter, "month-close-after", org.DefaultMonthCloseAfter, "how long after its end a month still takes late usage events")
+	f.restoreWindow, f.monthCloseAfter = 30*24*time.Hour, org.DefaultMonthCloseAfter
+	fs.Var((*duration)(&f.restoreWindow), "restore-window", "how long a deleted organization can be restored")
+	fs.Var((*duration)(&f.monthCloseAfter), "month-close-after", "how long after its end a month still takes late usage events")
 	fs.Int64Var(&f.spoolMaxMiB, "spool-max", 1024, "how many `MiB` of recorded requests may wait for the database before requests get 503")
 	fs.StringVar(&f.auditAnchor, "audit-anchor", "", "append-only `file` that keeps what was signed of the audit logs, better not on the database's disk (default audit.anchor in the data directory)")
 	fs.StringSliceVar(&f.witnesses, "witness", nil, "a `witness` that cosigns the audit logs (C2SP tlog-witness): its URL and its verifier key, with a space between them; repeatable")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
 }
+
+// duration is the value of a flag that takes days too: 30d.
+type duration time.Duration
+
+func (d *duration) Set(v string) error {
+	parsed, err := parseDuration(v)
+	*d = duration(parsed)
+	return err
+}
+
+func (d *duration) String() string { return time.Duration(*d).String() }
+func (d *duration) Type() string   { return "duration" }
 
 // fromEnvironment sets every flag that was not given from the environment, but
 // for some: --data-dir from ORGD_DATA_DIR, and so on. An empty variable counts
@@ -118,6 +131,7 @@ func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 		}
 	}
 	for _, s := range f.trustedProxies {
+		s = strings.TrimSpace(s)
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
 			a, aerr := netip.ParseAddr(s)
