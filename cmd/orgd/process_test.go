@@ -342,8 +342,8 @@ func TestSecondSignalEnds(t *testing.T) {
 func TestSIGHUP(t *testing.T) {
 	p := startProcess(t, t.TempDir())
 	p.signal(t, syscall.SIGHUP)
-	if <-p.ended; p.err != nil {
-		t.Errorf("SIGHUP ends it with %v", p.err)
+	if <-p.ended; p.err != nil || !strings.HasSuffix(p.log.String(), " msg=stopped\n") {
+		t.Errorf("SIGHUP ends it with %v\n%s", p.err, p.log)
 	}
 	dir := t.TempDir()
 	p = startCommand(t, dir, exec.Command("nohup", orgdProgram(t), "serve", "--data-dir", dir, "--listen", "127.0.0.1:0"))
@@ -351,6 +351,38 @@ func TestSIGHUP(t *testing.T) {
 	p.signal(t, syscall.SIGTERM)
 	if <-p.ended; strings.Count(p.log.String(), "a second signal") != 1 || p.err != nil {
 		t.Errorf("nohup does not keep it: %v\n%s", p.err, p.log)
+	}
+}
+
+// Who follows a log ends that with Ctrl-C, which is not an error.
+func TestTailsEndSilently(t *testing.T) {
+	p := startProcess(t, t.TempDir())
+	if status, b, err := p.do("POST", "/orgs", `{"id":"r","name":"Root"}`); status != 201 {
+		t.Fatalf("%d %s %v", status, b, err)
+	}
+	for _, args := range [][]string{{"audit", "tail", "r", "--from", "1h"}, {"access", "tail", "r"}} {
+		cmd := exec.Command(orgdProgram(t), args...)
+		cmd.Env = append(os.Environ(), "ORGD_URL="+p.url, "ORGD_KEY="+p.key)
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		in := bufio.NewReader(out)
+		if line, err := in.ReadString('\n'); err != nil {
+			t.Errorf("%q prints %q: %v", args, line, err)
+		}
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(io.Discard, in)
+		if err := cmd.Wait(); err != nil || stderr.Len() > 0 {
+			t.Errorf("%q ends with %v and says %q", args, err, stderr.String())
+		}
 	}
 }
 

@@ -199,13 +199,17 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 		l.Close()
 		return err
 	}
-	defer func() { err = errors.Join(err, s.Close()) }()
+	defer func() {
+		if err = errors.Join(err, s.Close()); err == nil {
+			log.Info("stopped")
+		}
+	}()
 	url := "http://" + l.Addr().String()
 	if s.NewOperatorKey != "" {
 		log.Info("made the operator key", "file", s.NewOperatorKey)
 	}
 	log.Info("orgd is listening", "url", url, "docs", url+"/docs", "database", s.Store.Kind(),
-		"data_dir", f.dataDir, "version", version(), "took", time.Since(begin).Round(time.Millisecond))
+		"data_dir", f.dataDir, "version", version(), "took_ms", time.Since(begin).Milliseconds())
 	logs.Flush()
 	if started == nil {
 		return s.Serve(ctx, l)

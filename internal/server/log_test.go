@@ -114,7 +114,7 @@ func BenchmarkLog(b *testing.B) {
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
 					log.Info("request", "request_id", "req_06h17q8r6sxb309a2p2m4g4k04", "operation", "getOrg", "method", "GET",
-						"path", "/orgs/org-123", "status", 200, "took", 123*time.Microsecond, "ip", "127.0.0.1")
+						"path", "/orgs/org-123", "status", 200, "took_ms", 0.123, "ip", "127.0.0.1")
 				}
 			})
 			c.Close()

@@ -279,7 +279,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return err
 	case <-ctx.Done():
 	}
-	s.config.Log.Info("shutting down: requests under way may finish; a second signal ends them", "at_most", drainTimeout)
+	s.config.Log.Info("shutting down: requests under way may finish; a second signal ends them", "at_most_seconds", drainTimeout.Seconds())
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
 	if err := hs.Shutdown(drain); err != nil {

@@ -517,7 +517,7 @@ func (s *Server) logRequest(rt *Route, r *Request, status int, end time.Time, to
 	var more [9]slog.Attr
 	attrs := append(more[:0],
 		slog.String("request_id", r.ID), slog.String("operation", rt.Operation), slog.String("method", r.Method),
-		slog.String("path", cut(key.Redact(r.URL.EscapedPath()), 1024)), slog.Int("status", status), slog.Duration("took", took), slog.String("ip", r.IP.String()))
+		slog.String("path", cut(key.Redact(r.URL.EscapedPath()), 1024)), slog.Int("status", status), slog.Float64("took_ms", float64(took.Microseconds())/1000), slog.String("ip", r.IP.String()))
 	if r.Actor != nil {
 		attrs = append(attrs, slog.String("actor", r.Actor.ID))
 	}
