@@ -163,7 +163,8 @@ Keep a copy: without it the logs cannot be signed, and the server does not start
 Servers that share a database share both.
 
 Every flag can also be set in the environment: --data-dir as ORGD_DATA_DIR. A
-flag goes before the environment. SIGTERM lets the requests under way finish.`,
+flag goes before the environment. A duration is written as 90s, 72h or 30d.
+SIGTERM lets the requests under way finish; a second one ends them.`,
 		Example: `  orgd serve
   orgd serve --data-dir /var/lib/orgd --listen 0.0.0.0:8080 --trusted-proxies 10.0.0.0/8
   orgd serve --database postgres://orgd@db.internal/orgd`,
