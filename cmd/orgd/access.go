@@ -77,6 +77,7 @@ func accessFilters(cmd *cobra.Command) func() client.AccessQuery {
 	fs.StringVar(&q.User, "user", "", "by this `user`, which is the name of the key")
 	fs.StringVar(&q.Action, "action", "", "this `action`, such as GET_ORG")
 	fs.StringVar(&q.Status, "status", "", "success, failure or denied")
+	complete(cmd, "status", "success", "failure", "denied")
 	fs.StringVar(&q.IP, "ip", "", "from this `address`")
 	fs.StringVar(&q.APIKeyID, "api-key-id", "", "with the API key of this `id`")
 	return func() client.AccessQuery {
@@ -181,6 +182,7 @@ func accessExportCommand(s *session) *cobra.Command {
 	filters, period := accessFilters(cmd), periodFlags(cmd)
 	fs := cmd.Flags()
 	fs.StringVar(&format, "format", "", "csv or ndjson; otherwise what the name of the file ends in, or ndjson")
+	complete(cmd, "format", "csv", "ndjson")
 	fs.StringVar(&output, "file", "", "`file` to write, which appears only once it is whole; standard output without it")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		q := filters()

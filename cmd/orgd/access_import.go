@@ -104,6 +104,7 @@ access retention'.`,
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&format, "format", "combined", "combined or common: either takes both")
+	complete(cmd, "format", "combined", "common")
 	fs.StringVar(&im.orgID, "org", "", "`id` of the organization that the lines belong to")
 	fs.StringVar(&pattern, "org-from-path", "", "regular `expression` whose first group matches the id of the organization in a request's path")
 	fs.StringVar(&im.action, "action", "", "the `action` of all events; otherwise the method of the request")

@@ -31,6 +31,7 @@ func auditRow(e *client.AuditEntry) []string {
 func auditFilters(cmd *cobra.Command, q *client.AuditQuery) {
 	fs := cmd.Flags()
 	fs.StringVar(&q.Scope, "scope", "", "subtree (default), self, children or descendants")
+	complete(cmd, "scope", "subtree", "self", "children", "descendants")
 	fs.StringVar(&q.Action, "action", "", "this `action`, such as organization.updated")
 	fs.StringVar(&q.Actor, "actor", "", "by the actor with this `id`")
 	fs.StringVar(&q.Org, "org", "", "of the organization with this `id`")

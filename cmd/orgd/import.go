@@ -108,6 +108,7 @@ Bad rows are printed as FILE:LINE: what is wrong.`,
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&format, "format", "", "csv or ndjson; otherwise what the name of FILE ends in")
+	complete(cmd, "format", "csv", "ndjson")
 	fs.StringVar(&opt.ParentID, "parent", "", "`id` of the organization below which rows without a parent go")
 	fs.BoolVar(&opt.DryRun, "dry-run", false, "check everything, create nothing")
 	idempotencyFlag(cmd, &idempotency)

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/orgd/orgd/client"
+	"github.com/orgd/orgd/internal/key"
 )
 
 func keyCommand(s *session) *cobra.Command {
@@ -113,12 +114,27 @@ with app: are your product's own.`,
 	}
 	fs := cmd.Flags()
 	fs.StringSliceVar(&in.Permissions, "permissions", nil, "what it may do, separated by commas")
+	if err := cmd.RegisterFlagCompletionFunc("permissions", completePermissions); err != nil {
+		panic(err)
+	}
 	fs.StringVar(&in.Reach, "reach", "", "subtree or self: whether it reaches the descendants of the organization")
+	complete(cmd, "reach", "subtree", "self")
 	fs.StringVar(&expires, "expires", "", "`when` it ends: a time, a day, or a duration from now such as 90d")
 	fs.StringSliceVar(&in.AllowedCIDRs, "allowed-cidrs", nil, "the networks from which it works, separated by commas")
 	fs.StringVar(&rate, "rate-limit", "", "`requests/period` that it may make, such as 100/1m")
 	idempotencyFlag(cmd, &idempotency)
 	return cmd
+}
+
+// completePermissions completes the last of several permissions with commas
+// between them.
+func completePermissions(_ *cobra.Command, _ []string, given string) ([]string, cobra.ShellCompDirective) {
+	before := given[:strings.LastIndexByte(given, ',')+1]
+	values := []string{before + key.BundleRead, before + key.BundleWrite, before + key.BundleAdmin}
+	for _, p := range key.AllPermissions() {
+		values = append(values, before+p)
+	}
+	return values, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }
 
 func keyListCommand(s *session) *cobra.Command {

@@ -178,6 +178,7 @@ func orgCreateCommand(s *session) *cobra.Command {
 	fs.StringVar(&in.ParentID, "parent", "", "`id` of the parent")
 	fs.StringVar(&in.ID, "id", "", "`id` of the new organization; the server makes one without it")
 	fs.StringVar(&in.Type, "type", "", "organization, group or user")
+	complete(cmd, "type", "organization", "group", "user")
 	fs.StringVar(&in.Description, "description", "", "what it is")
 	fs.StringVar(&in.ExternalID, "external-id", "", "its `id` in another system")
 	fs.StringSliceVar(&in.Tags, "tags", nil, "tags, separated by commas")

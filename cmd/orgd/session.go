@@ -130,7 +130,12 @@ func runGroup(cmd *cobra.Command, args []string) error {
 // outputFlag adds the flag that chooses between tables and JSON.
 func (s *session) outputFlag(cmd *cobra.Command) {
 	cmd.PersistentFlags().StringVarP(&s.output, "output", "o", "table", "table or json: what the API answers, lists as one array")
-	if err := cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+	complete(cmd, "output", "table", "json")
+}
+
+// complete lets the shell complete the values of a flag.
+func complete(cmd *cobra.Command, flag string, values ...string) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err)
 	}
 }

@@ -120,6 +120,7 @@ several (--history), or day by day (--daily), or by the organization's children
 	fs.BoolVar(&children, "children", false, "child by child")
 	fs.StringVar(&meter, "meter", "", "only this `meter`")
 	fs.StringVar(&sort, "sort", "", "with --children: org_id, own, descendants or total; -total for the greatest first")
+	complete(cmd, "sort", "org_id", "own", "descendants", "total", "-org_id", "-own", "-descendants", "-total")
 	limitFlag(cmd, &limit, 0)
 	return cmd
 }
@@ -466,6 +467,7 @@ func metersSetCommand(s *session) *cobra.Command {
 	fs := cmd.Flags()
 	fs.StringVar(&in.Unit, "unit", "", "what is counted, such as calls or GB")
 	fs.StringVar(&in.Aggregation, "aggregation", "sum", "sum, count, max or latest")
+	complete(cmd, "aggregation", "sum", "count", "max", "latest")
 	fs.StringVar(&in.Description, "description", "", "a `sentence` about it")
 	fs.StringVar(&in.EventType, "event-type", "", "the `type` of the CloudEvents that it counts; its name without it")
 	fs.StringVar(&in.Value, "value", "", "JSON `pointer` into their data, to the quantity (default /quantity)")
