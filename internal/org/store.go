@@ -177,6 +177,8 @@ type Tx interface {
 	// PutMark notes something. ErrStale if there is something under that name:
 	// of several that put it at once, one succeeds.
 	PutMark(name, value string) error
+	// ReplaceMark notes something in the place of what is there.
+	ReplaceMark(name, value string) error
 	// AuditEntry returns an entry of the root's open log.
 	AuditEntry(rootID, id string) (*audit.Record, error)
 	// AuditEntries returns one page of audit entries, newest first.

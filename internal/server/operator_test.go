@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"bytes"
 	"crypto/rand"
 	"io/fs"
 	"log/slog"
@@ -68,4 +69,27 @@ func TestOperatorKey(t *testing.T) {
 	running := testkit.Start(t, "sqlite", func(c *server.Config) { c.OperatorKey = given })
 	running.Must(201, "POST", "/orgs", given, `{"name":"Root"}`)
 	running.Must(401, "POST", "/orgs", made, `{"name":"Root"}`)
+}
+
+// Servers that share a database are told if they do not share the operator key,
+// once for each change. The database does not have the key.
+func TestOperatorKeysOfOneDatabase(t *testing.T) {
+	database := testkit.Postgres(t)
+	one, _, _ := key.NewSecret(rand.Reader, "operator")
+	other, _, _ := key.NewSecret(rand.Reader, "operator")
+	for i, start := range []struct {
+		key  string
+		warn bool
+	}{{one, false}, {one, false}, {other, true}, {other, false}, {one, true}} {
+		var log bytes.Buffer
+		s, err := server.Open(t.Context(), server.Config{DataDir: t.TempDir(), Database: database, OperatorKey: start.key, AuditKey: strings.Repeat("5e", 32),
+			SignInterval: -1, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		if warned := strings.Contains(log.String(), "level=WARN") && strings.Contains(log.String(), "ORGD_OPERATOR_KEY"); warned != start.warn {
+			t.Errorf("start %d says %s", i, log.String())
+		}
+	}
 }

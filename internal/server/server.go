@@ -5,6 +5,7 @@ package server
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -136,6 +137,9 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 	if !ok || id != "operator" {
 		return nil, errors.New("the operator key is malformed; 'orgd keygen' makes one")
 	}
+	if err := s.compareOperatorKey(ctx, hash); err != nil {
+		return nil, err
+	}
 	s.Service, err = org.NewService(org.Config{Store: s.Store, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
 		RestoreWindow: c.RestoreWindow, MonthCloseAfter: c.MonthCloseAfter, OperatorHash: hash, Spool: s.Recorder, Keyring: keyring})
 	if err != nil {
@@ -230,6 +234,35 @@ func (s *Server) operatorKey() error {
 	}
 	s.NewOperatorKey = path
 	return nil
+}
+
+// operatorMark is the mark of a database that servers share under which the
+// beginning of the SHA-256 of the operator key is noted with which a server was
+// last started.
+const operatorMark = "operator_key"
+
+// compareOperatorKey warns of servers that share a database and not the
+// operator key.
+func (s *Server) compareOperatorKey(ctx context.Context, hash [32]byte) error {
+	if s.config.Database == "" {
+		return nil
+	}
+	var last string
+	now := hex.EncodeToString(hash[:8])
+	err := s.Store.Read(ctx, func(tx org.Tx) (err error) {
+		last, err = tx.Mark(operatorMark)
+		return err
+	})
+	if err == nil && last == now {
+		return nil
+	}
+	if err == nil {
+		s.config.Log.Warn("the operator key is not the one with which a server of this database was last started; " +
+			"unless it has been replaced, give all of them the same ORGD_OPERATOR_KEY")
+	} else if !errors.Is(err, org.ErrAbsent) {
+		return err
+	}
+	return s.Store.Write(ctx, func(tx org.Tx) error { return tx.ReplaceMark(operatorMark, now) })
 }
 
 // writeSecret writes a new file that only its owner can read, whole or not at

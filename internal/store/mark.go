@@ -20,6 +20,12 @@ func (t *tx) PutMark(name, value string) error {
 	return err
 }
 
+func (t *tx) ReplaceMark(name, value string) error {
+	defer t.leavesTree(t.writes)
+	_, err := t.exec(`INSERT INTO marks (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)
+	return err
+}
+
 func (t *tx) SigningSeeds(now time.Time) (ids []string, err error) {
 	err = t.query(func(r row) error {
 		var id string

@@ -239,4 +239,9 @@ func testMarks(t *testing.T, s Store) {
 	wantEqual(t, get(t, s, mark), first)
 	write(t, s, func(tx org.Tx) error { return tx.PutMark("y", "") })
 	wantEqual(t, get(t, s, func(tx org.Tx) (string, error) { return tx.Mark("y") }), "")
+	for _, name := range []string{"y", "z"} {
+		write(t, s, func(tx org.Tx) error { return tx.ReplaceMark(name, "new") })
+		wantEqual(t, get(t, s, func(tx org.Tx) (string, error) { return tx.Mark(name) }), "new")
+	}
+	wantEqual(t, get(t, s, mark), first)
 }
