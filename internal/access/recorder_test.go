@@ -625,7 +625,7 @@ func TestOneProcessAtATime(t *testing.T) {
 	dir := t.TempDir()
 	sink := newMemorySink()
 	r := open(t, dir, sink, fast())
-	if _, err := OpenRecorder(t.Context(), dir, sink, fast()); err == nil || !strings.Contains(err.Error(), "in use") {
+	if _, err := OpenRecorder(t.Context(), dir, sink, fast()); err == nil || !strings.Contains(err.Error(), "another process is using it") {
 		t.Fatalf("opened twice: %v", err)
 	}
 	crash(r)
