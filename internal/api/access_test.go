@@ -461,6 +461,7 @@ func TestFollowWithTwoProcesses(t *testing.T) {
 	}
 	const want = 2 * clients * each
 	seen := map[string]bool{}
+	next, then := two, one
 	for deadline := time.Now().Add(20 * time.Second); len(seen) < want && time.Now().Before(deadline); {
 		time.Sleep(100 * time.Millisecond)
 		feed.Close()
@@ -474,8 +475,8 @@ func TestFollowWithTwoProcesses(t *testing.T) {
 			}
 			seen[e.ID] = true
 		}
-		feed = two.Follow(path, one.OperatorKey, feed.LastID)
-		one, two = two, one
+		feed = next.Follow(path, next.OperatorKey, feed.LastID)
+		next, then = then, next
 	}
 	wg.Wait()
 	if len(seen) != want {
