@@ -90,7 +90,7 @@ func Group(s *Store, changes ...func(org.Tx) error) []error {
 	waiting := make(chan struct{})
 	e.queue <- &job{committed: s.generations.changed, done: make(chan struct{}), fn: func(*tx) error {
 		<-waiting
-		e.lastCommit = time.Hour // so that the group takes all that wait
+		e.lastCommit, e.groupTime = time.Hour, time.Hour // so that the group takes all that wait
 		return nil
 	}}
 	jobs := make([]*job, len(changes))

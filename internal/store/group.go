@@ -116,7 +116,7 @@ type group struct {
 func (g *group) next() *job {
 	if n := len(g.jobs); n > 0 {
 		took := time.Since(g.begun)
-		if n >= groupSize || took > groupTime || n >= g.half && took > g.lastCommit {
+		if n >= groupSize || took > g.groupTime || n >= g.half && took > g.lastCommit {
 			return nil
 		}
 	}

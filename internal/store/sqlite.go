@@ -39,11 +39,12 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 	}
 	path := filepath.Join(dir, "orgd.db")
 	e := &sqliteEngine{
-		path:  path,
-		uri:   sqliteURI(path, registerVFS(o.VFS), lock.Name()),
-		lock:  lock,
-		queue: make(chan *job, 4*groupSize),
-		done:  make(chan struct{}),
+		path:      path,
+		uri:       sqliteURI(path, registerVFS(o.VFS), lock.Name()),
+		lock:      lock,
+		queue:     make(chan *job, 4*groupSize),
+		done:      make(chan struct{}),
+		groupTime: groupTime,
 	}
 	if err := e.open(ctx, o); err != nil {
 		lock.Close()
@@ -85,8 +86,9 @@ type sqliteEngine struct {
 	done  chan struct{} // closed when the writer has ended
 
 	// These are used by the writer goroutine alone.
-	writer     *sqliteConn // nil after a failed reopen
-	lastSize   int         // of the last group
+	writer     *sqliteConn   // nil after a failed reopen
+	groupTime  time.Duration // for how long a group takes further changes
+	lastSize   int           // of the last group
 	lastCommit time.Duration
 	failed     time.Time // when a group was last undone
 
