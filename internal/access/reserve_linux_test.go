@@ -1,7 +1,6 @@
 package access
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -17,7 +16,7 @@ import (
 func TestAFullDiskTakesASegmentMore(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
-		if os.Getenv("CI") == "true" && os.Getuid() == 0 && !errors.Is(err, unix.EPERM) {
+		if os.Getenv("CI") == "true" {
 			t.Fatal(err)
 		}
 		t.Skipf("mounting a small file system: %v", err)

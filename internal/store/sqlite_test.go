@@ -42,6 +42,14 @@ func openSQLite(t testing.TB, dir string, o store.Options) *store.Store {
 	return s
 }
 
+// openOn opens a store in a new directory whose files are those of a VFS.
+func openOn(t *testing.T, v vfs.VFS) *store.Store {
+	t.Helper()
+	vfs.Register(t.Name(), v)
+	t.Cleanup(func() { vfs.Unregister(t.Name()) })
+	return openSQLite(t, t.TempDir(), store.Options{VFS: t.Name()})
+}
+
 func TestSQLite(t *testing.T) {
 	storetest.Run(t, func(t testing.TB) storetest.Store { return openSQLite(t, t.TempDir(), store.Options{}) })
 }
@@ -293,13 +301,7 @@ func TestSQLiteGroupHeads(t *testing.T) {
 // another that shares its commit does not hear so if that commit fails.
 func TestSQLiteGroupAnswers(t *testing.T) {
 	v := &faultyVFS{VFS: vfs.Find("")}
-	vfs.Register(t.Name(), v)
-	defer vfs.Unregister(t.Name())
-	s, err := store.OpenSQLite(t.Context(), t.TempDir(), store.Options{VFS: t.Name()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+	s := openOn(t, v)
 	plantRoot(t, s, "r")
 	there := errors.New("it is there already")
 	insert := func(tx org.Tx) error {

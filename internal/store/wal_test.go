@@ -159,13 +159,7 @@ func list(t *testing.T, c *sqlite3.Conn, query string) string {
 // touches.
 func TestWALWrites(t *testing.T) {
 	v := &countingVFS{VFS: vfs.Find("")}
-	vfs.Register(t.Name(), v)
-	defer vfs.Unregister(t.Name())
-	s, err := store.OpenSQLite(t.Context(), t.TempDir(), store.Options{VFS: t.Name()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+	s := openOn(t, v)
 	plantRoot(t, s, "r")
 	if err := update(s, "r"); err != nil {
 		t.Fatal(err)

@@ -16,12 +16,12 @@ type Disk struct {
 }
 
 // NewDisk mounts a file system of so many MiB until the test ends. That takes
-// root: the test is skipped without it.
+// root: without it the test is skipped, and with CI=true it fails.
 func NewDisk(t testing.TB, sizeMiB string) *Disk {
 	t.Helper()
 	d := &Disk{Dir: t.TempDir(), t: t}
 	if err := unix.Mount("tmpfs", d.Dir, "tmpfs", 0, "size="+sizeMiB+"m,mode=0700"); err != nil {
-		if os.Getenv("CI") == "true" && os.Getuid() == 0 && !errors.Is(err, unix.EPERM) {
+		if os.Getenv("CI") == "true" {
 			t.Fatalf("mounting a small file system: %v", err)
 		}
 		t.Skipf("mounting a small file system: %v", err)
