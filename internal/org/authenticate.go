@@ -2,7 +2,9 @@ package org
 
 import (
 	"context"
+	"errors"
 	"net/netip"
+	"time"
 
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
@@ -16,6 +18,7 @@ type Login struct {
 	Actor *key.Actor
 	// OldSecret says that the secret is one that a rotation replaced.
 	OldSecret bool
+	Secret    [32]byte // the hash of the token
 }
 
 // Unauthorized is the one error for every bad key, so that nothing can be
@@ -37,7 +40,7 @@ func (s *Service) Authenticate(ctx context.Context, token string, ip netip.Addr)
 		if !key.Match(s.operatorHash[:], hash) {
 			return Login{}, Unauthorized()
 		}
-		return Login{Actor: operator}, nil
+		return Login{Actor: operator, Secret: hash}, nil
 	}
 	k, err := s.keyByID(ctx, keyID)
 	if err != nil {
@@ -50,17 +53,49 @@ func (s *Service) Authenticate(ctx context.Context, token string, ip netip.Addr)
 	if !known {
 		return Login{}, Unauthorized()
 	}
-	login := Login{Actor: k.actor}
-	old, ok := k.Usable(s.now(), hash)
+	login := Login{Actor: k.actor, Secret: hash}
+	login.OldSecret, err = k.admits(s.now(), hash, ip)
+	return login, err
+}
+
+// admits checks that a secret with this hash may be used from this address
+// now, and says whether it is one that a rotation replaced. Its errors are
+// those of Service.Authenticate.
+func (k *keySnapshot) admits(now time.Time, hash [32]byte, ip netip.Addr) (old bool, err error) {
+	old, ok := k.Usable(now, hash)
 	if !ok || !k.orgLive {
-		return login, Unauthorized()
+		return false, Unauthorized()
 	}
-	login.OldSecret = old
 	if len(k.actor.CIDRs) > 0 && !key.Contains(k.actor.CIDRs, ip) {
-		return login, problem.New(problem.PermissionDenied, "This key may not be used from this address.").
+		return old, problem.New(problem.PermissionDenied, "This key may not be used from this address.").
 			WithFix("Use it from an address in its allowed_cidrs.")
 	}
-	return login, nil
+	return old, nil
+}
+
+// present returns the actor of a call as it is in a transaction, or the error
+// that Authenticate would now return. A request takes time: its key may have
+// been revoked, narrowed or moved, or have expired, since it came.
+//
+// In a transaction that holds the lock of the actor's root nobody can change
+// the actor any more until the transaction ends.
+func (s *Service) present(tx Tx, call *Call) (*key.Actor, error) {
+	if call.Actor.Kind != key.KindKey {
+		return call.Actor, nil
+	}
+	k, ok := s.keys.GetIfPresent(call.Actor.ID)
+	if !ok || !tx.TreeUnchanged(k.RootID, k.generation) {
+		var err error
+		if k, err = readKey(tx, call.Actor.ID); errors.Is(err, ErrAbsent) {
+			return nil, Unauthorized()
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	if _, err := k.admits(s.now(), call.Secret, call.Address); err != nil {
+		return nil, err
+	}
+	return k.actor, nil
 }
 
 const operatorKeyID = "operator"

@@ -252,7 +252,7 @@ func (s *Service) Adjust(ctx context.Context, call *Call, id string, n NewAdjust
 		if err != nil {
 			return nil, nil, err
 		}
-		if n.Quantity < 0 && !mayLower(call.Actor, o.Path) {
+		if n.Quantity < 0 && !mayLower(c.call.Actor, o.Path) {
 			return nil, nil, problem.New(problem.PermissionDenied, "The quantity %s.", lowering)
 		}
 		all, err := meters(c, o.RootID)
@@ -270,7 +270,7 @@ func (s *Service) Adjust(ctx context.Context, call *Call, id string, n NewAdjust
 			return nil, nil, err
 		}
 		made = &usage.Adjustment{ID: c.newID("adj_"), RootID: o.RootID, OrgID: o.ID, Month: month, For: n.Month, Meter: n.Meter,
-			Quantity: n.Quantity, Reason: n.Reason, Origin: usage.FromActor, CreatedBy: call.Actor.ID, CreatedAt: c.at}
+			Quantity: n.Quantity, Reason: n.Reason, Origin: usage.FromActor, CreatedBy: c.call.Actor.ID, CreatedAt: c.at}
 		if err := c.AddUsage([]usage.Entry{{Path: o.Path, Meter: n.Meter, Month: month, Quantity: n.Quantity}}, c.at); err != nil {
 			return nil, nil, err
 		}

@@ -187,7 +187,10 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := PermitBelow(call.Actor); err != nil {
+		if err := PermitBelow(c.call.Actor); err != nil {
+			return nil, nil, err
+		}
+		if err := permitMembers(c.call.Actor, in.Customizations != nil || in.Locked != nil, len(in.Tags) > 0); err != nil {
 			return nil, nil, err
 		}
 		if err := CheckMatch(call.IfMatch, parent.ETag()); err != nil {

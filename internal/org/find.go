@@ -130,18 +130,10 @@ func (s *Service) keyByID(ctx context.Context, id string) (*keySnapshot, error) 
 		}
 		rootID = k.RootID
 	}
-	snap := &keySnapshot{generation: s.store.Generation(rootID)}
-	err := s.store.Read(ctx, func(tx Tx) error {
-		k, err := tx.Key(id)
-		if err != nil {
-			return err
-		}
-		o, err := tx.Org(k.OrgID)
-		if err != nil {
-			return err
-		}
-		snap.Key, snap.orgLive = k, o.DeletedAt == nil
-		snap.actor, err = key.NewActor(k, o.Path, o.ParentID)
+	generation := s.store.Generation(rootID)
+	var snap *keySnapshot
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		snap, err = readKey(tx, id)
 		return err
 	})
 	if errors.Is(err, ErrAbsent) {
@@ -149,8 +141,23 @@ func (s *Service) keyByID(ctx context.Context, id string) (*keySnapshot, error) 
 	} else if err != nil {
 		return nil, err
 	}
+	snap.generation = generation
 	s.keys.Set(id, snap)
 	return snap, nil
+}
+
+// readKey reads a key and its organization.
+func readKey(tx Tx, id string) (*keySnapshot, error) {
+	k, err := tx.Key(id)
+	if err != nil {
+		return nil, err
+	}
+	o, err := tx.Org(k.OrgID)
+	if err != nil {
+		return nil, err
+	}
+	a, err := key.NewActor(k, o.Path, o.ParentID)
+	return &keySnapshot{Key: k, actor: a, orgLive: o.DeletedAt == nil}, err
 }
 
 // Visible returns a live organization that the actor can see.

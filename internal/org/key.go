@@ -27,14 +27,14 @@ func (s *Service) CreateKey(ctx context.Context, call *Call, orgID string, req k
 		if err != nil {
 			return nil, nil, err
 		}
-		grant, p := key.Grant(call.Actor, req, c.at)
+		grant, p := key.Grant(c.call.Actor, req, c.at)
 		if p != nil {
 			return nil, nil, p
 		}
 		k := &key.Key{ID: c.newID("key_"), OrgID: o.ID, RootID: o.RootID, Name: grant.Name,
 			Permissions: grant.Permissions, Reach: grant.Reach, AllowedCIDRs: grant.AllowedCIDRs,
 			RateLimit: grant.RateLimit, ExpiresAt: grant.ExpiresAt,
-			CreatedAt: c.at, CreatedBy: call.Actor.ID, UpdatedAt: c.at, Version: 1}
+			CreatedAt: c.at, CreatedBy: c.call.Actor.ID, UpdatedAt: c.at, Version: 1}
 		out = &NewKey{Key: k}
 		out.Secret, k.SecretHash, k.Hint = key.NewSecret(s.rand, k.ID)
 		if err := c.InsertKey(k); err != nil {
@@ -143,7 +143,7 @@ type KeyUpdate struct {
 // more powerful than the actor.
 func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string, u KeyUpdate) (*key.Key, audit.Receipt, error) {
 	return s.changeKey(ctx, call, orgID, keyID, func(c *change, k *key.Key) (any, string, error) {
-		if p := key.Within(call.Actor, k); p != nil {
+		if p := key.Within(c.call.Actor, k); p != nil {
 			return nil, "", p
 		}
 		req := key.Request{Name: k.Name, Permissions: k.Permissions, Reach: k.Reach,
@@ -166,7 +166,7 @@ func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string
 		if u.RateLimit != nil {
 			req.RateLimit = *u.RateLimit
 		}
-		g, p := key.Grant(call.Actor, req, c.at)
+		g, p := key.Grant(c.call.Actor, req, c.at)
 		if p != nil {
 			return nil, "", p
 		}
@@ -182,7 +182,7 @@ func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string
 func (s *Service) RotateKey(ctx context.Context, call *Call, orgID, keyID string, overlap time.Duration) (*NewKey, audit.Receipt, error) {
 	var out *NewKey
 	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *change, k *key.Key) (any, string, error) {
-		if p := key.Within(call.Actor, k); p != nil {
+		if p := key.Within(c.call.Actor, k); p != nil {
 			return nil, "", p
 		}
 		k.Old = nil

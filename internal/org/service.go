@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -90,9 +91,12 @@ func NewService(c Config) (*Service, error) {
 }
 
 // Call is one request to the service: who makes it, from where, and under
-// which conditions.
+// which conditions. A change asks again, under the lock of its root, whether
+// the Actor may still do so with the Secret from the Address.
 type Call struct {
 	Actor      *key.Actor
+	Secret     [32]byte   // the hash of the token that the actor presented
+	Address    netip.Addr // where the actor presented it
 	RequestID  string
 	IP         string
 	UserAgent  string
@@ -126,6 +130,9 @@ type change struct {
 	now   func() time.Time
 	newID ident.Source
 	heads map[string]*audit.Head
+	// present returns the actor of the call as it is in this transaction; nil
+	// where nothing is locked, and so nothing decided for good.
+	present func(tx Tx, call *Call) (*key.Actor, error)
 	// rootOf returns the root that an organization was last seen in, or "".
 	rootOf func(id string) string
 }
@@ -141,7 +148,8 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 	var roots []string
 	err := s.store.Write(ctx, func(tx Tx) error {
 		receipt = audit.Receipt{}
-		c := &change{Tx: tx, call: call, at: s.Now(), now: s.Now, newID: s.newID, heads: map[string]*audit.Head{}, rootOf: s.rootOf}
+		own := *call // its actor is brought up to date
+		c := &change{Tx: tx, call: &own, at: s.Now(), now: s.Now, newID: s.newID, heads: map[string]*audit.Head{}, present: s.present, rootOf: s.rootOf}
 		result, entries, err := fn(c)
 		if err != nil {
 			return err
@@ -152,7 +160,7 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 		if receipt, roots, err = c.append(entries, s.rand); err != nil {
 			return err
 		}
-		return remember(tx, call, c.at, result, receipt)
+		return remember(tx, c.call, c.at, result, receipt)
 	})
 	if errors.Is(err, errUnchanged) {
 		return audit.Receipt{}, nil
@@ -227,20 +235,35 @@ func (c *change) append(entries []audit.Draft, rand io.Reader) (receipt audit.Re
 }
 
 // lock serializes this change with all others of the same root. Whatever the
-// change decides by must be read after it.
+// change decides by must be read after it. That is so for the actor too: once
+// the lock is there, the call has the actor as it is now, or lock fails with
+// what Service.Authenticate would say. A root in which the actor has nothing
+// is never locked, whoever names it: nobody can make others wait there.
 func (c *change) lock(rootID string) error {
 	if c.heads[rootID] != nil {
 		return nil
+	}
+	if !c.within(rootID) {
+		return NotFound()
 	}
 	head, err := c.Lock(rootID)
 	if err != nil {
 		return err
 	}
-	if len(c.heads) == 0 && c.now != nil {
+	first := len(c.heads) == 0
+	if first && c.now != nil {
 		c.at = c.now()
 	}
 	c.heads[rootID] = head
-	return nil
+	if first && c.present != nil {
+		c.call.Actor, err = c.present(c.Tx, c.call)
+	}
+	return err
+}
+
+// within reports whether the actor can see anything in a root.
+func (c *change) within(rootID string) bool {
+	return c.call.Actor.Spans() || c.call.Actor.RootID == rootID
 }
 
 // target finds the organization that a change is about, locks its root, and
@@ -258,16 +281,20 @@ func (c *change) target(id string, permissions ...string) (*Organization, error)
 }
 
 // locked locks the root of the organization and returns the organization,
-// live or deleted, as it is under that lock; nil if there is none.
+// live or deleted, as it is under that lock; nil if there is none in a root in
+// which the actor sees something.
 func (c *change) locked(id string) (*Organization, error) {
 	// An organization never leaves its root. Only where an id has been freed
 	// and used again is the remembered root the wrong one.
-	if rootID := c.rootOf(id); rootID != "" {
+	if rootID := c.rootOf(id); rootID != "" && c.within(rootID) {
 		if err := c.lock(rootID); err != nil && !errors.Is(err, ErrAbsent) {
 			return nil, err
 		}
 	}
 	o, err := c.Org(id)
+	if err == nil && !c.within(o.RootID) {
+		return nil, nil
+	}
 	if err == nil && c.heads[o.RootID] == nil {
 		if err = c.lock(o.RootID); err == nil {
 			o, err = c.Org(id)

@@ -75,6 +75,11 @@ type Tx interface {
 	// ends no other transaction gets past Lock for the same root. It returns
 	// the head of the root's audit log. ErrAbsent: there is no such log.
 	Lock(rootID string) (*audit.Head, error)
+	// TreeUnchanged reports whether what was read of a root's tree under a
+	// generation (see Store.Generation) holds in this transaction too: nothing
+	// of it has changed, not even by what was not committed when the
+	// generation was asked for. It may say false where nothing has.
+	TreeUnchanged(rootID string, generation uint64) bool
 
 	// Org returns an organization, live or deleted.
 	Org(id string) (*Organization, error)

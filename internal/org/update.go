@@ -27,11 +27,13 @@ func (s *Service) Update(ctx context.Context, call *Call, id string, u OrgUpdate
 	if err := permitMembers(call.Actor, u.Customizations != nil, u.Tags != nil); err != nil {
 		return nil, audit.Receipt{}, err
 	}
-	return s.update(ctx, call, id, key.OrgsWrite, func(*Organization) (OrgUpdate, error) { return u, nil })
+	return s.update(ctx, call, id, key.OrgsWrite, func(a *key.Actor, _ *Organization) (OrgUpdate, error) {
+		return u, permitMembers(a, u.Customizations != nil, u.Tags != nil)
+	})
 }
 
 // update changes an organization as is right for how it is now.
-func (s *Service) update(ctx context.Context, call *Call, id, permission string, updateOf func(*Organization) (OrgUpdate, error)) (*Organization, audit.Receipt, error) {
+func (s *Service) update(ctx context.Context, call *Call, id, permission string, updateOf func(*key.Actor, *Organization) (OrgUpdate, error)) (*Organization, audit.Receipt, error) {
 	rootID := s.rootOf(id)
 	generation := s.store.OrgGeneration(rootID, id)
 	var after *Organization
@@ -43,7 +45,7 @@ func (s *Service) update(ctx context.Context, call *Call, id, permission string,
 		if err := CheckMatch(call.IfMatch, before.ETag()); err != nil {
 			return nil, nil, err
 		}
-		u, err := updateOf(before)
+		u, err := updateOf(c.call.Actor, before)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -153,7 +155,7 @@ func (s *Service) DeleteTag(ctx context.Context, call *Call, id, tag string) (*O
 }
 
 func (s *Service) updateTags(ctx context.Context, call *Call, id string, change func(tags []string) ([]string, error)) (*Organization, audit.Receipt, error) {
-	return s.update(ctx, call, id, key.TagsWrite, func(before *Organization) (OrgUpdate, error) {
+	return s.update(ctx, call, id, key.TagsWrite, func(_ *key.Actor, before *Organization) (OrgUpdate, error) {
 		tags, err := change(slices.Clone(before.Tags))
 		return OrgUpdate{Tags: &tags}, err
 	})

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -139,7 +140,7 @@ func (g *group) run(j *job) (lost error) {
 		}
 	}
 	changes := w.c.TotalChanges()
-	t := &tx{conn: w, d: sqliteDialect, read: map[string]stored{}, heads: g.heads}
+	t := &tx{conn: w, d: sqliteDialect, read: map[string]stored{}, heads: g.heads, unchanged: g.unchanged}
 	j.err = protect(func() error { return j.fn(t) })
 	if t.err != nil {
 		j.err = sqliteProblem(t.err)
@@ -168,6 +169,21 @@ func (g *group) run(j *job) (lost error) {
 		return g.giveUp(err)
 	}
 	return nil
+}
+
+// unchanged reports whether a root's tree is as it was under a generation: this
+// process makes all changes, the committed ones have changed the generation,
+// and the others are those of this group.
+func (g *group) unchanged(rootID string, generation uint64) bool {
+	if g.generations.of(rootID, "") != generation {
+		return false
+	}
+	for _, j := range g.jobs {
+		if slices.Contains(j.touched.roots, rootID) {
+			return false
+		}
+	}
+	return true
 }
 
 // undo undoes the changes of the last job, which failed, and no others.

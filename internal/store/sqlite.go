@@ -38,19 +38,22 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 		return nil, err
 	}
 	path := filepath.Join(dir, "orgd.db")
+	s := &Store{log: o.logger()}
 	e := &sqliteEngine{
-		path:      path,
-		uri:       sqliteURI(path, registerVFS(o.VFS), lock.Name()),
-		lock:      lock,
-		queue:     make(chan *job, 4*groupSize),
-		done:      make(chan struct{}),
-		groupTime: groupTime,
+		path:        path,
+		uri:         sqliteURI(path, registerVFS(o.VFS), lock.Name()),
+		lock:        lock,
+		generations: &s.generations,
+		queue:       make(chan *job, 4*groupSize),
+		done:        make(chan struct{}),
+		groupTime:   groupTime,
 	}
+	s.engine = e
 	if err := e.open(ctx, o); err != nil {
 		lock.Close()
 		return nil, fmt.Errorf("the database %s cannot be opened: %w", e.path, err)
 	}
-	return &Store{engine: e, log: o.logger()}, nil
+	return s, nil
 }
 
 // lockDir keeps other processes out of the data directory for as long as the
@@ -79,11 +82,12 @@ func sqliteURI(path, vfs, modeOf string) string {
 }
 
 type sqliteEngine struct {
-	path  string
-	uri   string
-	lock  *os.File
-	queue chan *job
-	done  chan struct{} // closed when the writer has ended
+	path        string
+	uri         string
+	lock        *os.File
+	generations *generations
+	queue       chan *job
+	done        chan struct{} // closed when the writer has ended
 
 	// These are used by the writer goroutine alone.
 	writer     *sqliteConn   // nil after a failed reopen

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -45,6 +46,9 @@ type tx struct {
 	light  int               // those of them that change no generation of a tree
 	read   map[string]stored // organizations as they were read; nil outside Write
 	heads  groupHeads        // nil where each change stores the heads that it moves
+	// unchanged is TreeUnchanged for what others have changed; nil where that
+	// is not known.
+	unchanged func(rootID string, generation uint64) bool
 }
 
 // stored is what is indexed of an organization, and the version it belongs to.
@@ -126,6 +130,10 @@ func (t *tx) noteLocked(rootID string) {
 		}
 	}
 	t.locked = append(t.locked, rootID)
+}
+
+func (t *tx) TreeUnchanged(rootID string, generation uint64) bool {
+	return t.unchanged != nil && t.unchanged(rootID, generation) && !slices.Contains(t.touched().roots, rootID)
 }
 
 // leavesTree says, when deferred with t.writes as it is at the start of a method,

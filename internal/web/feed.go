@@ -106,7 +106,7 @@ func (s *Server) follow(w http.ResponseWriter, rt *Route, r *Request, f *Feed) {
 	b := []byte("retry: 1000\n")
 	sent, position := time.Now(), ""
 	for first := true; ; first = false {
-		m, err := s.next(ctx, rt, r, f)
+		m, err := s.next(ctx, r, f)
 		if ctx.Err() != nil {
 			return
 		}
@@ -161,13 +161,8 @@ func (s *Server) follow(w http.ResponseWriter, rt *Route, r *Request, f *Feed) {
 }
 
 // next checks that the request may still be made, and then asks the feed.
-func (s *Server) next(ctx context.Context, rt *Route, r *Request, f *Feed) (Messages, error) {
-	login, err := s.service.Authenticate(ctx, r.token, r.IP)
-	if err != nil {
-		return Messages{}, err
-	}
-	r.Actor = login.Actor
-	if err := s.permit(rt, r); err != nil {
+func (s *Server) next(ctx context.Context, r *Request, f *Feed) (Messages, error) {
+	if err := r.StillAllowed(); err != nil {
 		return Messages{}, err
 	}
 	return f.Next(ctx)

@@ -40,6 +40,8 @@ type Request struct {
 	Decision *Decision
 
 	token      string
+	secret     [32]byte     // its hash
+	again      func() error // checks that the request may still be made
 	body       []byte
 	bodyRead   bool
 	maxBody    int64
@@ -100,7 +102,7 @@ func (r *Request) checkIfMatch() error {
 // the result of a change into the answer: it runs again for the answer that
 // is kept for an Idempotency-Key.
 func (r *Request) Call(render func(result any) *Response) *org.Call {
-	c := &org.Call{Actor: r.Actor, RequestID: r.ID, IP: r.IP.String(),
+	c := &org.Call{Actor: r.Actor, Secret: r.secret, Address: r.IP, RequestID: r.ID, IP: r.IP.String(),
 		UserAgent: cut(r.UserAgent(), 512), IfMatch: r.IfMatch()}
 	if r.idempotent != nil && render != nil {
 		idem := *r.idempotent
@@ -125,7 +127,9 @@ func cut(s string, n int) string {
 	return strings.ToValidUTF8(s[:n], "")
 }
 
-// Raw returns the whole body. It fails with TooLarge beyond the route's limit.
+// Raw returns the whole body. It fails with TooLarge beyond the route's limit,
+// and, since a body takes the time that its sender takes, if the request could
+// not be made any more once the body is there.
 func (r *Request) Raw() ([]byte, error) {
 	if r.bodyRead {
 		return r.body, nil
@@ -145,7 +149,17 @@ func (r *Request) Raw() ([]byte, error) {
 		return nil, tooLarge(r.maxBody)
 	}
 	r.body, r.bodyRead = b, true
-	return b, nil
+	return b, r.StillAllowed()
+}
+
+// StillAllowed checks again what was checked of the request before its handler
+// ran: the key, the organization, the permissions. It brings Actor and Org up
+// to date. What takes long asks it again and again: a right can end meanwhile.
+func (r *Request) StillAllowed() error {
+	if r.again == nil {
+		return nil
+	}
+	return r.again()
 }
 
 func tooLarge(limit int64) *problem.Error {

@@ -298,6 +298,7 @@ func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
 	if err := s.permit(rt, r); err != nil {
 		return nil, err
 	}
+	r.again = func() error { return s.still(rt, r) }
 	if rt.Prepare != nil {
 		// Preconditions and the Idempotency-Key of a request that is decided
 		// about are for its product.
@@ -332,19 +333,45 @@ func (s *Server) permit(rt *Route, r *Request) (err error) {
 			return err
 		}
 	}
-	if rule.Operator && !r.Actor.Spans() {
-		return problem.New(problem.PermissionDenied, "Only the operator may do this.")
-	}
-	for _, p := range rule.Permissions {
-		if !r.Actor.May(p) {
-			return problem.New(problem.PermissionDenied, "This needs the permission %s.", p).
-				WithFix("Use a key that has %s.", p).With("permission", p)
-		}
+	if err := rule.permits(r.Actor); err != nil {
+		return err
 	}
 	if rule.May != nil {
 		return rule.May(r)
 	}
 	return nil
+}
+
+// permits checks what the rule asks of an actor who sees what the call is
+// about.
+func (rule *Rule) permits(a *key.Actor) error {
+	if rule.Operator && !a.Spans() {
+		return problem.New(problem.PermissionDenied, "Only the operator may do this.")
+	}
+	for _, p := range rule.Permissions {
+		if !a.May(p) {
+			return problem.New(problem.PermissionDenied, "This needs the permission %s.", p).
+				WithFix("Use a key that has %s.", p).With("permission", p)
+		}
+	}
+	return nil
+}
+
+// still checks again that a request may be made that was let through before:
+// its key, that it sees the target, its permissions. What else its rule takes
+// is about a change, and is checked again where that is made.
+func (s *Server) still(rt *Route, r *Request) error {
+	login, err := s.service.Authenticate(r.Context(), r.token, r.IP)
+	if err != nil {
+		return err
+	}
+	r.Actor = login.Actor
+	if rule := &rt.Rule; rule.Check == nil && rule.Target != "" {
+		if r.Org, err = s.service.Find(r.Context(), r.Actor, r.PathValue(rule.Target)); err != nil {
+			return err
+		}
+	}
+	return rt.Rule.permits(r.Actor)
 }
 
 func (s *Server) authenticate(r *Request) error {
@@ -354,7 +381,7 @@ func (s *Server) authenticate(r *Request) error {
 	}
 	r.token = strings.TrimSpace(token)
 	login, err := s.service.Authenticate(r.Context(), r.token, r.IP)
-	r.Actor, r.OldSecret = login.Actor, login.OldSecret
+	r.Actor, r.OldSecret, r.secret = login.Actor, login.OldSecret, login.Secret
 	if err != nil {
 		if login.Actor == nil {
 			s.unknown.Inc()

@@ -1,0 +1,115 @@
+package api_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/orgd/orgd/internal/server"
+	"github.com/orgd/orgd/internal/testkit"
+)
+
+// Whoever names an organization that they do not see takes no lock of its root:
+// not for a moment, since a large request can hold it for long. Here somebody
+// else holds these locks, and whoever wants one of them waits.
+func TestNothingIsLockedForThoseWhoDoNotSeeIt(t *testing.T) {
+	t.Parallel()
+	url := testkit.Postgres(t)
+	s := testkit.Start(t, "", func(c *server.Config) { c.Database = url })
+	op := s.OperatorKey
+	for _, root := range []string{"mine", "victim"} {
+		s.Must(201, "POST", "/orgs", op, `{"id":"`+root+`","name":"Root"}`)
+		for _, child := range []string{"a", "b", "gone"} {
+			s.Must(201, "POST", "/orgs/"+root+"/children", op, `{"id":"`+root+`-`+child+`","name":"Child"}`)
+		}
+		s.Must(200, "DELETE", "/orgs/"+root+"-gone", op, "")
+	}
+	mine, _ := s.NewKey("mine", `"permissions":["admin"]`)
+	victim, _ := s.NewKey("victim", `"permissions":["admin"]`)
+	month := time.Now().UTC().Format("2006-01")
+	s.Must(200, "POST", "/orgs/victim/consumption/events", victim, `{"id":"e","meter":"api_calls","quantity":1}`)
+	// The rows are remembered now, as they are for a customer in use.
+	s.Must(200, "GET", "/orgs/victim", victim, "")
+	s.Must(200, "GET", "/orgs/victim-a", victim, "")
+
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	tx, err := conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, lock := range []string{
+		`SELECT 1 FROM audit_heads WHERE root_id = 'victim' FOR UPDATE`,
+		`SELECT 1 FROM usage_months WHERE root_id = 'victim' FOR UPDATE`,
+		`SELECT 1 FROM orgs WHERE root_id = 'victim' FOR UPDATE`,
+	} {
+		if tag, err := tx.Exec(t.Context(), lock); err != nil || tag.RowsAffected() == 0 {
+			t.Fatal(lock, tag, err)
+		}
+	}
+
+	rows := "id,name,parent_id\nx,x,victim\n"
+	for _, tt := range []struct {
+		status                  int
+		method, path, key, body string
+		headers                 []string
+	}{
+		{400, "POST", "/orgs/import?dry_run=true", mine, rows, []string{"Content-Type", "text/csv"}},
+		{400, "POST", "/orgs/import", mine, rows, []string{"Content-Type", "text/csv"}},
+		{400, "POST", "/orgs/import", mine, "id,name,parent_id\nx,x,victim-gone\n", []string{"Content-Type", "text/csv"}},
+		{404, "POST", "/orgs/import?parent_id=victim", mine, "id,name\nx,x\n", []string{"Content-Type", "text/csv"}},
+		{404, "POST", "/orgs", mine, `{"id":"x","name":"X","parent_id":"victim"}`, nil},
+		{404, "POST", "/orgs/victim/children", mine, `{"id":"x","name":"X"}`, nil},
+		{404, "POST", "/orgs/mine-a/move", mine, `{"parent_id":"victim-a"}`, nil},
+		{404, "POST", "/orgs/mine-a/move?dry_run=true", mine, `{"parent_id":"victim-a"}`, nil},
+		{404, "POST", "/orgs/victim-a/move", mine, `{"parent_id":"mine-b"}`, nil},
+		{404, "POST", "/orgs/victim-gone/restore", mine, "", nil},
+		{404, "POST", "/orgs/victim-a/restore", mine, "", nil},
+		{404, "POST", "/orgs/victim/audit_erasures", mine, `{"subject":"jane@example.com","basis":"7"}`, nil},
+		{404, "DELETE", "/orgs/victim-a?dry_run=true", mine, "", nil},
+		{404, "PATCH", "/orgs/victim-a", mine, `{"name":"X"}`, nil},
+		{404, "PUT", "/orgs/victim-a/limits/api_calls", mine, `{"limit":1,"enforcement":"hard"}`, nil},
+		{400, "POST", "/orgs/mine/access_log", mine, `{"user":"jo","action":"LOGIN","status":"SUCCESS","org_id":"victim"}`, nil},
+		{404, "POST", "/orgs/victim/consumption/adjustments", mine, fmt.Sprintf(`{"meter":"api_calls","quantity":1,"reason":"x","month":%q}`, month), nil},
+	} {
+		done := make(chan *testkit.Answer, 1)
+		go func() {
+			a, err := s.TryDo(tt.method, tt.path, tt.key, tt.body, tt.headers...)
+			if err != nil {
+				a = &testkit.Answer{Body: []byte(err.Error())}
+			}
+			done <- a
+		}()
+		select {
+		case a := <-done:
+			if a.Status != tt.status {
+				t.Errorf("%s %s: status %d, want %d: %s", tt.method, tt.path, a.Status, tt.status, a.Body)
+			}
+		case <-time.After(15 * time.Second):
+			t.Errorf("%s %s waits for a lock of the victim", tt.method, tt.path)
+		}
+	}
+
+	// The owner does wait: these are the locks that its own changes take.
+	waits := make(chan *testkit.Answer, 1)
+	go func() {
+		a, _ := s.TryDo("PATCH", "/orgs/victim", victim, `{"name":"Changed"}`)
+		waits <- a
+	}()
+	select {
+	case <-waits:
+		t.Error("the victim's own change did not wait: this test holds no lock that matters")
+	case <-time.After(300 * time.Millisecond):
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-waits; a == nil || a.Status != 200 {
+		t.Errorf("the victim's own change: %+v", a)
+	}
+}
