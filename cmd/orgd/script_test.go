@@ -16,9 +16,10 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"orgd": main})
-}
+// programs are what the test program is when it is called by their names.
+var programs = map[string]func(){"orgd": main}
+
+func TestMain(m *testing.M) { testscript.Main(m, programs) }
 
 // TestScripts runs the scripts in testdata/script, in which orgd is the real
 // program. Besides the usual commands of testscript they have:
