@@ -40,6 +40,7 @@ var (
 	rounds   = flag.Int("rounds", 3, "how often each pair of loads is repeated; the median counts")
 	large    = flag.Int("orgs", 1_000_000, "organizations of the large tree; 0 leaves it out")
 	only     = flag.String("only", "", "run only the measurements whose name contains this")
+	builds   = flag.String("compare", "", "two builds of orgd, BEFORE,AFTER, to measure against each other instead")
 	profile  = flag.String("cpuprofile", "", "write a CPU profile of the measurements to this file")
 )
 
@@ -62,6 +63,14 @@ func main() {
 			os.Exit(1)
 		}
 		defer pprof.StopCPUProfile()
+	}
+	if before, after, ok := strings.Cut(*builds, ","); ok {
+		if err := compare(before, after); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+			os.Exit(1)
+		}
+		table.Flush()
+		return
 	}
 	fmt.Fprintf(os.Stderr, "measuring on %d CPUs, %s; this takes some minutes\n", runtime.NumCPU(), runtime.Version())
 	for _, m := range []struct {
