@@ -113,3 +113,62 @@ func TestNothingIsLockedForThoseWhoDoNotSeeIt(t *testing.T) {
 		t.Errorf("the victim's own change: %+v", a)
 	}
 }
+
+// However many changes of one customer wait for the lock of its root, on
+// PostgreSQL too there is a connection for everybody else.
+func TestChangesThatWaitLeaveConnections(t *testing.T) {
+	t.Parallel()
+	url := testkit.Postgres(t)
+	s := testkit.Start(t, "", func(c *server.Config) { c.Database = url })
+	keys := map[string]string{}
+	for _, root := range []string{"busy", "other"} {
+		s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"`+root+`","name":"Root"}`)
+		keys[root], _ = s.NewKey(root, `"permissions":["admin"]`)
+	}
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	tx, err := conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT 1 FROM audit_heads WHERE root_id = 'busy' FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	const waiting = 60
+	got := make(chan int, waiting)
+	for i := range waiting {
+		go func() {
+			a, err := s.TryDo("PATCH", "/orgs/busy", keys["busy"], fmt.Sprintf(`{"description":"%d"}`, i))
+			if err != nil {
+				got <- 0
+				return
+			}
+			got <- a.Status
+		}()
+	}
+	time.Sleep(500 * time.Millisecond)
+	for range 10 {
+		begin := time.Now()
+		s.Must(200, "PATCH", "/orgs/other", keys["other"], fmt.Sprintf(`{"description":"%d"}`, begin.UnixNano()))
+		s.Must(200, "GET", "/orgs/other/children", keys["other"], "")
+		s.Must(200, "GET", "/readyz", "", "")
+		if took := time.Since(begin); took > 3*time.Second {
+			t.Errorf("another customer waits %v", took)
+		}
+	}
+	// Those that wait longer than they can are told so, and that nothing was changed.
+	time.Sleep(5 * time.Second)
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	counts := map[int]int{}
+	for range waiting {
+		counts[<-got]++
+	}
+	if counts[200]+counts[503] != waiting || counts[200] == 0 || counts[503] == 0 {
+		t.Errorf("the answers of those that waited: %v", counts)
+	}
+}

@@ -41,6 +41,7 @@ type Service struct {
 	meters *otter.Cache[string, *rootMeters]
 	spool  Spool
 	gauges *gauges
+	turns  turns
 
 	keyring *audit.Keyring
 	changed changedRoots
@@ -86,7 +87,7 @@ func NewService(c Config) (*Service, error) {
 	}
 	return &Service{meters: meters, monthCloseAfter: max(closeAfter, 0), store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
 		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
-		bounds: limits, spool: c.Spool, gauges: newGauges(),
+		bounds: limits, spool: c.Spool, gauges: newGauges(), turns: turns{most: c.Store.WritersPerRoot(), roots: map[string]*turn{}},
 		keyring: c.Keyring, changed: changedRoots{roots: map[string]bool{}, wake: make(chan struct{}, 1)}}, nil
 }
 
@@ -146,7 +147,7 @@ type change struct {
 func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (result any, entries []audit.Draft, err error)) (audit.Receipt, error) {
 	var receipt audit.Receipt
 	var roots []string
-	err := s.store.Write(ctx, func(tx Tx) error {
+	err := s.write(ctx, call, func(tx Tx) error {
 		receipt = audit.Receipt{}
 		own := *call // its actor is brought up to date
 		c := &change{Tx: tx, call: &own, at: s.Now(), now: s.Now, newID: s.newID, heads: map[string]*audit.Head{}, present: s.present, rootOf: s.rootOf}
@@ -168,6 +169,17 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 	// If the outcome is unknown the log may have grown: who signs looks.
 	s.changed.add(roots...)
 	return receipt, err
+}
+
+// write runs a transaction of a call that may wait for others of the actor's
+// root.
+func (s *Service) write(ctx context.Context, call *Call, fn func(Tx) error) error {
+	leave, err := s.turns.take(ctx, call.Actor.RootID)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return s.store.Write(ctx, fn)
 }
 
 // precheck runs checks of a change before the change, on what is committed and

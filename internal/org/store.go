@@ -42,6 +42,10 @@ type Store interface {
 	// problem.Unavailable. After fn has started, ctx no longer cancels it.
 	Write(ctx context.Context, fn func(Tx) error) error
 
+	// WritersPerRoot is how many transactions that wait for the same root the
+	// store can bear at once without harm to others; 0 for any number.
+	WritersPerRoot() int
+
 	// Partition prepares the store for the months to come, and removes whole
 	// months of access events that ended before expired. It returns the time
 	// before which ExpireAccess is to remove the events of the roots that

@@ -105,6 +105,9 @@ type sqliteEngine struct {
 
 func (e *sqliteEngine) kind() string { return SQLite }
 
+// writersPerRoot is any number: those that wait for the one writer hold nothing.
+func (e *sqliteEngine) writersPerRoot() int { return 0 }
+
 func (e *sqliteEngine) open(ctx context.Context, o Options) error {
 	writer, err := openSQLite(e.uri, false)
 	if err != nil {

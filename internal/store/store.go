@@ -59,6 +59,7 @@ var (
 // engine runs transactions. Its errors are those of org.Store.
 type engine interface {
 	kind() string
+	writersPerRoot() int
 	read(ctx context.Context, fn func(*tx) error) error
 	// write calls committed with what the transaction changed, after the commit
 	// and before write returns. It does so too when the outcome of the commit
@@ -91,6 +92,9 @@ func (s *Store) read(ctx context.Context, fn func(*tx) error) error {
 func (s *Store) write(ctx context.Context, fn func(*tx) error) error {
 	return s.engine.write(ctx, fn, s.generations.changed)
 }
+
+// WritersPerRoot implements org.Store.
+func (s *Store) WritersPerRoot() int { return s.engine.writersPerRoot() }
 
 // Generation implements org.Store.
 func (s *Store) Generation(rootID string) uint64 { return s.generations.of(rootID, "") }
