@@ -65,7 +65,7 @@ func testChildrenAt(t *testing.T, s Store) {
 			}
 		}
 	}
-	write(t, s, func(tx org.Tx) error { _, err := tx.Purge("r", "del"); return err })
+	purge(t, s, "r", "del")
 	got, _ := childrenAt(t, s, "a", at(25), 100)
 	wantEqual(t, got, split("m"))
 	insert(t, s, grown("r/b/n/", 60))
