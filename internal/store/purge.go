@@ -97,118 +97,241 @@ const (
 	purgeMonths = 6000
 	// purgeKeys is how many keys it takes at a time.
 	purgeKeys = 200
+	// purgeTotals is of how many totals it changes the parent at a time, with
+	// up to 31 days each.
+	purgeTotals = 8
 )
 
-// purgeStatement removes or renames rows, at most as many as its last argument
-// says. Rows that are large count as several.
+// purgeStatement removes or renames rows. They are looked up first and then
+// changed by their primary keys, so that no engine can come to read all rows of
+// a table.
 type purgeStatement struct {
-	text   string
-	weight int
-}
-
-// removeBy returns a statement that removes rows of a table. The columns name
-// a row within its root; the condition selects rows.
-func removeBy(table, columns, condition, limit string, weight int) purgeStatement {
-	return purgeStatement{`DELETE FROM ` + table + ` WHERE root_id = $1 AND (` + columns + `) IN (SELECT ` + columns + ` FROM ` + table +
-		` WHERE root_id = $1` + condition + ` LIMIT ` + limit + `)`, weight}
+	// find selects primary keys, without the root. Its arguments are the root,
+	// a limit and, if it is about some, organizations and a month.
+	find string
+	// change changes a row. Its arguments are the root, for a new name what is
+	// added to the old one, and the key.
+	change  string
+	columns []string // of the key
+	weight  int      // as how many rows each counts, since it is large
 }
 
 // ofOrgs selects the rows of organizations.
-func ofOrgs(column string) string { return ` AND ` + column + ` IN (SELECT value FROM json_each($2))` }
+func ofOrgs(column string) string { return ` AND ` + column + ` IN (SELECT value FROM json_each($3))` }
 
-// eachMonth joins the totals of all months that the root knows, whose column
-// names one of the organizations, and something more.
-func eachMonth(column, more string) string {
-	return ` FROM usage_months AS m CROSS JOIN json_each($2) AS o CROSS JOIN usage_totals AS t` + more + `
-		WHERE m.root_id = $1 AND t.root_id = $1 AND t.month = m.month AND t.` + column + ` = o.value`
+func findRows(table, columns, condition string) string {
+	return `SELECT ` + columns + ` FROM ` + table + ` WHERE root_id = $1` + condition + ` LIMIT $2`
 }
 
+// byKey is the condition that names a row; its columns are arguments from the
+// nth on.
+func byKey(columns []string, n int) string {
+	text := ` WHERE root_id = $1`
+	for i, c := range columns {
+		text += ` AND ` + c + ` = ` + argument(n+i)
+	}
+	return text
+}
+
+func removeRows(table, columns, condition string, weight int) purgeStatement {
+	key := strings.Split(columns, `, `)
+	return purgeStatement{findRows(table, columns, condition), `DELETE FROM ` + table + byKey(key, 2), key, weight}
+}
+
+// renameRows adds something to the names in a column of what ancestors' totals
+// hold.
+func renameRows(table, columns, column, condition, more string) purgeStatement {
+	key := strings.Split(columns, `, `)
+	return purgeStatement{findRows(table, columns, condition+ofOrgs(column)),
+		`UPDATE ` + table + ` SET ` + column + ` = ` + column + ` || $2` + more + byKey(key, 3), key, 1}
+}
+
+const (
+	totalsKey = `month, org_id, parent_id, meter`
+	daysKey   = `org_id, day, parent_id, meter`
+)
+
 var (
-	// purgeOwned removes what nobody needs of an organization that is gone.
-	// Arguments are the root, the organizations and the limit.
+	// purgeOwned removes what nobody needs of organizations that are gone.
 	purgeOwned = []purgeStatement{
-		removeBy(`access_events`, `at, seq`, ofOrgs(`org_id`), `$3`, 1),
-		removeBy(`org_places`, `parent_id, org_id, since`, ofOrgs(`org_id`), `$3`, 1),
-		removeBy(`org_places`, `parent_id, org_id, since`, ofOrgs(`parent_id`), `$3`, 1),
-		removeBy(`usage_limits`, `org_id, meter`, ofOrgs(`org_id`), `$3`, 1),
-		removeBy(`usage_states`, `period, org_id, meter`, ofOrgs(`org_id`), `$3`, 1),
+		removeRows(`access_events`, `at, seq`, ofOrgs(`org_id`), 1),
+		removeRows(`org_places`, `parent_id, org_id, since`, ofOrgs(`org_id`), 1),
+		removeRows(`org_places`, `parent_id, org_id, since`, ofOrgs(`parent_id`), 1),
+		removeRows(`usage_limits`, `org_id, meter`, ofOrgs(`org_id`), 1),
+		removeRows(`usage_states`, `period, org_id, meter`, ofOrgs(`org_id`), 1),
 	}
-	// purgeCounted gives what the totals of ancestors hold a name that no
-	// organization will have: see org.FormerMark. Further arguments are as for
-	// purgeOwned, and what is added to the names. The days of former children
-	// are found by their totals, so these come last.
+	// purgeCounted gives what ancestors' totals hold of them names that no
+	// organization will have: see org.FormerMark.
 	purgeCounted = []purgeStatement{
-		{`UPDATE usage_adjustments SET org_id = org_id || $3, reason = '' WHERE root_id = $1 AND (org_id, month, id) IN (
-			SELECT org_id, month, id FROM usage_adjustments WHERE root_id = $1` + ofOrgs(`org_id`) + ` LIMIT $4)`, 1},
-		{`UPDATE usage_days SET org_id = org_id || $3 WHERE root_id = $1 AND (org_id, day, parent_id, meter) IN (
-			SELECT org_id, day, parent_id, meter FROM usage_days WHERE root_id = $1` + ofOrgs(`org_id`) + ` LIMIT $4)`, 1},
-		{`UPDATE usage_totals SET org_id = org_id || $3 WHERE root_id = $1 AND (month, org_id, parent_id, meter) IN (
-			SELECT t.month, t.org_id, t.parent_id, t.meter` + eachMonth(`org_id`, ``) + ` LIMIT $4)`, 1},
-		{`UPDATE usage_days SET parent_id = parent_id || $3 WHERE root_id = $1 AND (org_id, day, parent_id, meter) IN (
-			SELECT d.org_id, d.day, d.parent_id, d.meter` + eachMonth(`parent_id`, ` CROSS JOIN usage_days AS d`) + `
-			AND d.root_id = $1 AND d.org_id = t.org_id AND d.day >= t.month || '-01' AND d.day <= t.month || '-31'
-			AND d.parent_id = t.parent_id AND d.meter = t.meter LIMIT $4)`, 1},
-		{`UPDATE usage_totals SET parent_id = parent_id || $3 WHERE root_id = $1 AND (month, org_id, parent_id, meter) IN (
-			SELECT t.month, t.org_id, t.parent_id, t.meter` + eachMonth(`parent_id`, ``) + ` LIMIT $4)`, 1},
+		renameRows(`usage_adjustments`, `org_id, month, id`, `org_id`, ``, `, reason = ''`),
+		renameRows(`usage_days`, daysKey, `org_id`, ``, ``),
 	}
+	purgeTotal  = renameRows(`usage_totals`, totalsKey, `org_id`, ` AND month = $4`, ``)
+	purgeParent = renameRows(`usage_totals`, totalsKey, `parent_id`, ` AND month = $4`, ``)
 	// purgeRoot removes what a root has, other than its organizations and their
 	// keys. Nothing is above it that would count what it consumed. The number
 	// of its last access event stays: nobody who follows them later must find
-	// it smaller. Arguments are the root and the limit.
+	// it smaller.
 	purgeRoot = []purgeStatement{
-		removeBy(`access_events`, `at, seq`, ``, `$2`, 1),
-		removeBy(`access_claims`, `id`, ``, `$2`, 1),
-		removeBy(`access_retentions`, `root_id`, ``, `$2`, 1),
-		removeBy(`org_places`, `parent_id, org_id, since`, ``, `$2`, 1),
-		removeBy(`customization_schemas`, `root_id`, ``, `$2`, 1),
-		removeBy(`usage_limits`, `org_id, meter`, ``, `$2`, 1),
-		removeBy(`usage_totals`, `month, org_id, parent_id, meter`, ``, `$2`, 1),
-		removeBy(`usage_days`, `org_id, day, parent_id, meter`, ``, `$2`, 1),
-		removeBy(`usage_adjustments`, `org_id, month, id`, ``, `$2`, 1),
-		removeBy(`usage_events`, `source, id, part`, ``, `$2`, 1),
-		removeBy(`usage_states`, `period, org_id, meter`, ``, `$2`, 1),
-		removeBy(`usage_statement_parts`, `month, part`, ``, `$2`, 100),
-		removeBy(`usage_statements`, `month`, ``, `$2`, 1),
-		removeBy(`usage_months`, `month`, ``, `$2`, 1),
-		removeBy(`meters`, `slug`, ``, `$2`, 1),
+		removeRows(`access_events`, `at, seq`, ``, 1),
+		removeRows(`access_claims`, `id`, ``, 1),
+		removeRows(`org_places`, `parent_id, org_id, since`, ``, 1),
+		removeRows(`usage_limits`, `org_id, meter`, ``, 1),
+		removeRows(`usage_totals`, totalsKey, ``, 1),
+		removeRows(`usage_days`, daysKey, ``, 1),
+		removeRows(`usage_adjustments`, `org_id, month, id`, ``, 1),
+		removeRows(`usage_events`, `source, id, part`, ``, 1),
+		removeRows(`usage_states`, `period, org_id, meter`, ``, 1),
+		removeRows(`usage_statement_parts`, `month, part`, ``, 100),
+		removeRows(`usage_statements`, `month`, ``, 1),
+		removeRows(`usage_months`, `month`, ``, 1),
+		removeRows(`meters`, `slug`, ``, 1),
 	}
-	// purgeAnswers removes what keys were answered. Arguments are the keys and
-	// the limit.
-	purgeAnswers = purgeStatement{`DELETE FROM idempotency WHERE (actor_id, idem_key) IN (SELECT actor_id, idem_key FROM idempotency
-		WHERE actor_id IN (SELECT value FROM json_each($1)) LIMIT $2)`, 20}
+	// purgeRootRow removes what there is once for a root.
+	purgeRootRow = []string{
+		`DELETE FROM access_retentions WHERE root_id = $1`,
+		`DELETE FROM customization_schemas WHERE root_id = $1`,
+	}
+	purgeAnswers = `SELECT actor_id, idem_key FROM idempotency WHERE actor_id IN (SELECT value FROM json_each($1)) LIMIT $2`
 )
+
+// answerWeight is as how many rows the answer to a request counts.
+const answerWeight = 20
 
 // purgeStep is one step of a purge. While rows are left for it, whatever it has
 // run has nothing more to do.
 type purgeStep struct {
 	*tx
 	rootID string
+	ids    string   // of organizations, as JSON
+	months []string // that the root knows
+	suffix string   // of new names
 	left   int
 }
 
-func (p *purgeStep) run(s *purgeStatement, args ...any) error {
+// keysOf returns what a query finds: values of the columns.
+func (p *purgeStep) keysOf(columns []string, text string, args ...any) (keys [][]any, err error) {
+	err = p.query(func(r row) error {
+		dest := make([]any, len(columns))
+		for i, c := range columns {
+			switch c {
+			case `at`, `seq`, `since`, `part`:
+				dest[i] = new(int64)
+			default:
+				dest[i] = new(string)
+			}
+		}
+		if err := r.Scan(dest...); err != nil {
+			return err
+		}
+		for i := range dest {
+			switch v := dest[i].(type) {
+			case *int64:
+				dest[i] = *v
+			case *string:
+				dest[i] = *v
+			}
+		}
+		keys = append(keys, dest)
+		return nil
+	}, text, args...)
+	return keys, err
+}
+
+// run removes rows or, with something to add to names, renames them. more are
+// further arguments of find.
+func (p *purgeStep) run(s *purgeStatement, suffix string, more ...any) error {
 	if p.left <= 0 {
 		return nil
 	}
 	limit := max(1, p.left/s.weight)
-	n, err := p.exec(s.text, append(args, limit)...)
-	if p.left -= int(n) * s.weight; int(n) == limit {
+	keys, err := p.keysOf(s.columns, s.find, append([]any{p.rootID, limit}, more...)...)
+	if err != nil || len(keys) == 0 {
+		return err
+	}
+	args := []any{p.rootID}
+	if suffix != "" {
+		args = append(args, suffix)
+	}
+	err = p.execEach(s.change, len(keys), func(i int) []any { return slices.Concat(args, keys[i]) }, nil)
+	if p.left -= len(keys) * s.weight; len(keys) == limit {
 		p.left = 0
 	}
 	return err
 }
 
-func (p *purgeStep) runAll(list []purgeStatement, args ...any) error {
-	for i := range list {
-		if err := p.run(&list[i], args...); err != nil {
+// owned removes what the organizations have, and gives what their ancestors'
+// totals hold of them new names.
+func (p *purgeStep) owned() error {
+	for i := range purgeOwned {
+		if err := p.run(&purgeOwned[i], "", p.ids); err != nil {
+			return err
+		}
+	}
+	for i := range purgeCounted {
+		if err := p.run(&purgeCounted[i], p.suffix, p.ids); err != nil {
+			return err
+		}
+	}
+	for _, month := range p.months {
+		if err := p.run(&purgeTotal, p.suffix, p.ids, month); err != nil {
+			return err
+		}
+		if err := p.parents(month); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// keys removes the keys of organizations, with the answers that they got.
-func (p *purgeStep) keys(ids string) error {
+// parents gives the organizations new names where they are the parents of
+// others, in a month and on its days.
+func (p *purgeStep) parents(month string) error {
+	if p.left <= 0 {
+		return nil
+	}
+	limit := p.left
+	found, err := p.keysOf(purgeParent.columns, purgeParent.find, p.rootID, limit, p.ids, month)
+	if err != nil {
+		return err
+	}
+	for some := range slices.Chunk(found, purgeTotals) {
+		// Whatever is counted on a day is in the total of its month.
+		err := p.execEach(`UPDATE usage_days SET parent_id = parent_id || $2 WHERE root_id = $1 AND org_id = $4 AND day >= $3 || '-01' AND day <= $3 || '-31'
+			AND parent_id = $5 AND meter = $6`, len(some), func(i int) []any { return slices.Concat([]any{p.rootID, p.suffix}, some[i]) },
+			func(_ int, rows int64) error {
+				p.left -= int(rows)
+				return nil
+			})
+		if err == nil {
+			err = p.execEach(purgeParent.change, len(some), func(i int) []any { return slices.Concat([]any{p.rootID, p.suffix}, some[i]) }, nil)
+		}
+		if p.left -= len(some); err != nil || p.left <= 0 {
+			return err
+		}
+	}
+	if len(found) == limit {
+		p.left = 0
+	}
+	return nil
+}
+
+func (p *purgeStep) root() error {
+	for i := range purgeRoot {
+		if err := p.run(&purgeRoot[i], ""); err != nil {
+			return err
+		}
+	}
+	for _, text := range purgeRootRow {
+		if _, err := p.exec(text, p.rootID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keys removes the keys of the organizations, with the answers that they got.
+func (p *purgeStep) keys() error {
 	for p.left > 0 {
 		var keys []string
 		err := p.query(func(r row) error {
@@ -216,7 +339,7 @@ func (p *purgeStep) keys(ids string) error {
 			err := r.Scan(&id)
 			keys = append(keys, id)
 			return err
-		}, `SELECT id FROM api_keys WHERE root_id = $1`+ofOrgs(`org_id`)+` LIMIT $3`, p.rootID, ids, min(p.left, purgeKeys))
+		}, findRows(`api_keys`, `id`, ofOrgs(`org_id`)), p.rootID, min(p.left, purgeKeys), p.ids)
 		if err != nil || len(keys) == 0 {
 			return err
 		}
@@ -224,14 +347,23 @@ func (p *purgeStep) keys(ids string) error {
 		if err != nil {
 			return err
 		}
-		if err := p.run(&purgeAnswers, list); err != nil || p.left <= 0 {
-			return err
-		}
-		n, err := p.exec(`DELETE FROM api_keys WHERE id IN (SELECT value FROM json_each($1))`, list)
+		limit := max(1, p.left/answerWeight)
+		answers, err := p.keysOf([]string{`actor_id`, `idem_key`}, purgeAnswers, list, limit)
 		if err != nil {
 			return err
 		}
-		p.left -= int(n)
+		if err := p.execEach(`DELETE FROM idempotency WHERE actor_id = $1 AND idem_key = $2`, len(answers),
+			func(i int) []any { return answers[i] }, nil); err != nil {
+			return err
+		}
+		if p.left -= len(answers) * answerWeight; len(answers) == limit || p.left <= 0 {
+			p.left = 0
+			return nil
+		}
+		if err := p.execEach(`DELETE FROM api_keys WHERE id = $1`, len(keys), func(i int) []any { return []any{keys[i]} }, nil); err != nil {
+			return err
+		}
+		p.left -= len(keys)
 	}
 	return nil
 }
@@ -245,12 +377,17 @@ type doomed struct {
 // next returns the organizations whose turn it is: those at the end of the
 // subtree at path, so that nothing outlives what it is below.
 func (p *purgeStep) next(path string, limit int) ([]doomed, error) {
-	var months int
-	if err := p.queryRow(into(&months), `SELECT count(*) FROM usage_months WHERE root_id = $1`, p.rootID); err != nil {
+	err := p.query(func(r row) error {
+		var month string
+		err := r.Scan(&month)
+		p.months = append(p.months, month)
+		return err
+	}, `SELECT month FROM usage_months WHERE root_id = $1 ORDER BY month`, p.rootID)
+	if err != nil {
 		return nil, err
 	}
 	var list []doomed
-	err := p.query(func(r row) error {
+	err = p.query(func(r row) error {
 		var d doomed
 		var tags string
 		if err := r.Scan(&d.id, &d.path, &tags); err != nil {
@@ -263,7 +400,7 @@ func (p *purgeStep) next(path string, limit int) ([]doomed, error) {
 		// Whatever lies below a deleted organization is deleted too, by the same
 		// delete or by an earlier one, and a move takes all of it along.
 	}, `SELECT id, path, tags FROM orgs WHERE root_id = $1 AND path >= $2 AND path < $3 AND deleted_at <> 0
-		ORDER BY path DESC LIMIT $4 FOR UPDATE`, p.rootID, path, subtreeEnd(path), max(1, min(purgeOrgs, limit, purgeMonths/(months+1))))
+		ORDER BY path DESC LIMIT $4 FOR UPDATE`, p.rootID, path, subtreeEnd(path), max(1, min(purgeOrgs, limit, purgeMonths/(len(p.months)+1))))
 	rows := 0
 	for i := range list {
 		if rows += 1 + len(list[i].tags); rows > limit && i > 0 {
@@ -287,7 +424,7 @@ func (t *tx) Purge(rootID, deletionID string, limit int, at time.Time) (gone []s
 	if err := t.notePurge(at); err != nil {
 		return nil, false, err
 	}
-	p := &purgeStep{tx: t, rootID: rootID, left: limit}
+	p := &purgeStep{tx: t, rootID: rootID, suffix: org.FormerMark + deletionID, left: limit}
 	// Until these rows are gone nothing is recorded for them: see bind.
 	orgs, err := p.next(path, limit)
 	if err != nil {
@@ -300,17 +437,16 @@ func (t *tx) Purge(rootID, deletionID string, limit int, at time.Time) (gone []s
 			tags = append(tags, []any{rootID, tag, d.id})
 		}
 	}
-	ids, err := encodeStrings(gone)
-	if err != nil {
+	if p.ids, err = encodeStrings(gone); err != nil {
 		return nil, false, err
 	}
 	if path == rootID+"/" {
-		err = p.runAll(purgeRoot, rootID)
-	} else if err = p.runAll(purgeOwned, rootID, ids); err == nil {
-		err = p.runAll(purgeCounted, rootID, ids, org.FormerMark+deletionID)
+		err = p.root()
+	} else {
+		err = p.owned()
 	}
 	if err == nil {
-		err = p.keys(ids)
+		err = p.keys()
 	}
 	if err != nil {
 		return nil, false, err
@@ -322,7 +458,7 @@ func (t *tx) Purge(rootID, deletionID string, limit int, at time.Time) (gone []s
 		func(i int) []any { return tags[i] }, nil); err != nil {
 		return nil, false, err
 	}
-	_, err = t.exec(`DELETE FROM orgs WHERE root_id = $1 AND id IN (SELECT value FROM json_each($2)) AND deleted_at <> 0`, rootID, ids)
+	_, err = t.exec(`DELETE FROM orgs WHERE root_id = $1 AND id IN (SELECT value FROM json_each($2)) AND deleted_at <> 0`, rootID, p.ids)
 	return gone, err == nil && orgs[len(orgs)-1].path == path, err
 }
 
