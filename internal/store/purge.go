@@ -196,7 +196,7 @@ var (
 )
 
 // answerWeight is as how many rows the answer to a request counts.
-const answerWeight = 20
+const answerWeight = 10
 
 // purgeStep is one step of a purge. While rows are left for it, whatever it has
 // run has nothing more to do.

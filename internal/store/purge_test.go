@@ -21,8 +21,8 @@ import (
 // nothing, and the ancestors' totals as they were.
 func TestPurgeStepsAreBounded(t *testing.T) {
 	const (
-		limit  = 400
-		many   = 900
+		limit  = 300
+		many   = 500
 		purged = "r/top/"
 	)
 	begin := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
