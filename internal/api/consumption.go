@@ -303,7 +303,7 @@ func (a *API) listChildConsumption(r *web.Request) (*web.Response, error) {
 		}
 		rows := make([]childRow, len(list))
 		for i, c := range list {
-			rows[i] = childRow{c.OrgID, nullable(c.Name), cq.Month, m.Slug, m.Unit, m.Aggregation, c.Own, c.Total - c.Own, c.Total}
+			rows[i] = childRow{org.PlainID(c.OrgID), nullable(c.Name), cq.Month, m.Slug, m.Unit, m.Aggregation, c.Own, c.Total - c.Own, c.Total}
 		}
 		if !more {
 			return rows, nil, nil

@@ -200,6 +200,7 @@ func TestAsOfVisibility(t *testing.T) {
 	afterDelete := now()
 
 	const history = `"permissions":["orgs:read","audit:read","customizations:read"]`
+	inR, _ := s.NewKey("r", history)
 	inA, _ := s.NewKey("a", history)
 	inB, _ := s.NewKey("b", history)
 	inM, _ := s.NewKey("m", history)
@@ -213,11 +214,17 @@ func TestAsOfVisibility(t *testing.T) {
 		{inB, "/orgs/m?" + afterMove, 200},
 		{inB, "/orgs/m?" + beforeMove, 404}, // it was elsewhere
 		{inA, "/orgs/m?" + beforeMove, 404}, // it is elsewhere
-		{inM, "/orgs/m?" + beforeMove, 200}, // it was always itself
-		{selfM, "/orgs/m?" + beforeMove, 200},
-		{selfM, "/orgs/m/descendants?" + beforeMove, 200},
+		{inM, "/orgs/m?" + beforeMove, 404}, // b makes this key, and a was above m then
+		{inM, "/orgs/k?" + beforeMove, 404},
+		{selfM, "/orgs/m?" + beforeMove, 404},
+		{selfM, "/orgs/m/descendants?" + beforeMove, 404},
+		{selfM, "/orgs/m?" + afterMove, 200},
 		{inB, "/orgs/m/customizations?" + beforeMove, 404},
-		{inM, "/orgs/m/customizations?" + beforeMove + "&explain=true", 200},
+		{inM, "/orgs/m/customizations?" + beforeMove + "&explain=true", 404},
+		{inM, "/orgs/m/customizations?" + afterMove + "&explain=true", 200},
+		{op, "/orgs/m/customizations?" + beforeMove + "&explain=true", 200},
+		{inR, "/orgs/m/customizations?" + beforeMove + "&explain=true", 200}, // it is above both
+		{inR, "/orgs/m?" + beforeMove, 200},
 		{inB, "/orgs/m/descendants?" + beforeMove, 404},
 		{inB, "/orgs/k?" + afterMove, 404}, // it is deleted
 		{inB, "/orgs/foreign?" + afterMove, 404},

@@ -156,6 +156,19 @@ func (s *Service) Daily(ctx context.Context, actor *key.Actor, id string, month 
 	return list, err
 }
 
+// FormerMark ends the id of an organization that has been purged, in the names
+// under which its consumption is kept because its ancestors' totals hold it.
+// What follows tells it from others that had the id. No id holds the mark, and
+// it comes before all that an id holds, so that names are in the order of ids.
+const FormerMark = "!"
+
+// PlainID returns the id that an organization has or had, under whose name
+// consumption is kept.
+func PlainID(name string) string {
+	id, _, _ := strings.Cut(name, FormerMark)
+	return id
+}
+
 // Position returns where a child is in the order of the query.
 func (q *ChildQuery) Position(c *ChildTotal) ChildPosition {
 	p := ChildPosition{OrgID: c.OrgID}

@@ -151,6 +151,11 @@ func (c *change) restorable(id string) (*Organization, error) {
 		}
 		return nil, problem.New(problem.Conflict, "The organization %s is not deleted.", id)
 	}
+	if begun, err := c.PurgeBegun(o.RootID, o.DeletionID); err != nil {
+		return nil, err
+	} else if begun {
+		return nil, NotFound() // parts of it may be gone
+	}
 	if o.ParentID == "" {
 		if !a.Spans() {
 			return nil, NotFound()
@@ -176,38 +181,133 @@ func (c *change) restorable(id string) (*Organization, error) {
 	return o, nil
 }
 
+// PurgeTx is the part of a Tx that removes deleted organizations for good.
+//
+// A purge is what BeginPurge and as many calls of Purge as it takes do, each
+// in a transaction of its own. Once it has begun, what it removes is restored no
+// more; until an organization's row is removed its id stays in use, and when
+// that happens nothing is left that anybody finds by the id.
+type PurgeTx interface {
+	// Expired returns up to limit organizations that were the top of a delete
+	// made before the given time whose purge has not begun, oldest first.
+	Expired(before time.Time, limit int) ([]*Organization, error)
+	// Purging returns up to limit organizations that were the top of a delete
+	// whose purge has begun and is not complete, oldest first.
+	Purging(limit int) ([]*Organization, error)
+	// PurgeBegun reports whether the purge of what one delete removed has begun
+	// and is not complete.
+	PurgeBegun(rootID, deletionID string) (bool, error)
+	// BeginPurge begins to purge what one delete removed. It reports whether it
+	// did: not if there is no such delete, if its purge has begun, or if what it
+	// removed lies below something whose purge has. If it removed a root, the
+	// root's audit log is closed: its entries are kept, but an organization that
+	// later takes the same id gets a new log.
+	BeginPurge(rootID, deletionID string, at time.Time) (bool, error)
+	// Purge goes on with a purge that has begun. It removes organizations, from
+	// the deepest on, with their keys, tags, limits, access events and
+	// idempotency records, whether or not they were moved, and those that were
+	// deleted earlier below them. Audit entries stay, and consumption, which the
+	// ancestors' totals hold, under names that are no ids; that of a root goes
+	// with it. It changes hardly more than limit rows, returns the organizations
+	// that are gone, and says whether all are.
+	Purge(rootID, deletionID string, limit int, at time.Time) (gone []string, done bool, err error)
+}
+
+const (
+	// purgeStep is how many rows one transaction of a purge changes.
+	purgeStep = 1000
+	// purgePause is how long a purge lets others work after each step.
+	purgePause = 20 * time.Millisecond
+)
+
 // PurgeExpired removes for good the organizations whose restore window has
-// ended, one delete per transaction, and returns how many organizations it
-// removed. It stops at the first error.
+// ended, in small steps with a pause after each, and returns how many it
+// removed. What an earlier call has not completed it completes first, whatever
+// the window is now. It stops at the first error, and after the step during
+// which ctx ends.
 func (s *Service) PurgeExpired(ctx context.Context) (int64, error) {
-	call := &Call{Actor: key.System()}
 	var purged int64
+	var last string
 	for ctx.Err() == nil {
-		var expired []*Organization
+		var tops []*Organization
+		var begun bool
 		err := s.store.Read(ctx, func(tx Tx) (err error) {
-			expired, err = tx.Expired(s.Now().Add(-s.restoreWindow), 1)
+			if tops, err = tx.Purging(1); err != nil || len(tops) > 0 {
+				begun = true
+				return err
+			}
+			begun = false
+			tops, err = tx.Expired(s.Now().Add(-s.restoreWindow), 1)
 			return err
 		})
-		if err != nil || len(expired) == 0 {
+		if err != nil || len(tops) == 0 {
 			return purged, err
 		}
-		var n int64
-		_, err = s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-			o, err := c.locked(expired[0].ID)
-			if err != nil {
-				return nil, nil, err
+		top := tops[0]
+		if !begun {
+			if top.DeletionID == last {
+				return purged, nil // it could not begin
 			}
-			if o == nil || o.DeletedAt == nil || o.DeletionID != expired[0].DeletionID {
-				return nil, nil, nil // restored in between
+			last = top.DeletionID
+			if err := s.beginPurge(ctx, top); err != nil {
+				return purged, err
 			}
-			entry := c.orgEntry(o, "organization.purged", []audit.Change{{Pointer: "/deletion_id", Old: value(o.DeletionID)}})
-			n, err = c.Purge(o.RootID, o.DeletionID)
-			return nil, []audit.Draft{entry}, err
+			continue
+		}
+		n, err := s.purge(ctx, top)
+		if purged += n; err != nil {
+			return purged, err
+		}
+	}
+	return purged, ctx.Err()
+}
+
+// beginPurge begins the purge of what one delete removed, and records it: the
+// audit trail knows nothing of these organizations from then on.
+func (s *Service) beginPurge(ctx context.Context, top *Organization) error {
+	// What this process has recorded about them belongs to them.
+	if err := s.spool.Drain(ctx); err != nil {
+		return err
+	}
+	_, err := s.change(ctx, &Call{Actor: key.System()}, func(c *change) (any, []audit.Draft, error) {
+		o, err := c.locked(top.ID)
+		if err != nil || o == nil || o.DeletionID != top.DeletionID {
+			return nil, nil, err // restored in between
+		}
+		entry := c.orgEntry(o, "organization.purged", []audit.Change{{Pointer: "/deletion_id", Old: value(o.DeletionID)}})
+		if begun, err := c.BeginPurge(o.RootID, o.DeletionID, c.at); err != nil || !begun {
+			return nil, nil, err
+		}
+		return nil, []audit.Draft{entry}, nil
+	})
+	return err
+}
+
+// purge completes a purge that has begun.
+func (s *Service) purge(ctx context.Context, top *Organization) (purged int64, err error) {
+	for {
+		select {
+		case <-ctx.Done():
+			return purged, ctx.Err()
+		case <-time.After(purgePause):
+		}
+		var gone []string
+		var done bool
+		err := s.store.Write(ctx, func(tx Tx) error {
+			// Others may move what is above it. If it is a root its log is closed,
+			// and nobody changes its tree.
+			_, err := tx.Lock(top.RootID)
+			if err == nil || errors.Is(err, ErrAbsent) {
+				gone, done, err = tx.Purge(top.RootID, top.DeletionID, purgeStep, s.Now())
+			}
+			return err
 		})
 		if err != nil {
 			return purged, err
 		}
-		purged += n
+		s.gauges.forget(top.RootID, gone)
+		if purged += int64(len(gone)); done {
+			return purged, nil
+		}
 	}
-	return purged, ctx.Err()
 }

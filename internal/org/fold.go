@@ -180,6 +180,7 @@ func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
 			delete(f.Limits, id)
 			delete(f.AccessRetentions, id)
 			delete(f.Meters, id)
+			delete(f.Adjustments, id)
 		}
 		for id, k := range f.Keys {
 			if gone[k.OrgID] {

@@ -123,6 +123,22 @@ func (g *gauges) used(k gaugeKey) *usage.Decimal {
 	return &sum
 }
 
+// forget drops the gauges of organizations that are gone: whoever takes their
+// ids has consumed nothing.
+func (g *gauges) forget(rootID string, orgIDs []string) {
+	gone := make(map[string]bool, len(orgIDs))
+	for _, id := range orgIDs {
+		gone[id] = true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for k := range g.all {
+		if k.rootID == rootID && gone[k.orgID] {
+			delete(g.all, k)
+		}
+	}
+}
+
 // hold is one charge on one gauge.
 type hold struct {
 	gauge    *gauge

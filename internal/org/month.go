@@ -131,7 +131,13 @@ func (s *Service) closeAll(ctx context.Context, months []Month) error {
 				// Another process has closed it, or its root has been purged,
 				// and with it whoever could ask.
 				err = s.store.Write(ctx, func(tx Tx) error {
-					_, err := tx.CloseMonth(m.RootID, m.Month, s.Now())
+					_, err := tx.HoldMonth(m.RootID, m.Month)
+					if errors.Is(err, ErrAbsent) {
+						return nil // the purge is complete: nothing of it comes back
+					}
+					if err == nil {
+						_, err = tx.CloseMonth(m.RootID, m.Month, s.Now())
+					}
 					return err
 				})
 			}

@@ -120,25 +120,53 @@ func below(parent, o *Organization) *Organization {
 	return &out
 }
 
-// reaches reports whether an organization with these ids above it, itself the
-// last, lay in the actor's reach then: whether the key's own organization was
-// among them.
-func reaches(a *key.Actor, chain []*Organization) bool {
-	if a.Spans() || chain[len(chain)-1].ID == a.OrgID {
-		return true
+// reached reports whether an organization below these others, itself the last,
+// was then where the actor reaches: below all the organizations that are above
+// the key's own now and below that one itself, or for the reach self the key's
+// own. So whoever has taken an organization over by a move does not see through
+// a key of it what those above it set before.
+func (p *past) reached(a *key.Actor, chain []*Organization) (bool, error) {
+	if a.Spans() {
+		return true, nil
 	}
-	return a.Reach == key.ReachSubtree && slices.ContainsFunc(chain, func(o *Organization) bool { return o.ID == a.OrgID })
+	ids := SplitPath(a.Path)
+	if len(chain) < len(ids) || a.Reach == key.ReachSelf && len(chain) > len(ids) {
+		return false, nil
+	}
+	now, err := p.tx.OrgsByID(ids)
+	if err != nil {
+		return false, err
+	}
+	created := make(map[string]time.Time, len(now))
+	for _, o := range now {
+		if o.ID != a.OrgID || o.Path == a.Path {
+			created[o.ID] = o.CreatedAt
+		}
+	}
+	for i, id := range ids {
+		at, ok := created[id]
+		if !ok || chain[i].ID != id || !chain[i].CreatedAt.Equal(at) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // visible returns the chain of an organization that the actor sees now, if it
-// was in the actor's reach at that time too. Whether it was elsewhere or not
-// at all, the answer is the same.
-func (p *past) visible(actor *key.Actor, id string) ([]*Organization, error) {
-	chain, err := p.chain(id)
+// was in the actor's reach at that time too. Whether it was elsewhere, not at
+// all, or another one with its id, the answer is the same.
+func (p *past) visible(actor *key.Actor, now *Organization) ([]*Organization, error) {
+	chain, err := p.chain(now.ID)
 	if err != nil {
 		return nil, err
 	}
-	if len(chain) == 0 || !reaches(actor, chain) {
+	there := len(chain) > 0 && chain[len(chain)-1].CreatedAt.Equal(now.CreatedAt)
+	if there {
+		if there, err = p.reached(actor, chain); err != nil {
+			return nil, err
+		}
+	}
+	if !there {
 		return nil, problem.New(problem.NotFound, "There was no such organization at that time, or this key did not reach it.")
 	}
 	return chain, nil
@@ -163,7 +191,7 @@ func (s *Service) readPast(ctx context.Context, actor *key.Actor, rootID string,
 func (s *Service) OrgAt(ctx context.Context, actor *key.Actor, now *Organization, at time.Time) (*Organization, error) {
 	var o *Organization
 	err := s.readPast(ctx, actor, now.RootID, at, func(p *past) error {
-		chain, err := p.visible(actor, now.ID)
+		chain, err := p.visible(actor, now)
 		if err != nil {
 			return err
 		}
@@ -178,7 +206,7 @@ func (s *Service) OrgAt(ctx context.Context, actor *key.Actor, now *Organization
 func (s *Service) CustomizationsAt(ctx context.Context, actor *key.Actor, now *Organization, at time.Time, explain bool) (*Customizations, error) {
 	var out *Customizations
 	err := s.readPast(ctx, actor, now.RootID, at, func(p *past) error {
-		chain, err := p.visible(actor, now.ID)
+		chain, err := p.visible(actor, now)
 		if err != nil {
 			return err
 		}
@@ -207,7 +235,7 @@ type PastPage struct {
 func (s *Service) DescendantsAt(ctx context.Context, actor *key.Actor, now *Organization, at time.Time, depth int, after string, limit int) (PastPage, error) {
 	var page PastPage
 	err := s.readPast(ctx, actor, now.RootID, at, func(p *past) error {
-		chain, err := p.visible(actor, now.ID)
+		chain, err := p.visible(actor, now)
 		if err != nil {
 			return err
 		}

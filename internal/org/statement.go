@@ -51,8 +51,9 @@ const (
 //	 "root_id":"acme","v":1}
 //
 // without whitespace. Organizations are sorted by id, and all that consumed
-// something are there, also those that were deleted. Quantities are exact
-// decimals.
+// something are there, also those that were deleted; each of several that had
+// one id after the other by itself, the one that has it now first. Quantities
+// are exact decimals.
 type statementWriter struct {
 	tx   Tx
 	s    *Statement
@@ -125,7 +126,7 @@ func (w *statementWriter) organizations() error {
 		}
 		first = false
 		w.buf = append(w.buf, `{"id":`...)
-		w.quote(orgID)
+		w.quote(PlainID(orgID))
 		w.buf = append(w.buf, `,"meters":{`...)
 		slugs := make([]string, 0, len(total))
 		for slug := range total {

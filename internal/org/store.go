@@ -113,18 +113,7 @@ type Tx interface {
 	MarkRestored(rootID, deletionID string) (Counts, error)
 	// Orgs returns one page of live organizations.
 	Orgs(q OrgQuery) (OrgPage, error)
-	// Expired returns up to limit organizations that were the top of a delete
-	// made before the given time, oldest first.
-	Expired(before time.Time, limit int) ([]*Organization, error)
-	// Purge removes for good what one delete removed, with its keys, tags,
-	// access events and idempotency records, whether or not parts of it were
-	// moved. Audit entries stay, and consumption, which its ancestors' totals
-	// hold; that of a root goes with it. If it removed a root, the
-	// root's audit log is closed: its entries are kept, but an organization
-	// that later takes the same id gets a new log. Organizations that were
-	// deleted earlier below it are removed too. It returns how many
-	// organizations it removed.
-	Purge(rootID, deletionID string) (int64, error)
+	PurgeTx
 
 	// Schema returns the JSON Schema of a root's customizations.
 	Schema(rootID string) ([]byte, error)
@@ -533,7 +522,7 @@ const (
 )
 
 // ChildPosition is a place in the order of children: what they are sorted by,
-// then the id, ascending.
+// then the name, ascending.
 type ChildPosition struct {
 	Value usage.Decimal // not for ByID
 	OrgID string
@@ -541,7 +530,7 @@ type ChildPosition struct {
 
 // ChildTotal is what one child consumed while it was a child.
 type ChildTotal struct {
-	OrgID string
+	OrgID string // a name: see PlainID
 	Name  string // empty if it is no live child any more
 	Own   usage.Decimal
 	Total usage.Decimal

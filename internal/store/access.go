@@ -165,6 +165,10 @@ func (s *Store) flush(ctx context.Context, b access.Batch, at time.Time) error {
 		if err != nil || stored {
 			return err
 		}
+		b, err := t.bind(b)
+		if err != nil {
+			return err
+		}
 		if err := t.insertEvents(b.Events); err != nil {
 			return err
 		}

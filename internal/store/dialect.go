@@ -16,7 +16,7 @@ const (
 // dialect is what differs between the engines. Every SQL text is written once,
 // with $1 placeholders and in what both engines understand, apart from:
 //
-//   - FOR UPDATE [SKIP LOCKED] and FOR SHARE: SQLite has one writer and needs none;
+//   - FOR UPDATE [SKIP LOCKED] and FOR [KEY] SHARE: SQLite has one writer and needs none;
 //   - json_each($1): the strings of a JSON array in a column named value;
 //   - text_of(column): the UTF-8 text in a column of bytes;
 //   - in the schema, the names of the types, the collation (bytes on both
@@ -43,7 +43,7 @@ var (
 	textOf      = regexp.MustCompile(`text_of\((\w+)\)`)
 	// partitionedTable is a statement that makes such a table.
 	partitionedTable = regexp.MustCompile(`CREATE TABLE (\w+) \([^;]*\) PARTITION BY RANGE \(\w+\);`)
-	rowLock          = regexp.MustCompile(` FOR (UPDATE( SKIP LOCKED)?|SHARE)`)
+	rowLock          = regexp.MustCompile(` FOR (UPDATE( SKIP LOCKED)?|(KEY )?SHARE)`)
 	types            = strings.NewReplacer(
 		"TEXT ", `TEXT COLLATE "C" `, "INTEGER ", "BIGINT ", "BLOB ", "BYTEA ", " WITHOUT ROWID", "")
 )

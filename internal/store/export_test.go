@@ -106,3 +106,34 @@ func Group(s *Store, changes ...func(org.Tx) error) []error {
 	}
 	return errs
 }
+
+// Changes returns how many rows fn changes in a transaction.
+func Changes(t org.Tx, fn func() error) (int64, error) {
+	inner := t.(*tx)
+	c := &countingConn{conn: inner.conn}
+	inner.conn = c
+	defer func() { inner.conn = c.conn }()
+	err := fn()
+	return c.rows, err
+}
+
+type countingConn struct {
+	conn
+	rows int64
+}
+
+func (c *countingConn) exec(text string, args ...any) (int64, error) {
+	n, err := c.conn.exec(text, args...)
+	c.rows += n
+	return n, err
+}
+
+func (c *countingConn) execEach(text string, n int, args func(int) []any, changed func(int, int64) error) error {
+	return c.conn.execEach(text, n, args, func(i int, rows int64) error {
+		c.rows += rows
+		if changed == nil {
+			return nil
+		}
+		return changed(i, rows)
+	})
+}

@@ -54,7 +54,7 @@ func testLimits(t *testing.T, s Store) {
 
 	write(t, s, func(tx org.Tx) error { _, err := tx.MarkDeleted("r", "r/a/", "del", at(3)); return err })
 	wantEqual(t, limits("r", "a"), []org.Limit{storage})
-	write(t, s, func(tx org.Tx) error { _, err := tx.Purge("r", "del"); return err })
+	purge(t, s, "r", "del")
 	wantEqual(t, limits("r", "r", "a"), []org.Limit{whole})
 }
 

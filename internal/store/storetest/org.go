@@ -352,6 +352,23 @@ func absentOrg(t testing.TB, s Store, id string) {
 	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org(id); return err }), org.ErrAbsent)
 }
 
+// purge purges all of what one delete removed.
+func purge(t testing.TB, s Store, rootID, deletionID string) (gone []string) {
+	t.Helper()
+	write(t, s, func(tx org.Tx) error {
+		gone = nil
+		begun, err := tx.BeginPurge(rootID, deletionID, at(100))
+		wantEqual(t, begun, true)
+		for done := false; err == nil && !done; {
+			var some []string
+			some, done, err = tx.Purge(rootID, deletionID, 1000, at(100))
+			gone = append(gone, some...)
+		}
+		return err
+	})
+	return gone
+}
+
 func testPurge(t *testing.T, s Store) {
 	child := newOrg("r/a/b/")
 	child.Tags = split("tag")
@@ -370,19 +387,24 @@ func testPurge(t *testing.T, s Store) {
 		_, err3 := tx.MoveSubtree("r", "a", "z", "r/a/", "r/z/a/", 1, at(3))
 		return errors.Join(err1, err2, err3)
 	})
-	purge := func(deletionID string, want int64) {
-		t.Helper()
+	for _, deletionID := range []string{"absent", ""} {
 		write(t, s, func(tx org.Tx) error {
-			n, err := tx.Purge("r", deletionID)
-			wantEqual(t, n, want)
+			begun, err1 := tx.BeginPurge("r", deletionID, at(4))
+			gone, done, err2 := tx.Purge("r", deletionID, 10, at(4))
+			wantEqual(t, begun, false)
+			wantEqual(t, done, true)
+			wantEqual(t, gone, []string(nil))
+			return errors.Join(err1, err2)
+		})
+	}
+	wantEqual(t, purge(t, s, "r", "del_b"), split("c b")) // c was deleted earlier
+	for _, deletionID := range split("del_b del_c") {
+		write(t, s, func(tx org.Tx) error {
+			begun, err := tx.BeginPurge("r", deletionID, at(4))
+			wantEqual(t, begun, false)
 			return err
 		})
 	}
-	purge("absent", 0)
-	purge("", 0)
-	purge("del_b", 2) // with c, which was deleted earlier
-	purge("del_b", 0)
-	purge("del_c", 0)
 	absentOrg(t, s, "b")
 	absentOrg(t, s, "c")
 	wantEqual(t, live(t, s, "r"), split("r z a"))
@@ -426,17 +448,21 @@ func testPurgeRoot(t *testing.T, s Store) {
 			if err != nil {
 				return err
 			}
-			n, err := tx.Purge("r", "del")
-			if err != nil {
+			if _, err := tx.BeginPurge("r", "del", at(2)); err != nil {
 				return err
 			}
-			wantEqual(t, n, int64(2))
 			// The purge itself is the last entry of the log that it closes.
 			head.Size++
 			return tx.AppendAudit(head, []audit.Record{{RootID: "r", Epoch: head.Epoch, Seq: head.Size - 1, ID: "aud_last",
 				OrgID: "r", Path: "r/", Action: "purged", Timestamp: at(2), Leaf: []byte("{}")}})
 		})
 		wantErr(t, s.Write(t.Context(), func(tx org.Tx) error { _, err := tx.Lock("r"); return err }), org.ErrAbsent)
+		write(t, s, func(tx org.Tx) error {
+			gone, done, err := tx.Purge("r", "del", 1000, at(3))
+			wantEqual(t, gone, split("a r"))
+			wantEqual(t, done, true)
+			return err
+		})
 		wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
 		wantEqual(t, len(allAudit(t, s, q)), 0)
 	}

@@ -38,6 +38,8 @@ func Run(t *testing.T, open func(testing.TB) Store) {
 		"Expired":            testExpired,
 		"Purge":              testPurge,
 		"PurgeRoot":          testPurgeRoot,
+		"PurgeBegins":        testPurgeBegins,
+		"Late":               testLate,
 		"Schema":             testSchema,
 		"Keys":               testKeys,
 		"KeyRotation":        testKeyRotation,
