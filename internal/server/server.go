@@ -189,13 +189,9 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 
 // openLog makes what signs the audit logs.
 func (s *Server) openLog(metrics prometheus.Registerer) error {
-	var witnesses []*witness
-	for _, text := range s.config.Witnesses {
-		w, err := parseWitness(text)
-		if err != nil {
-			return err
-		}
-		witnesses = append(witnesses, w)
+	witnesses, err := parseWitnesses(s.config.Witnesses)
+	if err != nil {
+		return err
 	}
 	path := s.config.AuditAnchor
 	if path == "" {
