@@ -124,6 +124,8 @@ func checkEvents(events []UsageEvent, now time.Time) error {
 			bad.add(i, "/id", "must be 1 to 256 bytes of UTF-8 without NUL")
 		case len(e.Source) > maxUsageSource || !storable(e.Source):
 			bad.add(i, "/source", "must be at most 512 bytes of UTF-8 without NUL")
+		case key.Holds(e.ID):
+			bad.add(i, "/id", secretInID)
 		case e.OrgID != "" && !ident.Valid(e.OrgID):
 			bad.add(i, "/org_id", noPlace)
 		case e.At.IsZero():
@@ -134,6 +136,7 @@ func checkEvents(events []UsageEvent, now time.Time) error {
 			bad.add(i, "/timestamp", "is in a month that ended more than 35 days ago; correct that month with an adjustment")
 		}
 		e.At = e.At.UTC().Truncate(time.Microsecond)
+		e.Source = key.Redact(e.Source)
 	}
 	return bad.err()
 }
