@@ -229,12 +229,11 @@ type ingestion struct {
 func (in *ingestion) watch(ctx context.Context, within string) error {
 	in.limits = map[string]*bounds{}
 	for _, id := range in.orgIDs {
-		snap, err := in.service.live(ctx, id)
-		if err != nil {
-			return err
-		}
-		if snap == nil || !in.call.Actor.Sees(snap.Path) || !strings.HasPrefix(snap.Path, within) {
+		snap, err := in.service.Find(ctx, in.call.Actor, id)
+		if problem.Is(err, problem.NotFound) || err == nil && !strings.HasPrefix(snap.Path, within) {
 			continue // run says so
+		} else if err != nil {
+			return err
 		}
 		meters, err := in.service.metersOf(ctx, snap.RootID)
 		if err != nil {

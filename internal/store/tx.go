@@ -45,6 +45,7 @@ type tx struct {
 	light  int               // those of them that change no generation of a tree
 	read   map[string]stored // organizations as they were read; nil outside Write
 	heads  groupHeads        // nil where each change stores the heads that it moves
+	trace  func(text string) // nil for none; see Store.Trace
 }
 
 // stored is what is indexed of an organization, and the version it belongs to.
@@ -63,10 +64,17 @@ func (t *tx) fail(err error) error {
 	return err
 }
 
+func (t *tx) traces(text string) {
+	if t.trace != nil {
+		t.trace(text)
+	}
+}
+
 func (t *tx) exec(text string, args ...any) (int64, error) {
 	if t.err != nil {
 		return 0, t.err
 	}
+	t.traces(text)
 	if err := t.settle(text, true); err != nil {
 		return 0, t.fail(err)
 	}
@@ -79,6 +87,7 @@ func (t *tx) execEach(text string, n int, args func(i int) []any, changed func(i
 	if t.err != nil {
 		return t.err
 	}
+	t.traces(text)
 	if err := t.settle(text, true); err != nil {
 		return t.fail(err)
 	}
@@ -100,6 +109,7 @@ func (t *tx) query(scan func(row) error, text string, args ...any) error {
 	if t.err != nil {
 		return t.err
 	}
+	t.traces(text)
 	if err := t.settle(text, false); err != nil {
 		return t.fail(err)
 	}
