@@ -1,9 +1,11 @@
 package orgd_test
 
 import (
+	"cmp"
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -21,17 +23,18 @@ var allowed = map[string][]string{
 	"client":           {},
 	"internal/problem": {},
 	"internal/ident":   {},
+	"internal/durable": {},
 	"internal/key":     {"internal/problem"},
 	"internal/audit":   {"internal/problem", "internal/ident"},
 	"internal/usage":   {"internal/problem"},
-	"internal/access":  {"internal/problem", "internal/ident", "internal/usage"},
+	"internal/access":  {"internal/durable", "internal/problem", "internal/ident", "internal/usage"},
 	"internal/org":     {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access"},
-	"internal/store":   {"internal/problem", "internal/org", "internal/key", "internal/audit", "internal/usage", "internal/access"},
+	"internal/store":   {"internal/durable", "internal/problem", "internal/org", "internal/key", "internal/audit", "internal/usage", "internal/access"},
 	"internal/web":     {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org"},
 	"internal/openapi": {"internal/problem"},
 	"internal/api":     {"api", "internal/openapi", "internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/web"},
-	"internal/server":  {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/web", "internal/api", "internal/store"},
-	"cmd/orgd":         {"client", "internal/problem", "internal/key", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/server"},
+	"internal/server":  {"internal/durable", "internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/web", "internal/api", "internal/store"},
+	"cmd/orgd":         {"internal/durable", "client", "internal/problem", "internal/key", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/server"},
 	"bench":            {"internal/key", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/server", "internal/store"},
 
 	// Only tests import these.
@@ -84,6 +87,39 @@ func TestImportsGoOneWay(t *testing.T) {
 	for pkg := range allowed {
 		if !seen[pkg] {
 			t.Errorf("the table names %s, which does not exist", pkg)
+		}
+	}
+}
+
+// Files that must be there after a loss of power are made in one way.
+func TestFilesAreMadeInOneWay(t *testing.T) {
+	made := []string{"os.Rename", "os.Link", "os.Mkdir", "os.MkdirAll", "os.WriteFile", "os.Create", "os.OpenFile"}
+	may := map[string][]string{
+		"internal/durable/durable.go": made,
+		"internal/access/spool.go":    {"os.Rename"}, // a segment, whose name is synced with its records
+		"internal/access/recorder.go": {"os.Link"},   // a damaged segment, beside its own name
+		"cmd/orgd/audit_log.go":       {"os.OpenFile"},
+	}
+	for _, dir := range []string{"internal", "cmd"} {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() && (d.Name() == "testdata" || d.Name() == "testkit") {
+				return cmp.Or(err, filepath.SkipDir)
+			}
+			if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return nil
+			}
+			b, err := os.ReadFile(path)
+			for _, name := range made {
+				if strings.Contains(string(b), name+"(") || strings.Contains(string(b), name+",") {
+					if !slices.Contains(may[filepath.ToSlash(path)], name) {
+						t.Errorf("%s calls %s; internal/durable makes files", path, name)
+					}
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -207,6 +207,10 @@ what was signed of them before, or the server their key, and open a new epoch of
 each: it begins with an entry that holds the last signed checkpoint, what is left,
 and the reason. A log that the database does not have at all is given up.
 
+A log that is signed, but of which a witness claims to know another history, is
+not in the list: whether the witness is right is yours to find out. Name its root
+to open a new epoch of it all the same.
+
 A log that is not signed because the seed of its keys was lost goes on in the same
 way, with a key of the newest seed that the server has: hand out what 'orgd audit
 key' prints then.
@@ -228,7 +232,7 @@ the seed is left. Everybody who checks the log will see it.`,
 			if err != nil {
 				return err
 			}
-			wanted := map[string]bool{}
+			wanted, listed := map[string]bool{}, map[string]bool{}
 			for _, id := range args {
 				wanted[id] = true
 			}
@@ -238,6 +242,7 @@ the seed is left. Everybody who checks the log will see it.`,
 					continue
 				}
 				n++
+				listed[l.RootID] = true
 				done := l.Detail
 				switch {
 				case dryRun:
@@ -254,6 +259,22 @@ the seed is left. Everybody who checks the log will see it.`,
 					done = "Goes on as " + e.Origin
 				}
 				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", clean(l.RootID), clean(done)); err != nil {
+					return err
+				}
+			}
+			// A log that is signed and that a witness disputes takes a new epoch only
+			// if it is named.
+			for _, id := range args {
+				if dryRun || listed[id] {
+					continue
+				}
+				listed[id] = true
+				e, err := c.OpenAuditEpoch(cmd.Context(), id, reason)
+				if err != nil {
+					return err
+				}
+				n++
+				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: Goes on as %s\n", clean(id), clean(e.Origin)); err != nil {
 					return err
 				}
 			}

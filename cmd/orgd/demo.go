@@ -15,6 +15,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
+	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
@@ -104,7 +105,7 @@ func claimDir(dir string) error {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir); err != nil {
 		return fmt.Errorf("the data directory cannot be made: %w", err)
 	}
 	entries, err := os.ReadDir(dir)
@@ -114,7 +115,7 @@ func claimDir(dir string) error {
 	if len(entries) > 0 {
 		return messagef("%s has other things than a demo in it: it is left as it is.\nName a new directory with --data-dir, or leave it out to try orgd in a temporary one.", dir)
 	}
-	return os.WriteFile(path, nil, 0o600)
+	return durable.Write(path, nil)
 }
 
 // loadDemo loads the demo into a server unless it is there already, and
@@ -138,7 +139,7 @@ func loadDemo(ctx context.Context, s *server.Server, dataDir string) (token stri
 	if err != nil {
 		return "", err
 	}
-	return k.Secret, os.WriteFile(path, []byte(k.Secret+"\n"), 0o600)
+	return k.Secret, durable.Write(path, []byte(k.Secret+"\n"))
 }
 
 // taken reports whether an import failed because its organizations are there

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/orgd/orgd/client"
+	"github.com/orgd/orgd/internal/durable"
 )
 
 func exportCommand(s *session) *cobra.Command {
@@ -158,11 +159,5 @@ func writeFile(path string, write func(io.Writer) error) (err error) {
 	if err := write(f); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return durable.Replace(f, path)
 }

@@ -125,10 +125,8 @@ func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 	if f.spoolMaxMiB < 1 {
 		return c, usageError("--spool-max must be at least 1")
 	}
-	for _, w := range f.witnesses {
-		if err := server.CheckWitness(w); err != nil {
-			return c, usageError("--witness: %w", err)
-		}
+	if err := server.CheckWitnesses(f.witnesses); err != nil {
+		return c, usageError("--witness: %w", err)
 	}
 	for _, s := range f.trustedProxies {
 		s = strings.TrimSpace(s)

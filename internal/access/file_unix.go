@@ -18,12 +18,3 @@ func lockFile(f *os.File) (locked bool, err error) {
 	}
 	return err == nil, err
 }
-
-// syncDir makes the creation and removal of files in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}

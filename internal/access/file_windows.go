@@ -17,7 +17,3 @@ func lockFile(f *os.File) (locked bool, err error) {
 	}
 	return err == nil, err
 }
-
-// syncDir does nothing: Windows offers no such call, and NTFS keeps a journal
-// of its directories.
-func syncDir(string) error { return nil }

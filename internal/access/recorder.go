@@ -7,11 +7,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -47,7 +49,9 @@ type Options struct {
 	// Logger gets what goes wrong in the background. Default slog.Default().
 	Logger *slog.Logger
 
-	open func(name string) (file, error)
+	open    func(name string) (file, error)
+	remove  func(name string) error
+	syncDir func(dir string) error
 }
 
 func (o Options) withDefaults() Options {
@@ -74,6 +78,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.open == nil {
 		o.open = openFile
+	}
+	if o.remove == nil {
+		o.remove = os.Remove
+	}
+	if o.syncDir == nil {
+		o.syncDir = durable.SyncDir
 	}
 	return o
 }
@@ -129,7 +139,13 @@ type Recorder struct {
 	confirm  bool // whether this process has stored something under this id
 	refusing bool
 	closed   bool
-	forget   int64 // if not 0, the segments before this one are still to be removed; see Forget
+	forget   int64 // if not 0, the segments before this one are still to be stored; see Forget
+	// left holds the files of segments that are stored and not known to be
+	// removed.
+	left []string
+
+	removing sync.Mutex // held while files of left are removed
+	keeping  bool       // the last removal failed; guarded by removing
 }
 
 // OpenRecorder opens the spool in dir, or makes one, and starts to store what
@@ -138,10 +154,10 @@ type Recorder struct {
 // was written by a newer version.
 func OpenRecorder(ctx context.Context, dir string, sink Sink, opts Options) (*Recorder, error) {
 	opts = opts.withDefaults()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir); err != nil {
 		return nil, err
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := durable.Open(filepath.Join(dir, lockName), os.O_RDWR)
 	if err != nil {
 		return nil, err
 	}
@@ -250,7 +266,13 @@ func (r *Recorder) recover() error {
 	if first := s.segments[0].number; first > max(r.stored.Segment, 1) {
 		log.Warn("segments after the stored position are gone; what they held and was not stored is lost", "stored", r.stored, "first", first)
 	}
-	r.remove(s.drop(r.stored))
+	r.leave(s.drop(r.stored))
+	// What is in a spare file is of a segment whose renaming was undone.
+	spare := filepath.Join(s.dir, spareName)
+	if info, err := os.Lstat(spare); err == nil && info.Size() > 0 {
+		r.left = append(r.left, spare)
+	}
+	r.removeLeft()
 	return nil
 }
 
@@ -358,29 +380,48 @@ func (r *Recorder) Drain(ctx context.Context) error {
 	return nil
 }
 
-// Forget returns once everything that was recorded before the call is stored
-// and no file of the spool holds it any more. If ctx ends first, the error is
-// problem.Unavailable.
+// ErrKept is the cause of an error of Forget if a file of the spool cannot be
+// removed. It is tried again in the background.
+var ErrKept = errors.New("a file of the spool cannot be removed")
+
+// Forget returns once everything that was recorded before the call, by an
+// earlier process too, is stored and no file of the spool holds it any more, nor
+// would after a loss of power. If ctx ends first, or if a file cannot be
+// removed, the error is problem.Unavailable.
 func (r *Recorder) Forget(ctx context.Context) error {
 	if err := r.endSegment(0); err != nil {
 		return writeError(err)
 	}
-	return r.Drain(ctx)
+	if err := r.Drain(ctx); err != nil {
+		return err
+	}
+	err := r.removeLeft()
+	if err == nil {
+		err = r.opts.syncDir(r.spool.dir)
+	}
+	if err != nil {
+		return &problem.Error{Code: problem.Unavailable, RetryAfter: retryAfter, Cause: fmt.Errorf("%w: %w", ErrKept, err),
+			Detail: "What was recorded has reached the database, but a copy in a file of the spool cannot be removed."}
+	}
+	return nil
 }
 
 // endSegment starts a new segment if the last one has records and is at least
-// of an age, and has the ones before it removed once they are stored.
+// of an age, and has the ones before it removed once they are stored. An earlier
+// process may have come as far as an empty last segment.
 func (r *Recorder) endSegment(age time.Duration) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	last := r.spool.last()
-	if last.size == 0 || r.closed || time.Since(r.spool.begun) < age {
+	s := &r.spool
+	switch last := s.last(); {
+	case r.closed, last.size > 0 && time.Since(s.begun) < age, last.size == 0 && len(s.segments) == 1:
 		return nil
+	case last.size > 0:
+		if err := s.roll(last.number + 1); err != nil {
+			return err
+		}
 	}
-	if err := r.spool.roll(last.number + 1); err != nil {
-		return err
-	}
-	r.forget = r.spool.last().number
+	r.forget = s.last().number
 	signal(r.hurry)
 	return nil
 }
@@ -610,12 +651,20 @@ func (r *Recorder) advance(b *batch) {
 	r.stored = b.Position
 	r.spool.segments[r.spool.find(b.segment)].records -= b.records
 	dropped := r.spool.drop(r.stored)
+	r.leave(dropped)
 	r.moved()
 	if r.opts.SyncInterval < 0 {
 		r.spool.closeSealed()
 	}
 	r.mu.Unlock()
-	r.remove(dropped)
+	for _, g := range dropped {
+		if r.reader.number == g.number {
+			r.reader.close()
+		}
+	}
+	if len(dropped) > 0 {
+		r.removeLeft()
+	}
 	r.mu.Lock()
 	if r.forget > 0 && r.forget <= r.stored.Segment {
 		r.forget = 0
@@ -661,16 +710,44 @@ func (r *Recorder) relocate(position Position) bool {
 	return true
 }
 
-// remove deletes the files of segments that are stored.
-func (r *Recorder) remove(segments []segment) {
-	for _, g := range segments {
-		if r.reader.number == g.number {
-			r.reader.close()
-		}
-		if err := os.Remove(r.spool.path(g.number)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			r.opts.Logger.Warn("a stored segment cannot be removed", "spool", r.id, "error", err)
+// leave notes that the files of segments are to be removed.
+func (r *Recorder) leave(dropped []segment) {
+	for _, g := range dropped {
+		r.left = append(r.left, r.spool.path(g.number))
+	}
+}
+
+// removeLeft removes the files of segments that are stored. What cannot be
+// removed is left for the next attempt, and is the error.
+func (r *Recorder) removeLeft() error {
+	r.removing.Lock()
+	defer r.removing.Unlock()
+	r.mu.Lock()
+	names := slices.Clone(r.left)
+	r.mu.Unlock()
+	if len(names) == 0 {
+		return nil
+	}
+	var failed error
+	gone := map[string]bool{}
+	for _, name := range names {
+		if err := r.opts.remove(name); err == nil || errors.Is(err, os.ErrNotExist) {
+			gone[name] = true
+		} else {
+			failed = errors.Join(failed, err)
 		}
 	}
+	r.mu.Lock()
+	r.left = slices.DeleteFunc(r.left, func(name string) bool { return gone[name] })
+	r.mu.Unlock()
+	switch {
+	case failed != nil && !r.keeping:
+		r.opts.Logger.Error("a stored segment cannot be removed; it is tried again, and an erasure waits for it", "spool", r.id, "error", failed)
+	case failed == nil && r.keeping:
+		r.opts.Logger.Info("stored segments can be removed again", "spool", r.id)
+	}
+	r.keeping = failed != nil
+	return failed
 }
 
 // sync makes what waits to be stored durable, at intervals, until ctx ends.
@@ -686,6 +763,7 @@ func (r *Recorder) sync(ctx context.Context) {
 			if err := r.endSegment(r.opts.SegmentAge); err != nil {
 				r.opts.Logger.Warn("a segment cannot be ended; it is tried again", "spool", r.id, "error", err)
 			}
+			r.removeLeft() // what could not be removed before; it says so itself
 			if err := r.syncFiles(); err != nil {
 				r.opts.Logger.Error("the spool cannot be synced; a loss of power would lose what is not stored", "spool", r.id, "error", err)
 			}
@@ -741,7 +819,7 @@ func (r *Recorder) syncFiles() error {
 		err = errors.Join(err, active.Sync())
 	}
 	if created {
-		err = errors.Join(err, syncDir(s.dir))
+		err = errors.Join(err, r.opts.syncDir(s.dir))
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/ident"
 )
 
@@ -38,7 +39,7 @@ type file interface {
 }
 
 func openFile(name string) (file, error) {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	f, err := durable.Open(name, os.O_WRONLY|os.O_APPEND)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +181,7 @@ func (s *spool) reserve() {
 // errors.ErrUnsupported, that the file system reserves none.
 func (s *spool) makeSpare() error {
 	name := filepath.Join(s.dir, spareName)
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
+	f, err := durable.Open(name, os.O_WRONLY)
 	if err != nil {
 		return err
 	}
@@ -362,16 +363,5 @@ func spoolID(dir string) (string, error) {
 		return "", err
 	}
 	id := ident.New("spool_")
-	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return "", err
-	}
-	_, err = f.WriteString(id + "\n")
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return "", err
-	}
-	if err := os.Rename(name+".new", name); err != nil {
-		return "", err
-	}
-	return id, syncDir(dir)
+	return id, durable.Write(name, []byte(id+"\n"))
 }

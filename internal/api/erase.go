@@ -2,9 +2,11 @@ package api
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
+	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
@@ -60,7 +62,10 @@ const forgetTimeout = 10 * time.Second
 func (a *API) forget(r *web.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), forgetTimeout)
 	defer cancel()
-	if err := a.flusher.Forget(ctx); err != nil {
+	if err := a.flusher.Forget(ctx); errors.Is(err, access.ErrKept) {
+		return problem.New(problem.Unavailable, "A file of the access log's spool that may hold copies cannot be removed; nothing was erased.").
+			WithFix("Repeat the request when the operator has seen to it; the server's log names the file.").WithCause(err)
+	} else if err != nil {
 		return problem.New(problem.Unavailable, "Recent requests have not reached the database yet; nothing was erased.").
 			WithFix("Repeat the request in a moment.").WithCause(err)
 	}

@@ -290,10 +290,38 @@ func TestVerify(t *testing.T) {
 				t.Errorf("%s can tell a key that it cannot see from an unknown one:\n%s\n%s", name, got, unknown)
 			}
 		}
+		// Nor does what the verified key sees, and the caller does not.
+		wide, _ := s.NewKey("a", `"permissions":["app:x"]`)
+		top, _ := s.NewKey("root", `"permissions":["app:x"]`)
+		aboveSelf, _ := s.NewKey("root", `"permissions":["keys:verify"],"reach":"self"`)
+		ask := func(who, key, org string) string {
+			return string(s.Must(200, "POST", "/verify", who, fmt.Sprintf(`{"key":%q,"org_id":%q}`, key, org)).Body)
+		}
+		for _, tt := range []struct{ who, key string }{{self, wide}, {aboveSelf, top}} {
+			absent := ask(tt.who, tt.key, "absent")
+			if !strings.HasPrefix(absent, `{"valid":false,"code":"permission_denied"`) {
+				t.Errorf("an organization that does not exist: %s", absent)
+			}
+			for _, org := range []string{"leaf", "other"} {
+				if got := ask(tt.who, tt.key, org); got != absent {
+					t.Errorf("a caller of the reach self learns of %s: %s", org, got)
+				}
+			}
+		}
+		if got := ask(self, wide, "a"); !strings.HasPrefix(got, `{"valid":true`) {
+			t.Errorf("a caller of the reach self about its own organization: %s", got)
+		}
+		if got := ask(caller, wide, "leaf"); !strings.HasPrefix(got, `{"valid":true`) {
+			t.Errorf("a caller that sees all below: %s", got)
+		}
+		if _, n, _ := lastEvent(s, "leaf"); n != 2 {
+			t.Errorf("leaf has %d events, of which the callers of the reach self made none", n)
+		}
+
 		if got := string(s.Must(200, "POST", "/verify", caller, fmt.Sprintf(`{"key":%q}`, s.OperatorKey)).Body); got != unknown {
 			t.Errorf("the operator key can be told from an unknown one: %s", got)
 		}
-		if event, n, calls := lastEvent(s, "leaf"); n != 1 || calls != 1.5 {
+		if event, n, calls := lastEvent(s, "leaf"); n != 2 || calls != 1.5 {
 			t.Errorf("verifying what cannot be seen left %s, and %v calls", event, calls)
 		}
 		s.Must(403, "POST", "/verify", key, body("")) // a call of its own, which counts

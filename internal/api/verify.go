@@ -29,7 +29,9 @@ type verdict struct {
 
 // verify decides about a request to a product that somebody else received, as
 // forwardAuth does. A key that the caller cannot see is answered like one that
-// does not exist.
+// does not exist, and an organization that the caller cannot see like one that
+// the key cannot see: nobody learns or counts anything beyond their own reach by
+// asking about somebody else's key.
 func (a *API) verify(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
@@ -105,7 +107,9 @@ func (a *API) verify(r *web.Request) (*web.Response, error) {
 		err = org.Unauthorized()
 	case err == nil:
 		if v.quota, err = web.TakeToken(a.limiter, d.Actor, a.now()); err == nil {
-			err = a.decide(r, d)
+			if err = a.withinReach(r, d); err == nil {
+				err = a.decide(r, d)
+			}
 		}
 	}
 	switch e := problem.From(err); {
@@ -130,6 +134,21 @@ func (a *API) verify(r *web.Request) (*web.Response, error) {
 		return nil, err
 	}
 	return web.Raw(http.StatusOK, v.append(make([]byte, 0, 1024))), nil
+}
+
+// withinReach fails, with the words of decide, unless the caller sees the
+// organization that the demand names. Without a name it is that of the key, which
+// the caller sees.
+func (a *API) withinReach(r *web.Request, d *web.Decision) error {
+	if d.Demand.OrgID == "" {
+		return nil
+	}
+	_, err := a.service.Find(r.Context(), r.Actor, d.Demand.OrgID)
+	if problem.Is(err, problem.NotFound) {
+		return problem.New(problem.PermissionDenied, "There is no such organization, or this key cannot see it.").
+			WithFix("Use a key of the organization or of one of its ancestors.")
+	}
+	return err
 }
 
 // append appends the representation of the verdict.

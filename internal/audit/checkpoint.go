@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
@@ -66,14 +67,9 @@ func ParseCheckpoint(signed []byte) (Checkpoint, error) {
 	if !ok || len(signatures) == 0 {
 		return Checkpoint{}, errCheckpoint("it has no signatures.")
 	}
-	for line := range strings.Lines(string(signatures)) {
-		fields := strings.Split(line, " ")
-		if len(fields) != 3 || fields[0] != "—" || !strings.HasSuffix(line, "\n") {
+	for line := range bytes.Lines(signatures) {
+		if _, _, _, ok := parseSignature(line); !ok {
 			return Checkpoint{}, errCheckpoint("a line behind its text is not a signature.")
-		}
-		// The note package takes more than one spelling of the same bytes.
-		if b, err := strictBase64.DecodeString(fields[2]); err != nil || base64.StdEncoding.EncodeToString(b)+"\n" != fields[2] {
-			return Checkpoint{}, errCheckpoint("a signature is not in base64.")
 		}
 	}
 	return parseCheckpointText(string(text) + "\n")
@@ -116,71 +112,137 @@ func OpenCheckpoint(signed []byte, verifierKeys ...string) (Checkpoint, error) {
 		}
 		list = append(list, key.verifier(Origin(logID, epoch)))
 	}
-	c, _, err := openCheckpoint(signed, list, nil)
+	c, _, _, err := openCheckpoint(signed, list, nil)
 	return c, err
 }
 
-// openCheckpoint checks the signatures of a checkpoint. It returns the
-// verified ones of log keys first, then those of witnesses. At least one must
-// be of a log key whose name is the origin.
-func openCheckpoint(signed []byte, logKeys, witnesses []note.Verifier) (Checkpoint, []note.Signature, error) {
-	c, err := ParseCheckpoint(signed)
+// openCheckpoint checks the signatures of a checkpoint. It returns those of
+// the log's keys and those of the witnesses whose signature holds, each as the
+// indexes into its list. At least one of the log's keys must have signed, under
+// the name of the origin: what a key is follows from the list in which it was
+// given and from its signature, never from its name, which a witness may share.
+func openCheckpoint(signed []byte, logKeys, witnesses []note.Verifier) (c Checkpoint, byLog, byWitness []int, err error) {
+	c, err = ParseCheckpoint(signed)
 	if err != nil {
-		return Checkpoint{}, nil, err
+		return Checkpoint{}, nil, nil, err
 	}
 	var known []note.Verifier
-	for _, v := range logKeys {
+	var place []int
+	for i, v := range logKeys {
 		if v.Name() == c.Origin {
-			known = append(known, v)
+			known, place = append(known, v), append(place, i)
 		}
 	}
 	if len(known) == 0 {
-		return Checkpoint{}, nil, problem.New(problem.InvalidRequest, "The checkpoint is of the log %s, and no key of that log was given.", c.Origin)
+		return Checkpoint{}, nil, nil, problem.New(problem.InvalidRequest, "The checkpoint is of the log %s, and no key of that log was given.", c.Origin)
 	}
-	n, err := note.Open(signed, note.VerifierList(append(known, witnesses...)...))
-	if err != nil {
-		return Checkpoint{}, nil, problem.New(problem.InvalidRequest, "No signature of the checkpoint holds for a known key of the log.").WithCause(err)
+	holds, ok := signatures(c, signed, append(known, witnesses...))
+	if !ok {
+		return Checkpoint{}, nil, nil, problem.New(problem.InvalidRequest, "A signature of the checkpoint does not hold for the key that it names.")
 	}
-	if n.Text != c.text() {
-		return Checkpoint{}, nil, errCheckpoint("its signatures are of another text.")
-	}
-	var byLog, byWitness []note.Signature
-	for _, s := range n.Sigs {
-		if s.Name == c.Origin {
-			byLog = append(byLog, s)
-		} else {
-			byWitness = append(byWitness, s)
+	for i, held := range holds {
+		switch {
+		case !held:
+		case i < len(known):
+			byLog = append(byLog, place[i])
+		default:
+			byWitness = append(byWitness, i-len(known))
 		}
 	}
-	if len(byLog) == 0 {
-		return Checkpoint{}, nil, problem.New(problem.InvalidRequest, "The checkpoint is not signed by a known key of the log, only by others.")
+	switch {
+	case len(byLog) == 0 && len(byWitness) == 0:
+		return Checkpoint{}, nil, nil, problem.New(problem.InvalidRequest, "No signature of the checkpoint holds for a known key of the log.")
+	case len(byLog) == 0:
+		return Checkpoint{}, nil, nil, problem.New(problem.InvalidRequest, "The checkpoint is not signed by a known key of the log, only by others.")
 	}
-	return c, append(byLog, byWitness...), nil
+	return c, byLog, byWitness, nil
+}
+
+// maxSignatures is how many signatures of a checkpoint are looked at, as many
+// as C2SP signed-note asks of a verifier at least.
+const maxSignatures = 100
+
+// signatures tells of each verifier whether the checkpoint has a signature of
+// its key. A line is a key's if it has the name and the key hash, and holds for
+// it; keys that share both, by chance or by design, are told apart by the
+// signature. Lines of unknown keys are passed over. ok is false if a line has the
+// name and the hash of known keys and holds for none of them.
+func signatures(c Checkpoint, signed []byte, verifiers []note.Verifier) (holds []bool, ok bool) {
+	holds = make([]bool, len(verifiers))
+	_, lines, _ := bytes.Cut(signed, []byte("\n\n"))
+	msg := []byte(c.text())
+	n := 0
+	for line := range bytes.Lines(lines) {
+		if n++; n > maxSignatures {
+			return holds, false
+		}
+		name, hash, sig, whole := parseSignature(line)
+		if !whole {
+			return holds, false
+		}
+		named, held := false, false
+		for i, v := range verifiers {
+			if v.Name() != name || v.KeyHash() != hash {
+				continue
+			}
+			named = true
+			if v.Verify(msg, sig) {
+				holds[i], held = true, true
+			}
+		}
+		if named && !held {
+			return holds, false
+		}
+	}
+	return holds, true
+}
+
+// parseSignature reads a signature line of a note: "— name base64(hash, signature)".
+func parseSignature(line []byte) (name string, hash uint32, sig []byte, ok bool) {
+	fields := strings.Split(string(line), " ")
+	if len(fields) != 3 || fields[0] != "—" || fields[1] == "" {
+		return "", 0, nil, false
+	}
+	text, ended := strings.CutSuffix(fields[2], "\n")
+	// Base64 has more than one spelling of the same bytes; a note has one.
+	b, err := strictBase64.DecodeString(text)
+	if !ended || err != nil || len(b) < 5 || base64.StdEncoding.EncodeToString(b) != text {
+		return "", 0, nil, false
+	}
+	return fields[1], binary.BigEndian.Uint32(b), b[4:], true
 }
 
 // AddCosignatures adds to a signed checkpoint those signatures of a witness's
 // answer to add-checkpoint (C2SP tlog-witness) that hold for one of the
-// witnesses' keys (NewWitnessVerifier), and that it does not have yet. Others
-// are left out. It fails if none holds.
+// witnesses' keys (NewWitnessVerifier), one of each key that has none yet.
+// Others are left out, so that no witness fills a checkpoint. It fails if none
+// holds.
 func AddCosignatures(signed, answer []byte, witnesses ...note.Verifier) ([]byte, error) {
 	if len(answer) > maxCheckpoint {
 		return nil, errors.New("audit: the witness's answer is too long")
 	}
-	text, _, ok := bytes.Cut(signed, []byte("\n\n"))
-	if !ok {
-		return nil, errCheckpoint("it has no signatures.")
+	c, err := ParseCheckpoint(signed)
+	if err != nil {
+		return nil, err
 	}
-	msg := append(bytes.Clone(text), '\n')
+	have, _ := signatures(c, signed, witnesses)
 	out := bytes.Clone(signed)
 	added := false
+	msg := []byte(c.text())
 	for line := range bytes.Lines(answer) {
-		n, err := note.Open(append(append(bytes.Clone(msg), '\n'), line...), note.VerifierList(witnesses...))
-		if err != nil || len(n.Sigs) != 1 {
+		name, hash, sig, ok := parseSignature(line)
+		if !ok {
 			continue
 		}
-		added = true
-		if !bytes.Contains(out, append([]byte("\n"), line...)) {
-			out = append(out, line...)
+		for i, w := range witnesses {
+			if w.Name() != name || w.KeyHash() != hash || !w.Verify(msg, sig) {
+				continue
+			}
+			added = true
+			if !have[i] {
+				have[i] = true
+				out = append(out, line...)
+			}
 		}
 	}
 	if !added {

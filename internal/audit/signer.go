@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -114,7 +116,8 @@ func NewWitnessVerifier(vkey string) (note.Verifier, error) {
 		return nil, bad
 	}
 	b, err := strictBase64.DecodeString(parts[2])
-	if err != nil || len(b) != 1+ed25519.PublicKeySize || b[0] != 4 || parts[0] == "" || strings.ContainsAny(parts[0], " \t\r\n") {
+	if err != nil || len(b) != 1+ed25519.PublicKeySize || b[0] != algCosignature ||
+		parts[0] == "" || !utf8.ValidString(parts[0]) || strings.ContainsFunc(parts[0], unicode.IsSpace) {
 		return nil, bad
 	}
 	sum := sha256.Sum256(append([]byte(parts[0]+"\n"), b...))
@@ -123,6 +126,18 @@ func NewWitnessVerifier(vkey string) (note.Verifier, error) {
 		return nil, bad
 	}
 	return w, nil
+}
+
+// algCosignature is the type of a key that makes timestamped Ed25519
+// cosignatures, as its first byte says. Keys of logs have the type 1: what the two
+// sign differs, so that no signature of one holds for the other.
+const algCosignature = 4
+
+// sameWitness reports whether two witnesses are one: name, type and key are
+// equal.
+func sameWitness(a, b note.Verifier) bool {
+	x, y := a.(*witness), b.(*witness)
+	return x.name == y.name && x.public.Equal(y.public)
 }
 
 type witness struct {

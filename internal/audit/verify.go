@@ -59,11 +59,13 @@ type Report struct {
 
 // CheckedCheckpoint is a signed checkpoint that the log was found to match.
 type CheckedCheckpoint struct {
-	Origin    string   `json:"origin"`
-	Size      int64    `json:"size"`
-	Root      string   `json:"root"`      // hexadecimal
-	Kept      bool     `json:"kept"`      // one of Expect.Checkpoints
-	Witnesses []string `json:"witnesses"` // names of those whose cosignatures hold
+	Origin string `json:"origin"`
+	Size   int64  `json:"size"`
+	Root   string `json:"root"` // hexadecimal
+	Kept   bool   `json:"kept"` // one of Expect.Checkpoints
+	// Witnesses names those whose cosignatures hold; as "name+hash" where the
+	// name alone would be that of another key too.
+	Witnesses []string `json:"witnesses"`
 }
 
 // OK reports whether everything held.
@@ -205,7 +207,13 @@ func newVerifier(expect Expect) (*verifier, error) {
 		if err != nil {
 			return nil, err
 		}
-		v.witnesses = append(v.witnesses, w)
+		if v.keys[publicKey(w.(*witness).public)] {
+			return nil, problem.New(problem.InvalidRequest, "%q is the key of the log itself, not of a witness.", clip(vkey)).
+				WithFix("Give the keys of witnesses that others run.")
+		}
+		if !slices.ContainsFunc(v.witnesses, func(o note.Verifier) bool { return sameWitness(o, w) }) {
+			v.witnesses = append(v.witnesses, w)
+		}
 	}
 	for _, signed := range expect.Checkpoints {
 		c, err := ParseCheckpoint(signed)
@@ -692,32 +700,38 @@ func (v *verifier) trustRotations() {
 }
 
 func (v *verifier) signature(c *signedCheckpoint) {
-	byHash := map[uint32]publicKey{}
+	var keys []publicKey
 	var list []note.Verifier
 	for key := range v.keys {
-		ver := key.verifier(c.Origin)
-		byHash[ver.KeyHash()] = key
-		list = append(list, ver)
+		keys, list = append(keys, key), append(list, key.verifier(c.Origin))
 	}
-	_, sigs, err := openCheckpoint(c.signed, list, v.witnesses)
+	_, byLog, byWitness, err := openCheckpoint(c.signed, list, v.witnesses)
 	if err != nil {
 		v.fail(CheckSignature, position{c.at.epoch, -1}, c.line, "the checkpoint of size %d: %s", c.Size, problem.From(err).Detail)
 		return
 	}
-	current := false
 	out := CheckedCheckpoint{Origin: c.Origin, Size: c.Size, Root: c.Root.String(), Kept: c.kept, Witnesses: []string{}}
-	for _, s := range sigs {
-		if s.Name != c.Origin {
-			out.Witnesses = append(out.Witnesses, s.Name)
-		} else if !v.ended(byHash[s.Hash], c.at) {
-			current = true
+	for _, i := range byWitness {
+		// A key of the log is no witness of it, whatever it is listed as.
+		if w := v.witnesses[i].(*witness); !v.keys[publicKey(w.public)] {
+			out.Witnesses = append(out.Witnesses, v.label(w, c.Origin))
 		}
 	}
-	if !current {
+	if !slices.ContainsFunc(byLog, func(i int) bool { return !v.ended(keys[i], c.at) }) {
 		v.fail(CheckSignature, position{c.at.epoch, -1}, c.line, "the checkpoint of size %d is signed only by a key that had been rotated out by then", c.Size)
 		return
 	}
 	v.report.Checkpoints = append(v.report.Checkpoints, out)
+}
+
+// label names a witness in the report: by its name, and by the hash of its key
+// too if the name is also that of another witness or of the log.
+func (v *verifier) label(w *witness, origin string) string {
+	same := func(o note.Verifier) bool { return o.Name() == w.name && o != note.Verifier(w) }
+	if w.name == origin || slices.ContainsFunc(v.witnesses, same) {
+		return fmt.Sprintf("%s+%08x", w.name, w.hash)
+	}
+	return w.name
 }
 
 // ended reports whether the key may no longer sign a log of this size.

@@ -4,8 +4,6 @@ import (
 	"net/netip"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -173,38 +171,4 @@ func Within(a *Actor, k *Key) *problem.Error {
 		e = e.With("missing", missing)
 	}
 	return e
-}
-
-// CheckName returns a name, of a key or of an organization, without the white
-// space around it: 1 to 256 characters of any script, without any that would
-// let one line of a log look like two, or like another.
-func CheckName(pointer, name string) (string, *problem.Error) {
-	if !utf8.ValidString(name) {
-		return "", problem.Body(pointer, "must be valid UTF-8")
-	}
-	name = strings.TrimSpace(name)
-	switch n := utf8.RuneCountInString(name); {
-	case n == 0:
-		return "", problem.Body(pointer, "is missing: it takes 1 to %d characters", MaxNameLen)
-	case n > MaxNameLen:
-		return "", problem.Body(pointer, "must be at most %d characters, without the space around it; it has %d", MaxNameLen, n)
-	case !strings.ContainsFunc(name, visible):
-		return "", problem.Body(pointer, "must have a character that can be seen")
-	}
-	for _, r := range name {
-		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || reorders(r) {
-			return "", problem.Body(pointer, "must not contain control characters; it contains %U", r)
-		}
-	}
-	return name, nil
-}
-
-// visible reports whether a text of r alone shows something.
-func visible(r rune) bool { return unicode.In(r, unicode.L, unicode.N, unicode.P, unicode.S) }
-
-// reorders reports whether r embeds, overrides or isolates a direction of
-// text (Unicode Standard Annex 9). The plain marks U+200E, U+200F and U+061C
-// do not: names in right-to-left scripts need them.
-func reorders(r rune) bool {
-	return '\u202a' <= r && r <= '\u202e' || '\u2066' <= r && r <= '\u2069'
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/subtle"
 	"hash/crc32"
 	"io"
-	"regexp"
 	"strings"
 )
 
@@ -103,16 +102,4 @@ func alphanumeric(c byte) bool {
 // Match reports in constant time whether hash is the stored one.
 func Match(stored []byte, hash [32]byte) bool {
 	return subtle.ConstantTimeCompare(stored, hash[:]) == 1
-}
-
-// tokenLike also matches tokens that were mistyped or cut off.
-var tokenLike = regexp.MustCompile(tokenPrefix + `[0-9A-Za-z._-]*_[0-9A-Za-z]{16,}`)
-
-// Redact returns s with everything that looks like a token replaced by orgd_…
-// and the token's last four characters.
-func Redact(s string) string {
-	if !strings.Contains(s, tokenPrefix) {
-		return s
-	}
-	return tokenLike.ReplaceAllStringFunc(s, func(t string) string { return tokenPrefix + "…" + t[len(t)-hintLen:] })
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -129,10 +131,111 @@ func TestRedact(t *testing.T) {
 		{"Bearer " + token + ".", "Bearer orgd_…" + hint + "."},
 		{"key=" + token + "&key=" + token, "key=orgd_…" + hint + "&key=orgd_…" + hint},
 		{token[:len(token)-4], "orgd_…" + token[len(token)-8:len(token)-4]},
+
+		// In percent-encoding, of whatever and however often.
+		{"/x/" + strings.ReplaceAll(token, "_", "%5F") + "/y", "/x/orgd_…" + hint + "/y"},
+		{"/x/" + strings.ReplaceAll(token, "_", "%5f"), "/x/orgd_…" + hint},
+		{"/x/" + strings.ReplaceAll(token, "_", "%255F"), "/x/orgd_…" + hint},
+		{"/x/" + strings.ReplaceAll(token, "_", "%25255f"), "/x/orgd_…" + hint},
+		{"/x/" + strings.ReplaceAll(token, "_", "%%35f"), "/x/orgd_…" + hint},
+		{"/x/%6Frgd_" + token[5:], "/x/orgd_…" + hint},
+		{"/x/%6f%72%67%64%5f" + token[5:], "/x/orgd_…" + hint},
+		{"/x/" + percent(token, 1) + "?q=%2F", "/x/orgd_…" + hint + "?q=%2F"},
+		{"/x/" + percent(token, 3), "/x/orgd_…" + hint},
+		{"/x/" + token[:len(token)-10] + percent(token[len(token)-10:], 1), "/x/orgd_…" + hint},
+		{percent(token, 1) + "&" + token, "orgd_…" + hint + "&orgd_…" + hint},
+		{"%5", "%5"}, {"100%", "100%"}, {"%zz/%5F/%", "%zz/%5F/%"}, {"/a%20b%2Fc", "/a%20b%2Fc"},
+
+		// What stands before the host of a URL.
+		{"https://ann:s3cret@example.com/x", "https://…@example.com/x"},
+		{"postgres://orgd:p%40ss@db:5432/orgd?sslmode=disable", "postgres://…@db:5432/orgd?sslmode=disable"},
+		{"https://ghp_0123456789@github.com/x.git", "https://…@github.com/x.git"},
+		{"/proxy/https://ann:s3cret@example.com/x", "/proxy/https://…@example.com/x"},
+		{"/proxy/https:/ann:s3cret@example.com/x", "/proxy/https:/…@example.com/x"},
+		{"//ann:s3cret@example.com/x", "//…@example.com/x"},
+		{"https://ann:p@ss@example.com", "https://…@example.com"},
+		{"Mozilla/5.0 (+https://ann:s3cret@example.com/bot)", "Mozilla/5.0 (+https://…@example.com/bot)"},
+		{"/go?to=https%3A%2F%2Fann%3As3cret%40example.com%2Fx&a=b", "/go?to=https%3A%2F%2F…%40example.com%2Fx&a=b"},
+		{"/go?to=https%3A%2F%2Fann%3As3%252Fcret%40example.com", "/go?to=https%3A%2F%2F…%40example.com"},
+		{"/go?to=https%253A%252F%252Fann%253As3cret%2540example.com", "/go?to=https%253A%252F%252F…%2540example.com"},
+		{"ftp://a:b@x ftp://c:d@y", "ftp://…@x ftp://…@y"},
+		{"https://" + token + "@example.com/" + token, "https://…@example.com/orgd_…" + hint},
+		{"https://" + token + ":x@example.com", "https://…@example.com"},
+
+		// No secrets.
+		{"https://example.com/@ann", "https://example.com/@ann"},
+		{"https://example.com/?q=ann@example.com", "https://example.com/?q=ann@example.com"},
+		{"ann@example.com", "ann@example.com"},
+		{"mailto:ann@example.com", "mailto:ann@example.com"},
+		{"/npm/@scope/pkg", "/npm/@scope/pkg"},
+		{"//cdn/@scope/pkg", "//cdn/@scope/pkg"},
+		{"https://@example.com", "https://@example.com"},
+		{"Mozilla/5.0 (ann@example.com)", "Mozilla/5.0 (ann@example.com)"},
 	} {
 		if got := Redact(tt.in); got != tt.want {
 			t.Errorf("Redact(%q) = %q, want %q", tt.in, got, tt.want)
 		}
+	}
+}
+
+// percent encodes every byte of s, n times.
+func percent(s string, n int) string {
+	for range n {
+		var b strings.Builder
+		for i := range len(s) {
+			fmt.Fprintf(&b, "%%%02X", s[i])
+		}
+		s = b.String()
+	}
+	return s
+}
+
+// However a token is encoded, nothing is left of its secret but the hint, and
+// the rest of the text stays.
+func TestRedactFindsEveryEncoding(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		token, _, hint := NewSecret(rand.Reader, ident.New("key_"))
+		var b strings.Builder
+		for i := range len(token) {
+			b.WriteString(percent(token[i:i+1], rapid.IntRange(0, 3).Draw(t, "times")))
+		}
+		before := rapid.StringMatching(`/[a-z%0-9]{0,9}/`).Draw(t, "before")
+		if got, want := Redact(before+b.String()+"/after"), before+"orgd_…"+hint+"/after"; got != want {
+			t.Fatalf("Redact(%q) = %q, want %q", before+b.String()+"/after", got, want)
+		}
+	})
+}
+
+// What a caller sends takes time that grows with its length only.
+func TestRedactIsQuick(t *testing.T) {
+	const n = 1 << 16
+	for name, s := range map[string]string{
+		"escapes of escapes":  "%" + strings.Repeat("25", n/2),
+		"half escapes":        strings.Repeat("%2", n/2),
+		"slashes":             strings.Repeat("/", n) + "@",
+		"schemes":             strings.Repeat("a://", n/4) + "@",
+		"encoded slashes":     "//" + strings.Repeat("%2F", n/3) + "@",
+		"no end of a URL":     strings.Repeat("a:b@", n/4) + "//" + strings.Repeat("a:b@", n/4),
+		"prefixes of a token": strings.Repeat("orgd_", n/5),
+	} {
+		start := time.Now()
+		for range 10 {
+			Redact(s)
+		}
+		if took := time.Since(start) / 10; took > 200*time.Millisecond {
+			t.Errorf("%s: %v for %d bytes", name, took, len(s))
+		}
+	}
+}
+
+func BenchmarkRedact(b *testing.B) {
+	for _, path := range []string{"/orgs/kubernetes/children", "/orgs/kubernetes/children?cursor=a%3Db"} {
+		b.Run(path, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				Redact(path)
+			}
+		})
 	}
 }
 

@@ -378,6 +378,10 @@ func (s *Service) ExpireAccess(ctx context.Context, pause time.Duration) (remove
 	return removed, failed
 }
 
+// secretInID is what is wrong with an id that holds a secret. It cannot be
+// redacted, as the other texts of an event are: two events would be one.
+const secretInID = "holds an API key, or the password of a URL; give the event an id that is no secret"
+
 // Bounds of the members of an incoming event, in bytes.
 const (
 	maxEventID        = 128
@@ -409,6 +413,12 @@ func (e *IncomingEvent) Check() *problem.Error {
 		case strings.ContainsFunc(m.value, unicode.IsControl):
 			return problem.Body("/"+m.name, "holds a control character")
 		}
+	}
+	if key.Holds(e.ID) {
+		return problem.Body("/id", secretInID)
+	}
+	for _, text := range []*string{&e.User, &e.Action, &e.UserAgent, &e.Method, &e.Path, &e.RequestID} {
+		*text = key.Redact(*text)
 	}
 	if e.OrgID != "" {
 		if p := CheckID("/org_id", e.OrgID); p != nil {

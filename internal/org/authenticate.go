@@ -42,15 +42,11 @@ func (s *Service) Authenticate(ctx context.Context, token string, ip netip.Addr)
 		}
 		return Login{Actor: operator, Secret: hash}, nil
 	}
-	k, err := s.keyByID(ctx, keyID)
+	k, err := s.keyOf(ctx, keyID, hash)
 	if err != nil {
 		return Login{}, err
 	}
 	if k == nil {
-		return Login{}, Unauthorized()
-	}
-	known := key.Match(k.SecretHash, hash) || k.Old != nil && key.Match(k.Old.Hash, hash)
-	if !known {
 		return Login{}, Unauthorized()
 	}
 	login := Login{Actor: k.actor, Secret: hash}

@@ -134,11 +134,18 @@ func (s *Service) CheckRestore(ctx context.Context, call *Call, id string) (o *O
 
 // restorable returns a deleted organization that the actor may restore.
 func (c *change) restorable(id string) (*Organization, error) {
+	a := c.call.Actor
+	// What the actor does not reach is not locked, and is not found as quickly
+	// as what does not exist.
+	if _, err := reached(c.Tx, a, id); errors.Is(err, ErrAbsent) {
+		return nil, NotFound()
+	} else if err != nil {
+		return nil, err
+	}
 	o, err := c.locked(id)
 	if err != nil {
 		return nil, err
 	}
-	a := c.call.Actor
 	if o == nil {
 		return nil, NotFound()
 	}

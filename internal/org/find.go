@@ -33,21 +33,72 @@ func (s *Snapshot) Rendered(render func(*Organization) []byte) []byte {
 // Find returns a live organization that the actor can see. NotFound is the
 // same for one that is absent, deleted or out of the actor's reach.
 func (s *Service) Find(ctx context.Context, actor *key.Actor, id string) (*Snapshot, error) {
-	snap, err := s.live(ctx, id)
-	if err != nil {
-		return nil, err
+	if actor.Spans() {
+		snap, err := s.live(ctx, id)
+		if err == nil && snap == nil {
+			err = NotFound()
+		}
+		return snap, err
 	}
-	if snap == nil || !actor.Sees(snap.Path) {
+	if !ident.Valid(id) {
 		return nil, NotFound()
 	}
+	if snap, ok := s.orgs.GetIfPresent(id); ok && actor.Sees(snap.Path) && snap.generation == s.store.OrgGeneration(snap.RootID, id) {
+		return snap, nil
+	}
+	// What the actor does not see is looked for in the store, each time, by one
+	// and the same statement: what is remembered of it must not make the answer
+	// come sooner. The generation is read before the row; what the actor sees
+	// lies in its root.
+	generation := s.store.OrgGeneration(actor.RootID, id)
+	var o *Organization
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		o, err = seen(tx, actor, id)
+		return err
+	})
+	if errors.Is(err, ErrAbsent) {
+		return nil, NotFound()
+	} else if err != nil {
+		return nil, err
+	}
+	snap := &Snapshot{Organization: o, ETag: o.ETag(), generation: generation}
+	s.orgs.Set(id, snap)
 	return snap, nil
 }
 
+// seen returns a live organization that the actor sees; ErrAbsent otherwise.
+func seen(tx Tx, actor *key.Actor, id string) (*Organization, error) {
+	o, err := reached(tx, actor, id)
+	if err == nil && o.DeletedAt != nil {
+		return nil, ErrAbsent
+	}
+	return o, err
+}
+
+// reached returns an organization, live or deleted, that lies or lay within
+// the reach of the actor; ErrAbsent otherwise. It takes the same time for an
+// organization elsewhere and for none.
+func reached(tx Tx, actor *key.Actor, id string) (*Organization, error) {
+	if actor.Spans() {
+		return tx.Org(id)
+	}
+	return tx.OrgWithin(id, actor.Path, actor.Reach == key.ReachSelf)
+}
+
 // Exists reports whether a live organization has the id, whoever may see it.
-// It tells a denied access from one to nowhere, for the access log only.
+// It tells a denied access from one to nowhere, for the access log only. It runs
+// before the answer is sent, and does the same whatever it finds.
 func (s *Service) Exists(ctx context.Context, id string) bool {
-	snap, err := s.live(ctx, id)
-	return err == nil && snap != nil
+	if !ident.Valid(id) {
+		return false
+	}
+	var places map[string]Place
+	err := s.store.Read(ctx, func(tx Tx) (err error) {
+		places, err = tx.Places([]string{id})
+		return err
+	})
+	_, ok := places[id]
+	return err == nil && ok
 }
 
 // live returns a live organization, nil if there is none.
@@ -109,27 +160,46 @@ type keySnapshot struct {
 	generation uint64
 }
 
-// keyByID returns a key with its organization; nil if there is none.
-func (s *Service) keyByID(ctx context.Context, id string) (*keySnapshot, error) {
+// holds reports whether the hash is that of the key's secret, or of the one
+// that a rotation replaced.
+func (k *keySnapshot) holds(hash [32]byte) bool {
+	return key.Match(k.SecretHash, hash) || k.Old != nil && key.Match(k.Old.Hash, hash)
+}
+
+// keyOf returns the key with this id, and its organization, if it has a secret
+// with this hash; nil otherwise. Who has no secret of a key does not learn
+// whether there is one with the id: the store is asked the same, each time,
+// whatever is remembered.
+func (s *Service) keyOf(ctx context.Context, id string, hash [32]byte) (*keySnapshot, error) {
 	var rootID string
-	if snap, ok := s.keys.GetIfPresent(id); ok {
+	if snap, ok := s.keys.GetIfPresent(id); ok && snap.holds(hash) {
 		if snap.generation == s.store.Generation(snap.RootID) {
 			return snap, nil
 		}
 		rootID = snap.RootID // a key never changes its root
 	} else {
-		var k *key.Key
+		var secret, old []byte
 		err := s.store.Read(ctx, func(tx Tx) (err error) {
-			k, err = tx.Key(id)
+			rootID, secret, old, err = tx.SecretHashes(id)
 			return err
 		})
-		if errors.Is(err, ErrAbsent) {
-			return nil, nil
-		} else if err != nil {
+		if err != nil && !errors.Is(err, ErrAbsent) {
 			return nil, err
 		}
-		rootID = k.RootID
+		if now, before := key.Match(secret, hash), key.Match(old, hash); !now && !before {
+			return nil, nil
+		}
 	}
+	snap, err := s.keySnapshot(ctx, id, rootID)
+	if snap == nil || !snap.holds(hash) {
+		return nil, err
+	}
+	return snap, err
+}
+
+// keySnapshot reads a key of a root with its organization, and remembers it;
+// nil if there is none.
+func (s *Service) keySnapshot(ctx context.Context, id, rootID string) (*keySnapshot, error) {
 	generation := s.store.Generation(rootID)
 	var snap *keySnapshot
 	err := s.store.Read(ctx, func(tx Tx) (err error) {

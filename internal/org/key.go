@@ -108,8 +108,8 @@ func liveKey(tx Tx, orgID, keyID string) (*key.Key, error) {
 	if !ident.Valid(keyID) {
 		return nil, absent
 	}
-	k, err := tx.Key(keyID)
-	if errors.Is(err, ErrAbsent) || err == nil && (k.OrgID != orgID || k.RevokedAt != nil) {
+	k, err := tx.KeyOf(orgID, keyID)
+	if errors.Is(err, ErrAbsent) || err == nil && k.RevokedAt != nil {
 		return nil, absent
 	}
 	return k, err

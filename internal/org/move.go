@@ -86,8 +86,8 @@ func (c *change) planMove(id, newParentID string) (move, error) {
 	if err != nil {
 		return move{}, err
 	}
-	to, err := c.Org(newParentID)
-	if errors.Is(err, ErrAbsent) || err == nil && (to.DeletedAt != nil || !c.call.Actor.Sees(to.Path)) {
+	to, err := seen(c.Tx, c.call.Actor, newParentID)
+	if errors.Is(err, ErrAbsent) {
 		return move{}, NotFound().With("parameter", "parent_id")
 	} else if err != nil {
 		return move{}, err

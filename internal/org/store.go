@@ -87,6 +87,10 @@ type Tx interface {
 
 	// Org returns an organization, live or deleted.
 	Org(id string) (*Organization, error)
+	// OrgWithin returns an organization, live or deleted, if its path begins
+	// with the given one, or equals it if self is true. What it does for an
+	// organization elsewhere and for none is the same.
+	OrgWithin(id, path string, self bool) (*Organization, error)
 	// OrgsByID returns those of the organizations that exist, live or
 	// deleted, in no particular order.
 	OrgsByID(ids []string) ([]*Organization, error)
@@ -122,6 +126,12 @@ type Tx interface {
 
 	// Key returns a key, revoked or not.
 	Key(id string) (*key.Key, error)
+	// KeyOf returns a key, revoked or not, if it is of the organization. What
+	// it does for another's key and for none is the same.
+	KeyOf(orgID, id string) (*key.Key, error)
+	// SecretHashes returns the root of a key, and the hashes of its secret and
+	// of the one that a rotation replaced, empty for none.
+	SecretHashes(id string) (rootID string, secret, old []byte, err error)
 	InsertKey(k *key.Key) error
 	// UpdateKey writes every column but those of its use (last used) if the
 	// stored version is still k.Version-1; ErrStale otherwise.

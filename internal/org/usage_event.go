@@ -124,6 +124,8 @@ func checkEvents(events []UsageEvent, now time.Time) error {
 			bad.add(i, "/id", "must be 1 to 256 bytes of UTF-8 without NUL")
 		case len(e.Source) > maxUsageSource || !storable(e.Source):
 			bad.add(i, "/source", "must be at most 512 bytes of UTF-8 without NUL")
+		case key.Holds(e.ID):
+			bad.add(i, "/id", secretInID)
 		case e.OrgID != "" && !ident.Valid(e.OrgID):
 			bad.add(i, "/org_id", noPlace)
 		case e.At.IsZero():
@@ -134,6 +136,7 @@ func checkEvents(events []UsageEvent, now time.Time) error {
 			bad.add(i, "/timestamp", "is in a month that ended more than 35 days ago; correct that month with an adjustment")
 		}
 		e.At = e.At.UTC().Truncate(time.Microsecond)
+		e.Source = key.Redact(e.Source)
 	}
 	return bad.err()
 }
@@ -226,12 +229,11 @@ type ingestion struct {
 func (in *ingestion) watch(ctx context.Context, within string) error {
 	in.limits = map[string]*bounds{}
 	for _, id := range in.orgIDs {
-		snap, err := in.service.live(ctx, id)
-		if err != nil {
-			return err
-		}
-		if snap == nil || !in.call.Actor.Sees(snap.Path) || !strings.HasPrefix(snap.Path, within) {
+		snap, err := in.service.Find(ctx, in.call.Actor, id)
+		if problem.Is(err, problem.NotFound) || err == nil && !strings.HasPrefix(snap.Path, within) {
 			continue // run says so
+		} else if err != nil {
+			return err
 		}
 		meters, err := in.service.metersOf(ctx, snap.RootID)
 		if err != nil {

@@ -9,12 +9,14 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/org"
 )
 
@@ -76,7 +78,7 @@ func openAnchor(path string, now func() time.Time, log *slog.Logger) (*anchor, e
 // beginAgain puts a new file with what is in use in the place of the file.
 func (a *anchor) beginAgain(path string) error {
 	next := path + ".new"
-	f, err := os.OpenFile(next, os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	f, err := durable.Open(next, os.O_RDWR|os.O_TRUNC|os.O_APPEND)
 	if err != nil {
 		return err
 	}
@@ -88,10 +90,7 @@ func (a *anchor) beginAgain(path string) error {
 	err = b.append(lines...)
 	if err == nil {
 		// The old file stays until the new one is whole.
-		err = os.Link(path, path+"."+a.now().UTC().Format("20060102T150405Z"))
-	}
-	if err == nil {
-		err = os.Rename(next, path)
+		err = durable.Exchange(path, path+"."+a.now().UTC().Format("20060102T150405Z"), next)
 	}
 	if err != nil {
 		return errors.Join(err, f.Close(), os.Remove(next))
@@ -102,7 +101,13 @@ func (a *anchor) beginAgain(path string) error {
 }
 
 func readAnchor(path string, now func() time.Time, log *slog.Logger) (_ *anchor, size int64, err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := durable.Open(path, os.O_RDWR|os.O_APPEND)
+	if err == nil {
+		// What is appended to it counts for nothing if the file can go.
+		if err = durable.SyncDir(filepath.Dir(path)); err != nil {
+			f.Close()
+		}
+	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("the anchor of the audit logs cannot be opened: %w", err)
 	}

@@ -51,24 +51,31 @@ type checkpointer struct {
 
 	signing sync.Mutex // held during a pass
 
-	mu           sync.Mutex
-	failure      error                  // of the last pass
-	refused      map[string]org.Refusal // by log id
-	contradicted map[string]bool        // logs of which a witness knows more
+	mu      sync.Mutex
+	failure error                  // of the last pass
+	refused map[string]org.Refusal // by log id
 
 	signed prometheus.Counter
 }
 
 func newCheckpointer(service *org.Service, a *anchor, witnesses []*witness, interval time.Duration, log *slog.Logger, metrics prometheus.Registerer) *checkpointer {
 	c := &checkpointer{service: service, anchor: a, witnesses: witnesses, interval: cmp.Or(interval, signInterval), log: log,
-		refused: map[string]org.Refusal{}, contradicted: map[string]bool{},
-		signed: prometheus.NewCounter(prometheus.CounterOpts{Name: "orgd_audit_checkpoints_total", Help: "Checkpoints of audit logs that were signed."})}
+		refused: map[string]org.Refusal{},
+		signed:  prometheus.NewCounter(prometheus.CounterOpts{Name: "orgd_audit_checkpoints_total", Help: "Checkpoints of audit logs that were signed."})}
 	metrics.MustRegister(c.signed, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_audit_refused_logs",
 		Help: "Audit logs that are not signed, because the database lacks what was signed before."},
 		func() float64 { return float64(len(c.Refused())) }))
 	client := &http.Client{Timeout: witnessTimeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	for _, w := range witnesses {
-		w.service, w.log, w.client, w.contradicted = service, log, client, c.contradict
+		w.service, w.log, w.client = service, log, client
+		label := prometheus.Labels{"witness": w.name()}
+		metrics.MustRegister(
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_audit_witness_lacking_logs", ConstLabels: label,
+				Help: "Audit logs that the witness was asked to cosign and has not."},
+				func() float64 { logs, _ := w.lacking(); return float64(logs) }),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_audit_witness_disputed_logs", ConstLabels: label,
+				Help: "Audit logs of which the witness claims to know another history."},
+				func() float64 { _, disputed := w.lacking(); return float64(disputed) }))
 	}
 	return c
 }
@@ -232,9 +239,6 @@ func (c *checkpointer) signAll(ctx context.Context) error {
 func (c *checkpointer) sign(ctx context.Context, heads []*audit.Head) error {
 	c.signing.Lock()
 	defer c.signing.Unlock()
-	c.mu.Lock()
-	heads = slices.DeleteFunc(slices.Clone(heads), func(h *audit.Head) bool { return c.contradicted[h.LogID] })
-	c.mu.Unlock()
 	signed, refused, err := c.service.SignLogs(ctx, heads, c.anchor)
 	for _, r := range refused {
 		c.refuse(r)
@@ -268,14 +272,9 @@ func (c *checkpointer) refuse(r org.Refusal) {
 	}
 }
 
-// contradict stops the signing of a log of which a witness knows more.
-func (c *checkpointer) contradict(l *org.LogState, reason string) {
-	c.mu.Lock()
-	c.contradicted[l.Head.LogID] = true
-	c.mu.Unlock()
-	c.refuse(org.Refusal{RootID: l.Head.RootID, LogID: l.Head.LogID,
-		Err: problem.New(problem.Conflict, "The audit log %s lacks what was signed before: %s.", l.Origin(), reason).
-			WithFix("If an old backup was restored on purpose, open a new epoch: orgd audit new-epoch --reason …")})
+// disputed reports whether a witness claims to know another history of a log.
+func (c *checkpointer) disputed(logID string) bool {
+	return slices.ContainsFunc(c.witnesses, func(w *witness) bool { return w.disputes(logID) })
 }
 
 // checkAnchors checks that the database has all that is anchored.
@@ -326,6 +325,17 @@ func (c *checkpointer) advice() string {
 		return fmt.Sprintf("Audit logs that are not signed: %d. The database lacks what was signed before, or the server the key. "+
 			"The server's log says more, and so does 'orgd audit new-epoch --dry-run'.", n)
 	}
+	c.mu.Lock()
+	failure := c.failure
+	c.mu.Unlock()
+	if failure == nil {
+		for _, w := range c.witnesses {
+			if logs, disputed := w.lacking(); logs > 0 {
+				return fmt.Sprintf("Audit logs are signed, but the witness %s has not cosigned %d of them; of %d it claims to know another history. "+
+					"It is asked again, and the server's log says more.", w.name(), logs, disputed)
+			}
+		}
+	}
 	return "Audit logs could not be signed, anchored or cosigned. The server's log says why; it is tried again."
 }
 
@@ -340,7 +350,7 @@ func (c *checkpointer) OpenEpoch(ctx context.Context, call *org.Call, rootID, re
 	c.mu.Lock()
 	_, refused := c.refused[head.LogID]
 	c.mu.Unlock()
-	if !refused {
+	if !refused && !c.disputed(head.LogID) {
 		return "", receipt, problem.New(problem.Conflict, "The audit log of %s has all that was signed of it; it needs no new epoch.", rootID)
 	}
 	last, err := c.service.LastSignature(ctx, head)
@@ -359,8 +369,10 @@ func (c *checkpointer) OpenEpoch(ctx context.Context, call *org.Call, rootID, re
 	if err == nil {
 		c.mu.Lock()
 		delete(c.refused, head.LogID)
-		delete(c.contradicted, head.LogID)
 		c.mu.Unlock()
+		for _, w := range c.witnesses {
+			w.forget(head.LogID)
+		}
 		c.service.SetRefused(head.LogID, false)
 	}
 	return origin, receipt, err

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/org"
 )
 
@@ -79,7 +80,7 @@ All servers of a database need the same seed: copy that file from there, or set 
 	if err != nil {
 		return nil, err
 	}
-	if err := writeSecret(path, seed+"\n"); err != nil {
+	if err := durable.Write(path, []byte(seed+"\n")); err != nil {
 		return nil, fmt.Errorf("the seed of the audit log keys cannot be written: %w", err)
 	}
 	if err := s.markSeed(ctx, k); errors.Is(err, org.ErrStale) {

@@ -25,6 +25,7 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/api"
+	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
@@ -93,9 +94,10 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+	if err := durable.MkdirAll(c.DataDir); err != nil {
 		return nil, fmt.Errorf("the data directory cannot be made: %w", err)
 	}
+	keepPrivate(c.DataDir, c.Log)
 	s := &Server{config: c, started: c.Now(), done: make(chan struct{})}
 	options := store.Options{Log: c.Log}
 	if c.Demo {
@@ -189,13 +191,9 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 
 // openLog makes what signs the audit logs.
 func (s *Server) openLog(metrics prometheus.Registerer) error {
-	var witnesses []*witness
-	for _, text := range s.config.Witnesses {
-		w, err := parseWitness(text)
-		if err != nil {
-			return err
-		}
-		witnesses = append(witnesses, w)
+	witnesses, err := parseWitnesses(s.config.Witnesses)
+	if err != nil {
+		return err
 	}
 	path := s.config.AuditAnchor
 	if path == "" {
@@ -229,7 +227,7 @@ func (s *Server) operatorKey() error {
 		return fmt.Errorf("the operator key cannot be read: %w", err)
 	}
 	s.OperatorKey, _, _ = key.NewSecret(rand.Reader, "operator")
-	if err := writeSecret(path, s.OperatorKey+"\n"); err != nil {
+	if err := durable.Write(path, []byte(s.OperatorKey+"\n")); err != nil {
 		return fmt.Errorf("the operator key cannot be written: %w", err)
 	}
 	s.NewOperatorKey = path
@@ -263,27 +261,6 @@ func (s *Server) compareOperatorKey(ctx context.Context, hash [32]byte) error {
 		return err
 	}
 	return s.Store.Write(ctx, func(tx org.Tx) error { return tx.ReplaceMark(operatorMark, now) })
-}
-
-// writeSecret writes a new file that only its owner can read, whole or not at
-// all.
-func writeSecret(path, content string) error {
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	return err
 }
 
 // Handler returns what answers HTTP requests.

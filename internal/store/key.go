@@ -68,6 +68,19 @@ func (t *tx) Key(id string) (k *key.Key, err error) {
 	return k, err
 }
 
+func (t *tx) KeyOf(orgID, id string) (k *key.Key, err error) {
+	err = t.queryRow(func(r row) error {
+		k, err = scanKey(r)
+		return err
+	}, `SELECT `+keyColumns+` FROM api_keys WHERE id = $1 AND org_id = $2`, id, orgID)
+	return k, err
+}
+
+func (t *tx) SecretHashes(id string) (rootID string, secret, old []byte, err error) {
+	err = t.queryRow(into(&rootID, &secret, &old), `SELECT root_id, secret_hash, old_hash FROM api_keys WHERE id = $1`, id)
+	return rootID, secret, old, err
+}
+
 func (t *tx) InsertKey(k *key.Key) error {
 	r, err := newKeyRow(k)
 	if err != nil {

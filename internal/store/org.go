@@ -46,6 +46,22 @@ func (t *tx) Org(id string) (o *org.Organization, err error) {
 	return o, err
 }
 
+func (t *tx) OrgWithin(id, path string, self bool) (o *org.Organization, err error) {
+	within := `substr(path, 1, $3) = $2`
+	if self {
+		within = `path = $2 AND $3 > 0`
+	}
+	var tags string
+	err = t.queryRow(func(r row) error {
+		o, tags, err = scanOrg(r)
+		return err
+	}, `SELECT `+orgColumns+` FROM orgs WHERE id = $1 AND `+within, id, path, len(path))
+	if err == nil && t.read != nil {
+		t.read[id] = stored{version: o.Version, nameKey: org.FoldName(o.Name), externalID: o.ExternalID, tags: tags}
+	}
+	return o, err
+}
+
 func (t *tx) OrgsByID(ids []string) ([]*org.Organization, error) {
 	list, err := encodeStrings(ids)
 	if err != nil {

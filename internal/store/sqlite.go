@@ -15,6 +15,7 @@ import (
 	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/driver"
 
+	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -30,7 +31,7 @@ const checkpointPages = 20_000
 // acknowledged survives a power cut. All changes go through one goroutine,
 // which commits those that wait together (group commit).
 func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir); err != nil {
 		return nil, fmt.Errorf("the data directory cannot be created: %w", err)
 	}
 	lock, err := lockDir(dir)
@@ -49,7 +50,14 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 		groupTime:   groupTime,
 	}
 	s.engine = e
-	if err := e.open(ctx, o); err != nil {
+	err = e.open(ctx, o)
+	if err == nil {
+		// SQLite syncs its files; that they are in the directory is ours to sync.
+		if err = durable.SyncDir(dir); err != nil {
+			e.close()
+		}
+	}
+	if err != nil {
 		lock.Close()
 		return nil, fmt.Errorf("the database %s cannot be opened: %w", e.path, err)
 	}
@@ -59,7 +67,7 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 // lockDir keeps other processes out of the data directory for as long as the
 // returned file is open.
 func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "orgd.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := durable.Open(filepath.Join(dir, "orgd.lock"), os.O_RDWR)
 	if err != nil {
 		return nil, fmt.Errorf("the data directory cannot be used: %w", err)
 	}

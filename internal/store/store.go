@@ -49,6 +49,31 @@ type Store struct {
 	engine      engine
 	generations generations
 	log         *slog.Logger
+	trace       atomic.Pointer[func(text string)]
+}
+
+// Trace has fn called with the text of every statement from now on, and with
+// "BEGIN" before those of a transaction; nil ends that. Tests compare by it what
+// requests do.
+func (s *Store) Trace(fn func(text string)) {
+	if fn == nil {
+		s.trace.Store(nil)
+		return
+	}
+	s.trace.Store(&fn)
+}
+
+// traced returns fn with its statements traced.
+func (s *Store) traced(fn func(*tx) error) func(*tx) error {
+	trace := s.trace.Load()
+	if trace == nil {
+		return fn
+	}
+	return func(t *tx) error {
+		t.trace = *trace
+		t.trace("BEGIN")
+		return fn(t)
+	}
 }
 
 var (
@@ -77,7 +102,7 @@ func (s *Store) Kind() string { return s.engine.kind() }
 
 // Read implements org.Store.
 func (s *Store) Read(ctx context.Context, fn func(org.Tx) error) error {
-	return s.engine.read(ctx, func(t *tx) error { return fn(t) })
+	return s.engine.read(ctx, s.traced(func(t *tx) error { return fn(t) }))
 }
 
 // Write implements org.Store.
@@ -86,11 +111,11 @@ func (s *Store) Write(ctx context.Context, fn func(org.Tx) error) error {
 }
 
 func (s *Store) read(ctx context.Context, fn func(*tx) error) error {
-	return s.engine.read(ctx, fn)
+	return s.engine.read(ctx, s.traced(fn))
 }
 
 func (s *Store) write(ctx context.Context, fn func(*tx) error) error {
-	return s.engine.write(ctx, fn, s.generations.changed)
+	return s.engine.write(ctx, s.traced(fn), s.generations.changed)
 }
 
 // WritersPerRoot implements org.Store.

@@ -49,6 +49,7 @@ type tx struct {
 	// unchanged is TreeUnchanged for what others have changed; nil where that
 	// is not known.
 	unchanged func(rootID string, generation uint64) bool
+	trace     func(text string) // nil for none; see Store.Trace
 }
 
 // stored is what is indexed of an organization, and the version it belongs to.
@@ -67,10 +68,17 @@ func (t *tx) fail(err error) error {
 	return err
 }
 
+func (t *tx) traces(text string) {
+	if t.trace != nil {
+		t.trace(text)
+	}
+}
+
 func (t *tx) exec(text string, args ...any) (int64, error) {
 	if t.err != nil {
 		return 0, t.err
 	}
+	t.traces(text)
 	if err := t.settle(text, true); err != nil {
 		return 0, t.fail(err)
 	}
@@ -83,6 +91,7 @@ func (t *tx) execEach(text string, n int, args func(i int) []any, changed func(i
 	if t.err != nil {
 		return t.err
 	}
+	t.traces(text)
 	if err := t.settle(text, true); err != nil {
 		return t.fail(err)
 	}
@@ -104,6 +113,7 @@ func (t *tx) query(scan func(row) error, text string, args ...any) error {
 	if t.err != nil {
 		return t.err
 	}
+	t.traces(text)
 	if err := t.settle(text, false); err != nil {
 		return t.fail(err)
 	}

@@ -2,13 +2,18 @@ package store
 
 import (
 	"encoding/binary"
+	"os"
 
+	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/util/vfsutil"
 	"github.com/ncruces/go-sqlite3/vfs"
+
+	"github.com/orgd/orgd/internal/durable"
 )
 
 // registerVFS registers a VFS that is like the named one, but for how it writes
-// databases (databaseFile) and their WALs (walFile). It returns the name of
+// databases (databaseFile) and their WALs (walFile), and that only the owner can
+// read the shared memory beside them. It returns the name of
 // the new VFS.
 func registerVFS(name string) string {
 	vfs.Register("orgd"+name, orgdVFS{vfs.Find(name)})
@@ -18,6 +23,14 @@ func registerVFS(name string) string {
 type orgdVFS struct{ vfs.VFS }
 
 func (v orgdVFS) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.File, vfs.OpenFlag, error) {
+	if flags&vfs.OPEN_MAIN_DB != 0 && name != nil {
+		// SQLite makes the shared memory with the umask's mode.
+		shm, err := durable.Open(name.String()+"-shm", os.O_RDWR)
+		if err != nil {
+			return nil, flags, vfs.SystemError(err, sqlite3.CANTOPEN)
+		}
+		shm.Close()
+	}
 	f, out, err := vfsutil.WrapOpenFilename(v.VFS, name, flags)
 	switch {
 	case err != nil:

@@ -103,7 +103,7 @@ func (r *Request) checkIfMatch() error {
 // is kept for an Idempotency-Key.
 func (r *Request) Call(render func(result any) *Response) *org.Call {
 	c := &org.Call{Actor: r.Actor, Secret: r.secret, Address: r.IP, RequestID: r.ID, IP: r.IP.String(),
-		UserAgent: cut(r.UserAgent(), 512), IfMatch: r.IfMatch()}
+		UserAgent: cut(key.Redact(r.UserAgent()), 512), IfMatch: r.IfMatch()}
 	if r.idempotent != nil && render != nil {
 		idem := *r.idempotent
 		idem.Render = func(result any, receipt audit.Receipt) ([]byte, error) {

@@ -501,8 +501,8 @@ func (s *Server) entry(rt *Route, r *Request, d *Decision, status int) access.Re
 	}
 	if orgID != "" {
 		rec.Event = &access.Event{ID: ident.New("evt_"), Timestamp: r.At, RootID: rootID, OrgID: orgID,
-			User: a.Name, Action: d.Action, Status: d.Status, IP: ip, UserAgent: cut(key.Redact(d.UserAgent), 512),
-			Method: d.Method, Path: cut(key.Redact(d.Path), 1024), RequestID: r.ID}
+			User: key.Redact(a.Name), Action: key.Redact(d.Action), Status: d.Status, IP: ip, UserAgent: cut(key.Redact(d.UserAgent), 512),
+			Method: key.Redact(d.Method), Path: cut(key.Redact(d.Path), 1024), RequestID: r.ID}
 		if d.Action == "" {
 			rec.Event.Action = rt.Action
 		}
@@ -543,7 +543,7 @@ func (s *Server) logRequest(rt *Route, r *Request, status int, end time.Time, to
 	rec := slog.NewRecord(end, slog.LevelInfo, "request", 0)
 	var more [9]slog.Attr
 	attrs := append(more[:0],
-		slog.String("request_id", r.ID), slog.String("operation", rt.Operation), slog.String("method", r.Method),
+		slog.String("request_id", r.ID), slog.String("operation", rt.Operation), slog.String("method", cut(key.Redact(r.Method), 64)),
 		slog.String("path", cut(key.Redact(r.URL.EscapedPath()), 1024)), slog.Int("status", status), slog.Float64("took_ms", float64(took.Microseconds())/1000), slog.String("ip", r.IP.String()))
 	if r.Actor != nil {
 		attrs = append(attrs, slog.String("actor", r.Actor.ID))
@@ -555,9 +555,10 @@ func (s *Server) logRequest(rt *Route, r *Request, status int, end time.Time, to
 	_ = h.Handle(ctx, rec) // there is nowhere to say that it failed
 }
 
-// requestID returns the caller's X-Request-Id if it is sane, or a new one.
+// requestID returns the caller's X-Request-Id if it is sane, or a new one. It
+// is kept in logs, where no secret belongs.
 func requestID(r *http.Request) string {
-	if ids := r.Header["X-Request-Id"]; len(ids) == 1 && ident.Valid(ids[0]) {
+	if ids := r.Header["X-Request-Id"]; len(ids) == 1 && ident.Valid(ids[0]) && !key.Holds(ids[0]) {
 		return ids[0]
 	}
 	return ident.New("req_")

@@ -113,6 +113,28 @@ func testOrgs(t *testing.T, s Store) {
 	wantEqual(t, got, child)
 	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("child-1"); return err }), org.ErrAbsent)
 
+	within := func(id, path string, self bool) (*org.Organization, error) {
+		var o *org.Organization
+		err := s.Read(t.Context(), func(tx org.Tx) (err error) { o, err = tx.OrgWithin(id, path, self); return err })
+		return o, err
+	}
+	for _, path := range split("r/ r/Child-1/") {
+		o, err := within("Child-1", path, false)
+		wantErr(t, err, nil)
+		wantEqual(t, o, child)
+	}
+	o, err := within("Child-1", "r/Child-1/", true)
+	wantErr(t, err, nil)
+	wantEqual(t, o, child)
+	for _, tt := range []struct {
+		id, path string
+		self     bool
+	}{{"Child-1", "q/", false}, {"Child-1", "r/Child-1/x/", false}, {"Child-1", "r/child-1/", false}, {"Child-1", "%", false},
+		{"r", "r/Child-1/", false}, {"Child-1", "r/", true}, {"absent", "r/", false}, {"absent", "r/absent/", true}} {
+		_, err := within(tt.id, tt.path, tt.self)
+		wantErr(t, err, org.ErrAbsent)
+	}
+
 	found := get(t, s, func(tx org.Tx) ([]*org.Organization, error) { return tx.OrgsByID(split("Child-1 absent r")) })
 	wantEqual(t, sorted(ids(found)), split("Child-1 r"))
 	found = get(t, s, func(tx org.Tx) ([]*org.Organization, error) { return tx.OrgsByID(nil) })
@@ -743,6 +765,24 @@ func testKeys(t *testing.T, s Store) {
 	wantEqual(t, byID("key_3"), k)
 	wantEqual(t, byID("key_1"), newKey("key_1", "r/a/"))
 	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Key("absent"); return err }), org.ErrAbsent)
+
+	wantEqual(t, get(t, s, func(tx org.Tx) (*key.Key, error) { return tx.KeyOf("a", "key_3") }), k)
+	for _, tt := range [][2]string{{"r", "key_3"}, {"a", "key_r"}, {"absent", "key_3"}, {"a", "absent"}} {
+		wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.KeyOf(tt[0], tt[1]); return err }), org.ErrAbsent)
+	}
+	read(t, s, func(tx org.Tx) error {
+		for id, old := range map[string][]byte{"key_3": k.Old.Hash, "key_1": {}} {
+			rootID, secret, before, err := tx.SecretHashes(id)
+			if err != nil {
+				return err
+			}
+			wantEqual(t, rootID, "r")
+			wantEqual(t, secret, byID(id).SecretHash)
+			wantEqual(t, before, old)
+		}
+		return nil
+	})
+	wantErr(t, s.Read(t.Context(), func(tx org.Tx) error { _, _, _, err := tx.SecretHashes("absent"); return err }), org.ErrAbsent)
 
 	list := func(after string, limit int) []string {
 		var found []string

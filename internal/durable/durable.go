@@ -1,0 +1,121 @@
+// Package durable makes files and directories that are there after a loss of
+// power, whole or not at all, and that only their owner can read, whatever the
+// umask.
+//
+// A file is in its directory for good once the directory has been synced, too:
+// a renamed file may else be gone, or have its old name again.
+package durable
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+)
+
+const (
+	fileMode = 0o600
+	dirMode  = 0o700
+)
+
+// disk is what the functions of this package do to a disk.
+type disk struct {
+	write   func(f *os.File, content []byte) error
+	sync    func(f *os.File) error
+	rename  func(from, to string) error
+	link    func(from, to string) error
+	mkdir   func(path string) error
+	syncDir func(path string) error
+}
+
+func system() disk {
+	return disk{
+		write:  func(f *os.File, content []byte) error { _, err := f.Write(content); return err },
+		sync:   (*os.File).Sync,
+		rename: os.Rename, link: os.Link,
+		mkdir:   func(path string) error { return os.Mkdir(path, dirMode) },
+		syncDir: SyncDir,
+	}
+}
+
+// Write makes the file at path, or replaces it. When it returns nil, the file is
+// on disk under its name; after an error there is what was there before, or the
+// new file.
+func Write(path string, content []byte) error { return system().writeFile(path, content) }
+
+func (d disk) writeFile(path string, content []byte) error {
+	f, err := Open(path+".new", os.O_WRONLY|os.O_TRUNC)
+	if err != nil {
+		return err
+	}
+	if err := d.write(f, content); err != nil {
+		return errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	return d.replace(f, path)
+}
+
+// Replace syncs and closes f, a file in the directory of path, and gives it that
+// name. If it fails before that, f is removed.
+func Replace(f *os.File, path string) error { return system().replace(f, path) }
+
+func (d disk) replace(f *os.File, path string) error {
+	err := errors.Join(d.sync(f), f.Close())
+	if err == nil {
+		err = d.rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return d.syncDir(filepath.Dir(path))
+}
+
+// Exchange gives the file at path the name kept, beside it, and the file at
+// next, which is synced, the name path. There is a file at path throughout.
+func Exchange(path, kept, next string) error { return system().exchange(path, kept, next) }
+
+func (d disk) exchange(path, kept, next string) error {
+	if err := d.link(path, kept); err != nil {
+		return err
+	}
+	if err := d.rename(next, path); err != nil {
+		return err
+	}
+	return d.syncDir(filepath.Dir(path))
+}
+
+// Open opens a file, which it creates if need be. Its mode is 0600 from then
+// on, also if it was there with another. The name of a new file is durable after
+// SyncDir.
+func Open(path string, flag int) (*os.File, error) {
+	f, err := os.OpenFile(path, flag|os.O_CREATE, fileMode)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() && info.Mode().Perm() != fileMode {
+		if err := f.Chmod(fileMode); err != nil && info.Mode().Perm()&0o077 != 0 {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	return f, nil
+}
+
+// MkdirAll makes a directory with all that is missing above it.
+func MkdirAll(path string) error { return system().mkdirAll(path) }
+
+func (d disk) mkdirAll(path string) error {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return nil
+	}
+	parent := filepath.Dir(filepath.Clean(path))
+	if parent != path {
+		if err := d.mkdirAll(parent); err != nil {
+			return err
+		}
+	}
+	if err := d.mkdir(path); err != nil {
+		if info, serr := os.Stat(path); serr == nil && info.IsDir() {
+			return nil // somebody else was faster
+		}
+		return err
+	}
+	return d.syncDir(parent)
+}
