@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -130,17 +129,9 @@ func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 			return c, usageError("--witness: %w", err)
 		}
 	}
-	for _, s := range f.trustedProxies {
-		s = strings.TrimSpace(s)
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			a, aerr := netip.ParseAddr(s)
-			if aerr != nil {
-				return c, usageError("--trusted-proxies: %q is not a CIDR such as 10.0.0.0/8", s)
-			}
-			p = netip.PrefixFrom(a, a.BitLen())
-		}
-		c.TrustedProxies = append(c.TrustedProxies, p.Masked())
+	var err error
+	if c.TrustedProxies, err = server.ParseTrustedProxies(f.trustedProxies); err != nil {
+		return c, usageError("--trusted-proxies: %w", err)
 	}
 	return c, nil
 }
@@ -166,7 +157,7 @@ Every flag can also be set in the environment: --data-dir as ORGD_DATA_DIR. A
 flag goes before the environment. A duration is written as 90s, 72h or 30d.
 SIGTERM lets the requests under way finish; a second one ends them.`,
 		Example: `  orgd serve
-  orgd serve --data-dir /var/lib/orgd --listen 0.0.0.0:8080 --trusted-proxies 10.0.0.0/8
+  orgd serve --data-dir /var/lib/orgd --listen 0.0.0.0:8080 --trusted-proxies 10.0.0.5
   orgd serve --database postgres://orgd@db.internal/orgd`,
 		PreRunE: func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd.Flags()) },
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -395,13 +395,6 @@ func TakeToken(l *key.Limiter, a *key.Actor, now time.Time) (*Quota, error) {
 	return q, e
 }
 
-// trusts reports whether the request comes straight from a proxy whose headers
-// are believed.
-func (s *Server) trusts(r *http.Request) bool {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && len(s.trusted) > 0 && key.Contains(s.trusted, peer.Addr().Unmap())
-}
-
 // failed renders an error. Only the server log sees what is behind a 5xx.
 func (s *Server) failed(rt *Route, r *Request, err error) *Response {
 	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
@@ -433,7 +426,7 @@ func (s *Server) record(rt *Route, r *Request, status int) error {
 			d.Reservation = s.service.Count(r.Context(), org.Charge{RootID: a.RootID, Path: a.Path, Month: usage.MonthOf(at), Meter: usage.APICalls, Quantity: usage.One})
 		}
 	} else if r.Actor != nil && r.Actor != d.Actor && r.Actor.Kind == key.KindKey && status != http.StatusUnauthorized {
-		use := &access.KeyUse{KeyID: r.Actor.ID, Old: r.OldSecret, At: at, IP: r.IP.String()}
+		use := &access.KeyUse{KeyID: r.Actor.ID, Old: r.OldSecret, At: at, IP: AddressText(r.IP)}
 		if _, err := s.recorder.RecordAt(access.Record{Use: use}); err != nil {
 			d.Reservation.Release()
 			return err
@@ -464,10 +457,7 @@ func (s *Server) entry(rt *Route, r *Request, d *Decision, status int) access.Re
 	if a == nil {
 		return rec
 	}
-	ip := ""
-	if d.IP.IsValid() {
-		ip = d.IP.String()
-	}
+	ip := AddressText(d.IP)
 	rootID, orgID := a.RootID, a.OrgID
 	if d.Org != nil {
 		rootID, orgID = d.Org.RootID, d.Org.ID
@@ -517,7 +507,7 @@ func (s *Server) logRequest(rt *Route, r *Request, status int, end time.Time, to
 	var more [9]slog.Attr
 	attrs := append(more[:0],
 		slog.String("request_id", r.ID), slog.String("operation", rt.Operation), slog.String("method", r.Method),
-		slog.String("path", cut(key.Redact(r.URL.EscapedPath()), 1024)), slog.Int("status", status), slog.Float64("took_ms", float64(took.Microseconds())/1000), slog.String("ip", r.IP.String()))
+		slog.String("path", cut(key.Redact(r.URL.EscapedPath()), 1024)), slog.Int("status", status), slog.Float64("took_ms", float64(took.Microseconds())/1000), slog.String("ip", AddressText(r.IP)))
 	if r.Actor != nil {
 		attrs = append(attrs, slog.String("actor", r.Actor.ID))
 	}
@@ -534,36 +524,4 @@ func requestID(r *http.Request) string {
 		return ids[0]
 	}
 	return ident.New("req_")
-}
-
-// clientIP returns the address of the client: the peer's, or what a trusted
-// proxy says of it.
-func (s *Server) clientIP(r *http.Request) netip.Addr {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.IPv4Unspecified()
-	}
-	ip := peer.Addr().Unmap()
-	if len(s.trusted) == 0 || !key.Contains(s.trusted, ip) {
-		return ip
-	}
-	// The header lists the way from the client on; what stands left of the
-	// last address that is not a trusted proxy can be forged by the client.
-	for hops := strings.Join(r.Header["X-Forwarded-For"], ","); hops != ""; {
-		last := hops
-		if i := strings.LastIndexByte(hops, ','); i >= 0 {
-			hops, last = hops[:i], hops[i+1:]
-		} else {
-			hops = ""
-		}
-		hop, err := netip.ParseAddr(strings.TrimSpace(last))
-		if err != nil {
-			return ip
-		}
-		ip = hop.Unmap()
-		if !key.Contains(s.trusted, ip) {
-			return ip
-		}
-	}
-	return ip
 }
