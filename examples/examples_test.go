@@ -14,8 +14,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -23,6 +25,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"go.yaml.in/yaml/v3"
 
 	"github.com/orgd/orgd/internal/server"
 	"github.com/orgd/orgd/internal/testkit"
@@ -475,10 +479,11 @@ func variables(body string) string {
 // Traefik and Envoy are not started here. What their examples make them send
 // to orgd is decided as meant.
 func TestTraefikAndEnvoy(t *testing.T) {
-	s, _, _ := protect(t)
+	s, replace, _ := protect(t)
+	asked := "http://" + replace.Replace("127.0.0.1:8081")
 	key, keyID := s.NewKey("acme.eu", `"permissions":["app:orders:read"]`)
 	weak, _ := s.NewKey("acme.eu", `"permissions":["app:orders:write"]`)
-	address := regexp.MustCompile(`(?m)^ *address: http://127\.0\.0\.1:8080(/\S+)$`).FindStringSubmatch(example(t, "traefik.yaml"))
+	address := regexp.MustCompile(`(?m)^ *address: http://127\.0\.0\.1:8081(/\S+)$`).FindStringSubmatch(example(t, "traefik.yaml"))
 	prefix := regexp.MustCompile(`(?m)^ *path_prefix: (/\S+)$`).FindStringSubmatch(example(t, "envoy.yaml"))
 	if address == nil || prefix == nil {
 		t.Fatal("the examples do not say where to ask")
@@ -490,10 +495,10 @@ func TestTraefikAndEnvoy(t *testing.T) {
 		{"Traefik", "GET", address[1], []string{"X-Forwarded-Method", "PUT", "X-Forwarded-Uri", "/orders/1?permission=none", "X-Forwarded-For", "203.0.113.7"}},
 		{"Envoy", "PUT", prefix[1] + "/orders/1?permission=none", []string{"X-Forwarded-For", "203.0.113.7"}},
 	} {
-		if a := ask(t, tt.method, s.URL+tt.path, key, "", tt.headers...); a.status != 200 || a.header.Get("X-Orgd-Org-Id") != "acme.eu" {
+		if a := ask(t, tt.method, asked+tt.path, key, "", tt.headers...); a.status != 200 || a.header.Get("X-Orgd-Org-Id") != "acme.eu" {
 			t.Errorf("%s: status %d, header %v: %s", tt.name, a.status, a.header, a.body)
 		}
-		if a := ask(t, tt.method, s.URL+tt.path, weak, "", tt.headers...); a.status != 403 {
+		if a := ask(t, tt.method, asked+tt.path, weak, "", tt.headers...); a.status != 403 {
 			t.Errorf("%s: status %d for a key with another permission: %s", tt.name, a.status, a.body)
 		}
 	}
@@ -509,6 +514,162 @@ func TestTraefikAndEnvoy(t *testing.T) {
 	}
 	if n := s.Must(200, "GET", "/orgs/acme.eu/consumption", s.OperatorKey, "").JSON("meters", "api_calls", "own"); n != 2.0 {
 		t.Errorf("acme.eu has %v api_calls, want 2", n)
+	}
+}
+
+var clean = regexp.MustCompile(`^(/[^/;\\#\x00-\x1f\x7f]*)+$`)
+
+// oneReading reports whether no program takes the path for another.
+func oneReading(p string) bool {
+	return clean.MatchString(p) && (p == "/" || path.Clean(p) == strings.TrimSuffix(p, "/")) && !encoded.MatchString(p)
+}
+
+var encoded = regexp.MustCompile(`(?i)%(25)*(2e|2f|5c|3b|[01][0-9a-f]|7f|c[01]|e0%(25)*[89]|f0%(25)*8)`)
+
+// What Traefik and Envoy make of a path before anything looks at it, by their
+// documentation, is what orgd is asked about and what the product gets. Either
+// it has one reading then, or the example refuses it.
+func TestTraefikAndEnvoyPaths(t *testing.T) {
+	rule := regexp.MustCompile("rule: PathRegexp\\(`(.*)`\\)\n *priority: 1000000\n *service: product\n *middlewares: \\[refuse\\]").FindStringSubmatch(example(t, "traefik.yaml"))
+	match := regexp.MustCompile(`routes:\n(?: *#.*\n)* *- match: \{safe_regex: \{regex: '(.*)'\}\}\n *direct_response: \{status: 400\}`).FindStringSubmatch(example(t, "envoy.yaml"))
+	if rule == nil || match == nil {
+		t.Fatal("the examples refuse no paths")
+	}
+	refused := map[string]func(string) (sent string, refused bool){
+		"Traefik": func(p string) (string, bool) {
+			// normalizePath, sanitizePath, and the rules' own view of the path.
+			p = escape.ReplaceAllStringFunc(p, func(e string) string {
+				if c, _ := url.PathUnescape(e); unreserved.MatchString(c) {
+					return c
+				}
+				return strings.ToUpper(e)
+			})
+			u, err := url.ParseRequestURI(p)
+			if err != nil || strings.Contains(p, "#") {
+				return "", true
+			}
+			p = u.JoinPath().EscapedPath()
+			routed := escape.ReplaceAllStringFunc(p, func(e string) string {
+				c, _ := url.PathUnescape(e)
+				if strings.Contains(":/?#[]@!$&'()*+,;=%", c) {
+					return e
+				}
+				return c
+			})
+			return p, regexp.MustCompile(rule[1]).MatchString(routed)
+		},
+		"Envoy": func(p string) (string, bool) {
+			if regexp.MustCompile(`(?i)%2f|%5c|%00`).MatchString(p) {
+				return "", true // path_with_escaped_slashes_action
+			}
+			p = regexp.MustCompile(`(?i)%2e`).ReplaceAllString(strings.ReplaceAll(p, `\`, "/"), ".")
+			cleaned := path.Clean(p)
+			if strings.HasSuffix(p, "/") && cleaned != "/" {
+				cleaned += "/"
+			}
+			return cleaned, regexp.MustCompile("^(?:" + match[1] + ")$").MatchString(cleaned)
+		},
+	}
+	for name, proxy := range refused {
+		n := 0
+		for _, p := range misleading {
+			if sent, refused := proxy(p); refused {
+				n++
+			} else if !oneReading(sent) {
+				t.Errorf("%s passes %s on as %s", name, p, sent)
+			}
+		}
+		if n < len(misleading)/2 {
+			t.Errorf("%s refuses only %d of %d paths", name, n, len(misleading))
+		}
+		for _, p := range []string{"/orders", "/orders/1.2/...", "/orders/%C3%A9t%C3%A9", "/orders/50%25/~a!b$c&d'e(f)*+,=:@", "/orders/.well-known"} {
+			if sent, refused := proxy(p); refused || sent != p {
+				t.Errorf("%s sends %s as %s, refused %v", name, p, sent, refused)
+			}
+		}
+	}
+}
+
+var (
+	escape     = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
+	unreserved = regexp.MustCompile(`^[A-Za-z0-9._~-]$`)
+)
+
+// What Traefik and Envoy do with the identity that a client sends, by their
+// documentation: it is gone before orgd is asked, however it is spelled, and
+// also where orgd is not asked.
+func TestTraefikAndEnvoyIdentity(t *testing.T) {
+	var traefik struct {
+		HTTP struct {
+			Routers map[string]struct {
+				Rule        string
+				Middlewares []string
+			}
+			Middlewares map[string]struct {
+				ForwardAuth *struct {
+					AuthResponseHeaders      []string `yaml:"authResponseHeaders"`
+					AuthResponseHeadersRegex string   `yaml:"authResponseHeadersRegex"`
+				} `yaml:"forwardAuth"`
+				Headers *struct {
+					CustomRequestHeaders map[string]string `yaml:"customRequestHeaders"`
+				}
+			}
+		}
+	}
+	if err := yaml.Unmarshal([]byte(example(t, "traefik.yaml")), &traefik); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(example(t, "traefik-static.yaml"), "\n      underscoreHeadersStrategy: delete\n") || !strings.Contains(example(t, "traefik-static.yaml"), "\n      sanitizePath: true\n") {
+		t.Error("Traefik lets headers with underscores through, or does not clean paths")
+	}
+	for name, router := range traefik.HTTP.Routers {
+		if slices.Contains(router.Middlewares, "refuse") {
+			continue
+		}
+		safe := false
+		for _, m := range router.Middlewares {
+			m := traefik.HTTP.Middlewares[m]
+			if f := m.ForwardAuth; f != nil {
+				names := regexp.MustCompile(f.AuthResponseHeadersRegex)
+				safe = true
+				for _, id := range identity {
+					for _, spelled := range []string{id, strings.ToLower(id), strings.ToUpper(id), strings.ReplaceAll(id, "-", "_"), "X_orgd-" + id[7:], "X-Orgd_" + id[7:]} {
+						safe = safe && names.MatchString(spelled)
+					}
+				}
+				safe = safe && !names.MatchString("X-Request-Id")
+			}
+			if h := m.Headers; h != nil && len(h.CustomRequestHeaders) >= len(identity) {
+				safe = true
+				for _, id := range identity {
+					value, ok := h.CustomRequestHeaders[id]
+					safe = safe && ok && value == ""
+				}
+			}
+		}
+		if !safe {
+			t.Errorf("Traefik's router %s lets the client say who it is", name)
+		}
+	}
+
+	envoy := example(t, "envoy.yaml")
+	first := strings.Index(envoy, "- name: envoy.filters.http.header_mutation")
+	if second := strings.Index(envoy, "- name: envoy.filters.http.ext_authz"); first < 0 || second < first {
+		t.Error("Envoy asks orgd before it removes what the client says")
+	}
+	for _, id := range identity {
+		if !strings.Contains(envoy, "- remove: "+strings.ToLower(id)+"\n") {
+			t.Errorf("Envoy leaves the client's %s", id)
+		}
+	}
+	for _, setting := range []string{"headers_with_underscores_action: REJECT_REQUEST", "normalize_path: true", "merge_slashes: true", "path_with_escaped_slashes_action: REJECT_REQUEST", "failure_mode_allow: false"} {
+		if !strings.Contains(envoy, " "+setting+"\n") {
+			t.Errorf("Envoy is not set to %s", setting)
+		}
+	}
+	var any map[string]any
+	if err := yaml.Unmarshal([]byte(envoy), &any); err != nil {
+		t.Error(err)
 	}
 }
 
