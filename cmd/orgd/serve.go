@@ -44,7 +44,7 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.forwardAuthListen, "forward-auth-listen", "", "`address` that serves /forward_auth, for proxies alone; without it --listen does")
 	fs.StringVar(&f.adminListen, "admin-listen", "", "`address` that serves /metrics and /service_status, for operators alone; without it --listen does")
 	fs.StringVar(&f.basePath, "base-path", "", "`path` under which the API is served too, such as /api/v1")
-	fs.StringSliceVar(&f.trustedProxies, "trusted-proxies", nil, "`CIDRs` of the proxies that are believed about the client's address and, in /forward_auth, about the original request (default none)")
+	fs.StringSliceVar(&f.trustedProxies, "trusted-proxies", nil, "addresses of the proxies, or `CIDRs`, that are believed about the client's address and, in /forward_auth, about the original request (default none)")
 	f.restoreWindow, f.monthCloseAfter = 30*24*time.Hour, org.DefaultMonthCloseAfter
 	fs.Var((*duration)(&f.restoreWindow), "restore-window", "how long a deleted organization can be restored")
 	fs.Var((*duration)(&f.monthCloseAfter), "month-close-after", "how long after its end a month still takes late usage events")
