@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -33,6 +32,12 @@ import (
 // A key that orgd does not know is refused without asking again for one
 // second. Other denials are not remembered.
 //
+// What is decided about is what the handler gets. A request whose path can be
+// read in more than one way, such as /customers/a/..%2Fb or /a;x/b, is refused
+// and not verified: its Verdict has the code invalid_request. And a handler gets
+// no header field named X-Orgd-…, with _ for - or not, which only the client can
+// have sent: whose request it is stands in its context (see VerdictFrom).
+//
 // The methods of a Guard are safe for concurrent use.
 type Guard struct {
 	client *Client
@@ -54,11 +59,12 @@ type GuardOptions struct {
 	Timeout time.Duration
 	// ClientIP returns the address of the client. Default: that of the
 	// connection. Behind a proxy it must be taken from a header that the proxy
-	// sets and that no client can.
+	// sets and that no client can. A port is left out; what is no address is
+	// unknown, and then a key that is bound to addresses is refused.
 	ClientIP func(*http.Request) string
 	// Deny answers a request that is denied, or that could not be verified:
 	// then v is nil and err says why. Default: a problem document (RFC 9457)
-	// with the status 401, 403, 429 or 503.
+	// with the status 400, 401, 403, 429 or 503.
 	Deny func(w http.ResponseWriter, r *http.Request, v *Verdict, err error)
 }
 
@@ -95,9 +101,7 @@ func NewGuard(c *Client, opts GuardOptions) *Guard {
 	}
 	if opts.ClientIP == nil {
 		opts.ClientIP = func(r *http.Request) string {
-			host, _, _ := net.SplitHostPort(r.RemoteAddr)
-			ip, _, _ := strings.Cut(host, "%")
-			return ip
+			return r.RemoteAddr
 		}
 	}
 	if opts.Deny == nil {
@@ -133,7 +137,12 @@ func VerdictFrom(ctx context.Context) *Verdict {
 func (g *Guard) Protect(d Demand, next http.Handler) http.Handler {
 	demand := &d
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		q := Request{Permissions: d.Permissions, Meter: d.Meter, Quantity: d.Quantity, IP: g.opts.ClientIP(r),
+		if unclear(r) {
+			g.opts.Deny(w, r, &Verdict{Code: "invalid_request", Detail: "The path of the request can be taken for another one when it is cleaned or decoded."}, nil)
+			return
+		}
+		r = withoutIdentity(r)
+		q := Request{Permissions: d.Permissions, Meter: d.Meter, Quantity: d.Quantity, IP: readAddress(g.opts.ClientIP(r)),
 			Action: d.Action, Method: r.Method, Path: r.URL.EscapedPath(), UserAgent: r.UserAgent(),
 			RequestID: r.Header.Get("X-Request-Id")}
 		if q.Action == "" {
@@ -330,6 +339,8 @@ func deny(w http.ResponseWriter, _ *http.Request, v *Verdict, err error) {
 	if err == nil {
 		p.Code, p.Detail = v.Code, v.Detail
 		switch v.Code {
+		case "invalid_request":
+			p.Status = http.StatusBadRequest
 		case "unauthorized":
 			p.Status = http.StatusUnauthorized
 			h.Set("WWW-Authenticate", "Bearer")

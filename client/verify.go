@@ -27,7 +27,7 @@ type Request struct {
 // Verdict is the decision about a Request.
 type Verdict struct {
 	Valid  bool   `json:"valid"`  // whether it may be made
-	Code   string `json:"code"`   // why not: unauthorized, permission_denied, rate_limited or limit_exceeded
+	Code   string `json:"code"`   // why not: unauthorized, permission_denied, rate_limited or limit_exceeded; from a Guard also invalid_request
 	Detail string `json:"detail"` // the same in words
 
 	// Whose request it is. Empty for unauthorized; without the organization if

@@ -3,35 +3,58 @@
 package examples_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"go.yaml.in/yaml/v3"
+
 	"github.com/orgd/orgd/internal/server"
 	"github.com/orgd/orgd/internal/testkit"
 )
 
-// product is an API that orgd protects: it answers what it was sent.
+// identity are the headers by which a product learns whose request it gets.
+var identity = []string{"X-Orgd-Org-Id", "X-Orgd-Root-Id", "X-Orgd-Path", "X-Orgd-Key-Id", "X-Orgd-Permissions"}
+
+// product is an API that orgd protects: it answers what it was sent, and which
+// variables CGI (RFC 3875, section 4.1.18), WSGI and PHP make of what concerns
+// orgd in its headers and trailers.
 func product(t *testing.T) string {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%s %s\nbody %x\n", r.Method, r.RequestURI, sha256.Sum256(body))
-		for _, name := range []string{"X-Orgd-Org-Id", "X-Orgd-Root-Id", "X-Orgd-Path", "X-Orgd-Key-Id", "X-Orgd-Permissions", "Authorization"} {
+		for _, name := range append(identity, "Authorization") {
 			fmt.Fprintf(w, "%s: %s\n", name, strings.Join(r.Header.Values(name), "|"))
+		}
+		variables := map[string][]string{}
+		for _, fields := range []http.Header{r.Header, r.Trailer} {
+			for name, values := range fields {
+				if name = "HTTP_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_")); strings.Contains(name, "ORGD") && len(values) > 0 {
+					variables[name] = append(variables[name], values...)
+				}
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(variables)) {
+			fmt.Fprintf(w, "%s=%s\n", name, strings.Join(variables[name], "|"))
 		}
 	}))
 	t.Cleanup(s.Close)
@@ -52,10 +75,18 @@ func freeAddress(t *testing.T) string {
 // other, and a product.
 func protect(t *testing.T) (s *testkit.Server, replace *strings.Replacer, address string) {
 	t.Helper()
-	s = testkit.Start(t, "sqlite", func(c *server.Config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")} })
+	var asked string
+	s = testkit.Start(t, "sqlite", func(c *server.Config) {
+		c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Proxies, asked = l, l.Addr().String()
+	})
 	s.Must(http.StatusOK, "POST", "/orgs/import", s.OperatorKey, "id,parent_id,name\nacme,,Acme\nacme.eu,acme,Acme Europe\nother,,Other\n", "Content-Type", "text/csv")
 	address = freeAddress(t)
-	replace = strings.NewReplacer("127.0.0.1:8080", strings.TrimPrefix(s.URL, "http://"), "127.0.0.1:8000", address, "127.0.0.1:9000", product(t))
+	replace = strings.NewReplacer("127.0.0.1:8081", asked, "127.0.0.1:8000", address, "127.0.0.1:9000", product(t))
 	return s, replace, address
 }
 
@@ -106,7 +137,7 @@ func startNginx(t *testing.T) (*testkit.Server, string) {
 	path := testkit.Programs(t, "nginx")[0]
 	s, replace, address := protect(t)
 	dir := t.TempDir()
-	for _, name := range []string{"nginx.conf", "orgd.conf", "orgd-request.conf", "orgd-denied.conf"} {
+	for _, name := range []string{"nginx.conf", "orgd.conf", "orgd-request.conf", "orgd-server.conf", "orgd-none.conf"} {
 		b, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
@@ -145,8 +176,12 @@ func startCaddy(t *testing.T) (*testkit.Server, string) {
 	return s, "http://" + address
 }
 
-func TestNginx(t *testing.T) { testProxy(t, startNginx) }
-func TestCaddy(t *testing.T) { testProxy(t, startCaddy) }
+func TestNginx(t *testing.T)         { testProxy(t, startNginx) }
+func TestCaddy(t *testing.T)         { testProxy(t, startCaddy) }
+func TestNginxPaths(t *testing.T)    { testPaths(t, startNginx) }
+func TestCaddyPaths(t *testing.T)    { testPaths(t, startCaddy) }
+func TestNginxIdentity(t *testing.T) { testIdentity(t, startNginx) }
+func TestCaddyIdentity(t *testing.T) { testIdentity(t, startCaddy) }
 
 // answer is what a client gets through a proxy.
 type answer struct {
@@ -243,7 +278,7 @@ func testProxy(t *testing.T, start func(*testing.T) (*testkit.Server, string)) {
 			continue
 		}
 		want := fmt.Sprintf("%s %s\nbody %x\n", tt.method, tt.path, sha256.Sum256([]byte(tt.body)))
-		if !strings.HasPrefix(a.body, want) || !strings.Contains(a.body, "X-Orgd-Org-Id: acme.eu\nX-Orgd-Root-Id: acme\nX-Orgd-Path: acme/acme.eu\nX-Orgd-Key-Id: key_") || !strings.HasSuffix(a.body, "\nAuthorization: \n") {
+		if !strings.HasPrefix(a.body, want) || !strings.Contains(a.body, "X-Orgd-Org-Id: acme.eu\nX-Orgd-Root-Id: acme\nX-Orgd-Path: acme/acme.eu\nX-Orgd-Key-Id: key_") || !strings.Contains(a.body, "\nAuthorization: \n") {
 			t.Errorf("%s: the product got\n%s", tt.name, a.body)
 		}
 	}
@@ -274,13 +309,181 @@ func testProxy(t *testing.T, start func(*testing.T) (*testkit.Server, string)) {
 	}
 }
 
+// raw sends a request as it is written, and returns what comes back.
+func raw(t *testing.T, url, request string) answer {
+	t.Helper()
+	c, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(c, request); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatalf("%q: %v", request, err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatalf("%q: %v", request, err)
+	}
+	return answer{resp.StatusCode, resp.Header, string(b)}
+}
+
+// misleading are paths that one program takes for those of mine and another for
+// those of other.
+var misleading = []string{
+	"/customers/other/invoices/../../acme.eu/invoices", "/customers/other/invoices/%2e%2e/%2e%2e/acme.eu/invoices", "/customers/other/invoices/..%2f..%2facme.eu/invoices",
+	"/customers/other/../acme.eu/invoices", "/customers/other/%2E./acme.eu/invoices", "/customers/other/.%2e/acme.eu/invoices", "/customers/other%2f..%2facme.eu/invoices",
+	"/customers/acme.eu/invoices/../invoices", "/customers/./acme.eu/invoices", "/customers/acme.eu/./invoices", "/customers/%2e/acme.eu/invoices", "/customers//acme.eu/invoices",
+	"//customers/acme.eu/invoices", "/customers/acme.eu//invoices", "/customers/acme.eu%2finvoices", "/customers%2Facme.eu/invoices", "/customers/other;/../acme.eu/invoices",
+	"/customers/other/..;/acme.eu/invoices", "/customers/acme.eu;a=b/invoices", "/customers/acme.eu/invoices;a=b", "/customers/acme.eu/invoices%3ba=b", "/customers/other/..%3b/acme.eu/invoices",
+	"/customers/other\\..\\acme.eu/invoices", "/customers/other/..\\acme.eu/invoices", "/customers/acme.eu%5cinvoices", "/customers/other%5c..%5cacme.eu/invoices",
+	"/customers/other/%252e%252e/acme.eu/invoices", "/customers/other/..%252facme.eu/invoices", "/customers/acme.eu%252finvoices", "/customers/acme.eu/invoices%253b", "/customers/other/%25252e%25252e/acme.eu/invoices",
+	"/customers/acme.eu/invoices%00", "/customers/acme.eu/invoices%0a", "/customers/acme.eu/invoices%0d%0a", "/customers/acme.eu/invoices%7f", "/customers/acme.eu/invoices%2500",
+	"/customers/other/%c0%ae%c0%ae/acme.eu/invoices", "/customers/acme.eu%c0%afinvoices", "/customers/acme.eu%e0%80%afinvoices", "/customers/acme.eu%25c0%25afinvoices",
+	"/orders/../customers/other/invoices", "/orders/..%2fcustomers/other/invoices", "/orders/..;/customers/other/invoices", "/orders/..\\customers/other/invoices", "/orders/..", "/orders/.", "/orders/%2e%2e", "/orders;/../status",
+	"/status/../orders", "/status/..%2forders", "/status;/../orders", "/%2e/orders", "/orders//1", "/orders/%2f", "/orders/a%5Cb",
+}
+
+// What was decided about is what the product gets, or nothing: a path that can
+// be read in two ways is 400, and neither decided about nor passed on.
+func testPaths(t *testing.T, start func(*testing.T) (*testkit.Server, string)) {
+	s, url := start(t)
+	key, keyID := s.NewKey("acme.eu", `"permissions":["app:orders:read","app:invoices:read"]`)
+	request := func(path string) string {
+		return "GET " + path + " HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nAuthorization: Bearer " + key + "\r\n\r\n"
+	}
+	for _, path := range misleading {
+		for _, path := range []string{path, path + "?page=2"} {
+			if a := raw(t, url, request(path)); a.status != 400 || strings.Contains(a.body, "X-Orgd") {
+				t.Errorf("%s: status %d: %s", path, a.status, a.body)
+			}
+		}
+	}
+	for _, path := range []string{"http://127.0.0.1/customers/other/../acme.eu/invoices", "http://127.0.0.1/orders/..;/status", "/orders#/../status"} {
+		if a := raw(t, url, request(path)); a.status != 400 {
+			t.Errorf("%s: status %d: %s", path, a.status, a.body)
+		}
+	}
+	if list, _ := s.Must(200, "GET", "/orgs/acme.eu/access_log?api_key_id="+keyID, s.OperatorKey, "").JSON().([]any); len(list) != 0 {
+		t.Errorf("%d of them were decided about: %v", len(list), list[0])
+	}
+	if n := s.Must(200, "GET", "/orgs/acme.eu/consumption", s.OperatorKey, "").JSON("meters", "api_calls", "own"); n != 0.0 {
+		t.Errorf("acme.eu has %v api_calls", n)
+	}
+
+	// Clean paths are the same for orgd and for the product, as they came.
+	paths := []string{"/orders", "/orders/1.2/...", "/orders/%C3%A9t%C3%A9?q=/../x;y//z%2f", "/orders/50%25/~a!b$c&d'e(f)*+,=:@", "/orders/.well-known", "/customers/acme.eu/invoices?to=..;/", "http://127.0.0.1/orders/1"}
+	for i, path := range paths {
+		a := raw(t, url, request(path))
+		asked := strings.TrimPrefix(path, "http://127.0.0.1")
+		if a.status != 200 || !strings.HasPrefix(a.body, "GET "+asked+"\n") {
+			t.Errorf("%s: status %d, the product got %s", path, a.status, a.body)
+		}
+		list, _ := s.Must(200, "GET", "/orgs/acme.eu/access_log?api_key_id="+keyID, s.OperatorKey, "").JSON().([]any)
+		decided, _, _ := strings.Cut(asked, "?")
+		if len(list) != i+1 || list[0].(map[string]any)["path"] != decided {
+			t.Errorf("%s: %d decisions: %v", path, len(list), list)
+		}
+	}
+}
+
+// The product gets the five values that orgd gave, or none, whatever a client
+// sends, also in the variables that CGI makes of headers.
+func testIdentity(t *testing.T, start func(*testing.T) (*testkit.Server, string)) {
+	s, url := start(t)
+	key, keyID := s.NewKey("acme.eu", `"permissions":["app:orders:read"]`)
+	values := []string{"acme.eu", "acme", "acme/acme.eu", keyID, "app:orders:read"}
+	var given strings.Builder
+	for _, i := range []int{3, 0, 2, 4, 1} { // sorted
+		fmt.Fprintf(&given, "HTTP_%s=%s\n", strings.ToUpper(strings.ReplaceAll(identity[i], "-", "_")), values[i])
+	}
+	all := func(spell func(string) string) string {
+		var b strings.Builder
+		for _, name := range identity {
+			fmt.Fprintf(&b, "%s: forged\r\n", spell(name))
+		}
+		return b.String()
+	}
+	some := func(name string) string { // X-Orgd_Org-Id
+		return strings.Replace(name, "d-", "d_", 1)
+	}
+	underscores := func(name string) string { return strings.ReplaceAll(name, "-", "_") }
+	for name, headers := range map[string]string{
+		"nothing":                       "",
+		"the five":                      all(func(n string) string { return n }),
+		"the five in lower case":        all(strings.ToLower),
+		"the five in upper case":        all(strings.ToUpper),
+		"the five, twice":               all(strings.ToLower) + all(func(n string) string { return n }),
+		"the five with underscores":     all(underscores),
+		"with underscores, lower case":  all(func(n string) string { return strings.ToLower(underscores(n)) }),
+		"with some underscores":         all(some),
+		"with some more":                all(func(n string) string { return strings.ToUpper(strings.Replace(n, "X-", "X_", 1)) }),
+		"every spelling":                all(some) + all(underscores) + all(strings.ToLower) + all(func(n string) string { return strings.Replace(n, "X-", "x_", 1) }),
+		"named in Connection":           "Connection: close, " + strings.Join(identity, ", ") + "\r\n",
+		"named in a second Connection":  "Connection: close\r\nConnection: " + strings.Join(identity, ",") + "\r\n",
+		"named in Connection and sent":  "Connection: close, x-orgd-org-id,X-ORGD-PATH ,\tX-Orgd-Key-Id\r\n" + all(strings.ToUpper),
+		"named with underscores":        "Connection: close, X_Orgd_Org_Id\r\n" + all(underscores),
+		"named in Connection, in pairs": "Connection: X-Orgd-Org-Id, close\r\nconnection: keep-alive, X-Orgd-Root-Id\r\n" + all(some),
+		"what orgd is told":             "Connection: close, X-Forwarded-For, X-Forwarded-Uri, X-Forwarded-Method, X-Original-URI, X-Original-Method, Authorization-Info\r\nX-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Uri: /forged\r\nX_Forwarded_Uri: /forged\r\nX_Original_URI: /forged\r\n",
+	} {
+		if !strings.Contains(strings.ToLower(headers), "connection:") {
+			headers += "Connection: close\r\n"
+		}
+		a := raw(t, url, "GET /orders HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer "+key+"\r\n"+headers+"\r\n")
+		if got := variables(a.body); a.status != 200 || got != given.String() {
+			t.Errorf("%s: status %d, the product's variables are\n%swant\n%s", name, a.status, got, given.String())
+		}
+		// Where orgd is not asked, nobody is anybody.
+		a = raw(t, url, "GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\n"+headers+"\r\n")
+		if got := variables(a.body); a.status != 200 || got != "" {
+			t.Errorf("%s: where orgd is not asked: status %d, the product's variables are\n%s", name, a.status, got)
+		}
+	}
+	// Trailers are fields too, for who reads them.
+	trailers := all(func(n string) string { return n }) + all(underscores)
+	for _, path := range []string{"/orders", "/status"} {
+		for _, declared := range []string{"", "Trailer: X-Orgd-Org-Id, X_Orgd_Org_Id, X-Checksum\r\n"} {
+			a := raw(t, url, "POST "+path+" HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer "+key+"\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n"+declared+"\r\n1\r\nx\r\n0\r\n"+trailers+"\r\n")
+			want := ""
+			if path == "/orders" {
+				want = given.String()
+			}
+			if got := variables(a.body); a.status != 200 || got != want {
+				t.Errorf("%s with trailers (%q): status %d, the product's variables are\n%swant\n%s", path, declared, a.status, got, want)
+			}
+		}
+	}
+	for _, e := range s.Must(200, "GET", "/orgs/acme.eu/access_log?limit=1000&api_key_id="+keyID, s.OperatorKey, "").JSON().([]any) {
+		if m := e.(map[string]any); m["path"] != "/orders" || m["ip"] != "127.0.0.1" {
+			t.Errorf("a decision was about %v from %v", m["path"], m["ip"])
+		}
+	}
+}
+
+// variables returns the lines of a product's answer that are CGI variables.
+func variables(body string) string {
+	var b strings.Builder
+	for line := range strings.Lines(body) {
+		if strings.HasPrefix(line, "HTTP_") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
 // Traefik and Envoy are not started here. What their examples make them send
 // to orgd is decided as meant.
 func TestTraefikAndEnvoy(t *testing.T) {
-	s, _, _ := protect(t)
+	s, replace, _ := protect(t)
+	asked := "http://" + replace.Replace("127.0.0.1:8081")
 	key, keyID := s.NewKey("acme.eu", `"permissions":["app:orders:read"]`)
 	weak, _ := s.NewKey("acme.eu", `"permissions":["app:orders:write"]`)
-	address := regexp.MustCompile(`(?m)^ *address: http://127\.0\.0\.1:8080(/\S+)$`).FindStringSubmatch(example(t, "traefik.yaml"))
+	address := regexp.MustCompile(`(?m)^ *address: http://127\.0\.0\.1:8081(/\S+)$`).FindStringSubmatch(example(t, "traefik.yaml"))
 	prefix := regexp.MustCompile(`(?m)^ *path_prefix: (/\S+)$`).FindStringSubmatch(example(t, "envoy.yaml"))
 	if address == nil || prefix == nil {
 		t.Fatal("the examples do not say where to ask")
@@ -292,10 +495,10 @@ func TestTraefikAndEnvoy(t *testing.T) {
 		{"Traefik", "GET", address[1], []string{"X-Forwarded-Method", "PUT", "X-Forwarded-Uri", "/orders/1?permission=none", "X-Forwarded-For", "203.0.113.7"}},
 		{"Envoy", "PUT", prefix[1] + "/orders/1?permission=none", []string{"X-Forwarded-For", "203.0.113.7"}},
 	} {
-		if a := ask(t, tt.method, s.URL+tt.path, key, "", tt.headers...); a.status != 200 || a.header.Get("X-Orgd-Org-Id") != "acme.eu" {
+		if a := ask(t, tt.method, asked+tt.path, key, "", tt.headers...); a.status != 200 || a.header.Get("X-Orgd-Org-Id") != "acme.eu" {
 			t.Errorf("%s: status %d, header %v: %s", tt.name, a.status, a.header, a.body)
 		}
-		if a := ask(t, tt.method, s.URL+tt.path, weak, "", tt.headers...); a.status != 403 {
+		if a := ask(t, tt.method, asked+tt.path, weak, "", tt.headers...); a.status != 403 {
 			t.Errorf("%s: status %d for a key with another permission: %s", tt.name, a.status, a.body)
 		}
 	}
@@ -311,6 +514,162 @@ func TestTraefikAndEnvoy(t *testing.T) {
 	}
 	if n := s.Must(200, "GET", "/orgs/acme.eu/consumption", s.OperatorKey, "").JSON("meters", "api_calls", "own"); n != 2.0 {
 		t.Errorf("acme.eu has %v api_calls, want 2", n)
+	}
+}
+
+var clean = regexp.MustCompile(`^(/[^/;\\#\x00-\x1f\x7f]*)+$`)
+
+// oneReading reports whether no program takes the path for another.
+func oneReading(p string) bool {
+	return clean.MatchString(p) && (p == "/" || path.Clean(p) == strings.TrimSuffix(p, "/")) && !encoded.MatchString(p)
+}
+
+var encoded = regexp.MustCompile(`(?i)%(25)*(2e|2f|5c|3b|[01][0-9a-f]|7f|c[01]|e0%(25)*[89]|f0%(25)*8)`)
+
+// What Traefik and Envoy make of a path before anything looks at it, by their
+// documentation, is what orgd is asked about and what the product gets. Either
+// it has one reading then, or the example refuses it.
+func TestTraefikAndEnvoyPaths(t *testing.T) {
+	rule := regexp.MustCompile("rule: PathRegexp\\(`(.*)`\\)\n *priority: 1000000\n *service: product\n *middlewares: \\[refuse\\]").FindStringSubmatch(example(t, "traefik.yaml"))
+	match := regexp.MustCompile(`routes:\n(?: *#.*\n)* *- match: \{safe_regex: \{regex: '(.*)'\}\}\n *direct_response: \{status: 400\}`).FindStringSubmatch(example(t, "envoy.yaml"))
+	if rule == nil || match == nil {
+		t.Fatal("the examples refuse no paths")
+	}
+	refused := map[string]func(string) (sent string, refused bool){
+		"Traefik": func(p string) (string, bool) {
+			// normalizePath, sanitizePath, and the rules' own view of the path.
+			p = escape.ReplaceAllStringFunc(p, func(e string) string {
+				if c, _ := url.PathUnescape(e); unreserved.MatchString(c) {
+					return c
+				}
+				return strings.ToUpper(e)
+			})
+			u, err := url.ParseRequestURI(p)
+			if err != nil || strings.Contains(p, "#") {
+				return "", true
+			}
+			p = u.JoinPath().EscapedPath()
+			routed := escape.ReplaceAllStringFunc(p, func(e string) string {
+				c, _ := url.PathUnescape(e)
+				if strings.Contains(":/?#[]@!$&'()*+,;=%", c) {
+					return e
+				}
+				return c
+			})
+			return p, regexp.MustCompile(rule[1]).MatchString(routed)
+		},
+		"Envoy": func(p string) (string, bool) {
+			if regexp.MustCompile(`(?i)%2f|%5c|%00`).MatchString(p) {
+				return "", true // path_with_escaped_slashes_action
+			}
+			p = regexp.MustCompile(`(?i)%2e`).ReplaceAllString(strings.ReplaceAll(p, `\`, "/"), ".")
+			cleaned := path.Clean(p)
+			if strings.HasSuffix(p, "/") && cleaned != "/" {
+				cleaned += "/"
+			}
+			return cleaned, regexp.MustCompile("^(?:" + match[1] + ")$").MatchString(cleaned)
+		},
+	}
+	for name, proxy := range refused {
+		n := 0
+		for _, p := range misleading {
+			if sent, refused := proxy(p); refused {
+				n++
+			} else if !oneReading(sent) {
+				t.Errorf("%s passes %s on as %s", name, p, sent)
+			}
+		}
+		if n < len(misleading)/2 {
+			t.Errorf("%s refuses only %d of %d paths", name, n, len(misleading))
+		}
+		for _, p := range []string{"/orders", "/orders/1.2/...", "/orders/%C3%A9t%C3%A9", "/orders/50%25/~a!b$c&d'e(f)*+,=:@", "/orders/.well-known"} {
+			if sent, refused := proxy(p); refused || sent != p {
+				t.Errorf("%s sends %s as %s, refused %v", name, p, sent, refused)
+			}
+		}
+	}
+}
+
+var (
+	escape     = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
+	unreserved = regexp.MustCompile(`^[A-Za-z0-9._~-]$`)
+)
+
+// What Traefik and Envoy do with the identity that a client sends, by their
+// documentation: it is gone before orgd is asked, however it is spelled, and
+// also where orgd is not asked.
+func TestTraefikAndEnvoyIdentity(t *testing.T) {
+	var traefik struct {
+		HTTP struct {
+			Routers map[string]struct {
+				Rule        string
+				Middlewares []string
+			}
+			Middlewares map[string]struct {
+				ForwardAuth *struct {
+					AuthResponseHeaders      []string `yaml:"authResponseHeaders"`
+					AuthResponseHeadersRegex string   `yaml:"authResponseHeadersRegex"`
+				} `yaml:"forwardAuth"`
+				Headers *struct {
+					CustomRequestHeaders map[string]string `yaml:"customRequestHeaders"`
+				}
+			}
+		}
+	}
+	if err := yaml.Unmarshal([]byte(example(t, "traefik.yaml")), &traefik); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(example(t, "traefik-static.yaml"), "\n      underscoreHeadersStrategy: delete\n") || !strings.Contains(example(t, "traefik-static.yaml"), "\n      sanitizePath: true\n") {
+		t.Error("Traefik lets headers with underscores through, or does not clean paths")
+	}
+	for name, router := range traefik.HTTP.Routers {
+		if slices.Contains(router.Middlewares, "refuse") {
+			continue
+		}
+		safe := false
+		for _, m := range router.Middlewares {
+			m := traefik.HTTP.Middlewares[m]
+			if f := m.ForwardAuth; f != nil {
+				names := regexp.MustCompile(f.AuthResponseHeadersRegex)
+				safe = true
+				for _, id := range identity {
+					for _, spelled := range []string{id, strings.ToLower(id), strings.ToUpper(id), strings.ReplaceAll(id, "-", "_"), "X_orgd-" + id[7:], "X-Orgd_" + id[7:]} {
+						safe = safe && names.MatchString(spelled)
+					}
+				}
+				safe = safe && !names.MatchString("X-Request-Id")
+			}
+			if h := m.Headers; h != nil && len(h.CustomRequestHeaders) >= len(identity) {
+				safe = true
+				for _, id := range identity {
+					value, ok := h.CustomRequestHeaders[id]
+					safe = safe && ok && value == ""
+				}
+			}
+		}
+		if !safe {
+			t.Errorf("Traefik's router %s lets the client say who it is", name)
+		}
+	}
+
+	envoy := example(t, "envoy.yaml")
+	first := strings.Index(envoy, "- name: envoy.filters.http.header_mutation")
+	if second := strings.Index(envoy, "- name: envoy.filters.http.ext_authz"); first < 0 || second < first {
+		t.Error("Envoy asks orgd before it removes what the client says")
+	}
+	for _, id := range identity {
+		if !strings.Contains(envoy, "- remove: "+strings.ToLower(id)+"\n") {
+			t.Errorf("Envoy leaves the client's %s", id)
+		}
+	}
+	for _, setting := range []string{"headers_with_underscores_action: REJECT_REQUEST", "normalize_path: true", "merge_slashes: true", "path_with_escaped_slashes_action: REJECT_REQUEST", "failure_mode_allow: false"} {
+		if !strings.Contains(envoy, " "+setting+"\n") {
+			t.Errorf("Envoy is not set to %s", setting)
+		}
+	}
+	var any map[string]any
+	if err := yaml.Unmarshal([]byte(envoy), &any); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -28,8 +29,8 @@ func TestReadmeProtectAnAPI(t *testing.T) {
 	if !found || len(blocks) != 4 || blocks[2][1] != "nginx" {
 		t.Fatal("the README does not say how to protect an API")
 	}
-	free := freeAddresses(t, 3)
-	ports := strings.NewReplacer("127.0.0.1:8080", free[0], "127.0.0.1:8000", free[1], "127.0.0.1:9000", free[2])
+	free := freeAddresses(t, 4)
+	ports := strings.NewReplacer("127.0.0.1:8080", free[0], "127.0.0.1:8000", free[1], "127.0.0.1:9000", free[2], "127.0.0.1:8081", free[3])
 	serve, setup, conf, session := ports.Replace(blocks[0][2]), blocks[1][2], ports.Replace(blocks[2][2]), ports.Replace(blocks[3][2])
 
 	dir := t.TempDir()
@@ -58,6 +59,13 @@ func TestReadmeProtectAnAPI(t *testing.T) {
 	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
 		conf = strings.Replace(conf, "http {", "http {\n\t"+kind+"_temp_path "+dir+"/"+kind+";", 1)
 	}
+	// The product takes fields with underscores too, and says all that it is
+	// told of whose request it is.
+	const product = `location / { return 200 "Hello $http_x_orgd_org_id`
+	if !strings.Contains(conf, product) {
+		t.Fatal("the README has another product")
+	}
+	conf = strings.Replace(conf, product, `underscores_in_headers on; location / { return 200 "$request_uri $http_x_orgd_root_id,$http_x_orgd_path,$http_x_orgd_key_id,$http_x_orgd_permissions Hello $http_x_orgd_org_id`, 1)
 	if err := os.WriteFile(filepath.Join(dir, "protect.conf"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -112,6 +120,39 @@ func TestReadmeProtectAnAPI(t *testing.T) {
 	}
 	if checked != 6 {
 		t.Errorf("%d commands were checked", checked)
+	}
+
+	// What clients may not do to it.
+	sh(vars + "orgd usage limits delete acme api_calls")
+	keyID := regexp.MustCompile(`key_[0-9a-z]+`).FindString(sh(vars + "orgd key list acme"))
+	ask := func(target, headers string) string {
+		t.Helper()
+		c, err := net.Dial("tcp", free[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		secret := strings.TrimSpace(sh(vars + `printf %s "$key"`))
+		io.WriteString(c, "GET "+target+" HTTP/1.1\r\nHost: api\r\nConnection: close\r\nAuthorization: Bearer "+secret+"\r\n"+headers+"\r\n")
+		b, err := io.ReadAll(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	want := "/orders acme,acme," + keyID + ",app:orders:read Hello acme"
+	for _, headers := range []string{"",
+		"X-Orgd-Org-Id: forged\r\nX-Orgd-Root-Id: forged\r\nX-Orgd-Path: forged\r\nX-Orgd-Key-Id: forged\r\nX-Orgd-Permissions: forged\r\n",
+		"X_Orgd_Org_Id: forged\r\nX_Orgd_Root_Id: forged\r\nX_Orgd_Path: forged\r\nX_Orgd_Key_Id: forged\r\nX_Orgd_Permissions: forged\r\n",
+		"Connection: X-Orgd-Org-Id, X-Orgd-Key-Id\r\nx-orgd_path: forged\r\n"} {
+		if got := ask("/orders", headers); !strings.Contains(got, want) || strings.Contains(got, "forged") {
+			t.Errorf("with %q the product got %s", headers, got)
+		}
+	}
+	for _, target := range []string{"/a/../orders", "/orders/%2e%2e/a", "/orders;x", "/orders%2fa", "//orders", "/a\\..\\orders", "/orders/..%253b"} {
+		if got := ask(target, ""); !strings.HasPrefix(got, "HTTP/1.1 400 ") {
+			t.Errorf("%s is answered with %s", target, got)
+		}
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -28,6 +27,7 @@ import (
 // serveFlags are the flags of serve and demo.
 type serveFlags struct {
 	dataDir, database, listen, basePath string
+	forwardAuthListen, adminListen      string
 	trustedProxies                      []string
 	restoreWindow, monthCloseAfter      time.Duration
 	spoolMaxMiB                         int64
@@ -41,8 +41,10 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.dataDir, "data-dir", "./orgd-data", "directory of the database, the recorded requests and the secret keys")
 	fs.StringVar(&f.database, "database", "", "PostgreSQL `URL` (postgres://…); SQLite in the data directory without it")
 	fs.StringVar(&f.listen, "listen", "127.0.0.1:8080", "`address` to listen on")
+	fs.StringVar(&f.forwardAuthListen, "forward-auth-listen", "", "`address` that serves /forward_auth, for proxies alone; without it --listen does")
+	fs.StringVar(&f.adminListen, "admin-listen", "", "`address` that serves /metrics and /service_status, for operators alone; without it --listen does")
 	fs.StringVar(&f.basePath, "base-path", "", "`path` under which the API is served too, such as /api/v1")
-	fs.StringSliceVar(&f.trustedProxies, "trusted-proxies", nil, "`CIDRs` of the proxies that are believed about the client's address and, in /forward_auth, about the original request (default none)")
+	fs.StringSliceVar(&f.trustedProxies, "trusted-proxies", nil, "addresses of the proxies, or `CIDRs`, that are believed about the client's address and, in /forward_auth, about the original request (default none)")
 	f.restoreWindow, f.monthCloseAfter = 30*24*time.Hour, org.DefaultMonthCloseAfter
 	fs.Var((*duration)(&f.restoreWindow), "restore-window", "how long a deleted organization can be restored")
 	fs.Var((*duration)(&f.monthCloseAfter), "month-close-after", "how long after its end a month still takes late usage events")
@@ -114,6 +116,14 @@ func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 	if err := server.CheckBasePath(c.BasePath); err != nil {
 		return c, usageError("--base-path: %w", err)
 	}
+	places := f.places(&c)
+	for i, at := range places {
+		for _, other := range places[:i] {
+			if at.address == other.address && !strings.HasSuffix(at.address, ":0") {
+				return c, usageError("%s and %s are both %s; each needs an address of its own", other.flag, at.flag, at.address)
+			}
+		}
+	}
 	if f.restoreWindow < 0 {
 		return c, usageError("--restore-window cannot be negative")
 	}
@@ -128,17 +138,9 @@ func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 	if err := server.CheckWitnesses(f.witnesses); err != nil {
 		return c, usageError("--witness: %w", err)
 	}
-	for _, s := range f.trustedProxies {
-		s = strings.TrimSpace(s)
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			a, aerr := netip.ParseAddr(s)
-			if aerr != nil {
-				return c, usageError("--trusted-proxies: %q is not a CIDR such as 10.0.0.0/8", s)
-			}
-			p = netip.PrefixFrom(a, a.BitLen())
-		}
-		c.TrustedProxies = append(c.TrustedProxies, p.Masked())
+	var err error
+	if c.TrustedProxies, err = server.ParseTrustedProxies(f.trustedProxies); err != nil {
+		return c, usageError("--trusted-proxies: %w", err)
 	}
 	return c, nil
 }
@@ -164,7 +166,7 @@ Every flag can also be set in the environment: --data-dir as ORGD_DATA_DIR. A
 flag goes before the environment. A duration is written as 90s, 72h or 30d.
 SIGTERM lets the requests under way finish; a second one ends them.`,
 		Example: `  orgd serve
-  orgd serve --data-dir /var/lib/orgd --listen 0.0.0.0:8080 --trusted-proxies 10.0.0.0/8
+  orgd serve --data-dir /var/lib/orgd --listen 0.0.0.0:8080 --trusted-proxies 10.0.0.5
   orgd serve --database postgres://orgd@db.internal/orgd`,
 		PreRunE: func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd.Flags()) },
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -173,6 +175,36 @@ SIGTERM lets the requests under way finish; a second one ends them.`,
 	}
 	f.add(cmd.Flags())
 	return cmd
+}
+
+// listenPlace is an address to listen on.
+type listenPlace struct {
+	flag, address string
+	listener      *net.Listener
+}
+
+// places returns where the server listens, the main address first, and where
+// its configuration has the listeners for the others.
+func (f *serveFlags) places(c *server.Config) []listenPlace {
+	all := []listenPlace{{"--listen", f.listen, new(net.Listener)}}
+	if f.forwardAuthListen != "" {
+		all = append(all, listenPlace{"--forward-auth-listen", f.forwardAuthListen, &c.Proxies})
+	}
+	if f.adminListen != "" {
+		all = append(all, listenPlace{"--admin-listen", f.adminListen, &c.Admin})
+	}
+	return all
+}
+
+// listen listens on the address of a flag.
+func listen(flag, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%s is in use by another program; choose another address with %s", address, flag)
+	} else if err != nil {
+		return nil, fmt.Errorf("cannot listen on %s: %w", address, err)
+	}
+	return l, nil
 }
 
 // run serves until ctx ends. started is called once the server listens.
@@ -187,15 +219,18 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 		return err
 	}
 	begin := time.Now()
-	l, err := net.Listen("tcp", f.listen)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("%s is in use by another program; choose another address with --listen", f.listen)
-	} else if err != nil {
-		return fmt.Errorf("cannot listen on %s: %w", f.listen, err)
+	places := f.places(&config)
+	for _, at := range places {
+		l, err := listen(at.flag, at.address)
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		*at.listener = l
 	}
+	l := *places[0].listener
 	s, err := server.Open(ctx, config)
 	if err != nil {
-		l.Close()
 		return err
 	}
 	defer func() {
@@ -206,6 +241,12 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 	url := "http://" + l.Addr().String()
 	if s.NewOperatorKey != "" {
 		log.Info("made the operator key", "file", s.NewOperatorKey)
+	}
+	if l := config.Proxies; l != nil {
+		log.Info("listening for proxies alone", "forward_auth", "http://"+l.Addr().String()+"/forward_auth")
+	}
+	if l := config.Admin; l != nil {
+		log.Info("listening for operators alone", "metrics", "http://"+l.Addr().String()+"/metrics", "service_status", "http://"+l.Addr().String()+"/service_status")
 	}
 	log.Info("orgd is listening", "url", url, "docs", url+"/docs", "database", s.Store.Kind(),
 		"data_dir", f.dataDir, "version", version(), "took_ms", time.Since(begin).Milliseconds())

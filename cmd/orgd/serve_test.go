@@ -1,6 +1,9 @@
 package main
 
 import (
+	"net/http"
+	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -62,5 +65,41 @@ func TestFlagsFromEnvironment(t *testing.T) {
 	}
 	if err := fromEnvironment(cmd.Flags()); err != nil || cmd.Flags().Lookup("listen").Value.String() != "127.0.0.1:2" {
 		t.Errorf("--listen=127.0.0.1:2 with ORGD_LISTEN is %s: %v", cmd.Flags().Lookup("listen").Value, err)
+	}
+}
+
+// A server says at its start where each of its listeners is, before it says
+// that it listens; and they are there.
+func TestServeNamesItsListeners(t *testing.T) {
+	p := startProcess(t, t.TempDir(), "--forward-auth-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+	status := func(url string) int {
+		t.Helper()
+		resp, err := http.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	for line, want := range map[string]int{
+		`msg="listening for proxies alone" forward_auth=(\S+)`:                 401,
+		`msg="listening for operators alone" metrics=(\S+)`:                    200,
+		`msg="listening for operators alone" metrics=\S+ service_status=(\S+)`: 200,
+	} {
+		m := regexp.MustCompile(line).FindStringSubmatch(p.log.String())
+		if m == nil {
+			t.Errorf("no line matches %s:\n%s", line, p.log)
+			continue
+		}
+		at, err := url.Parse(m[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := status(m[1]); got != want {
+			t.Errorf("%s answers with %d, want %d", m[1], got, want)
+		}
+		if got := status(p.url + at.Path); got != 404 {
+			t.Errorf("%s answers with %d where clients come in", p.url+at.Path, got)
+		}
 	}
 }

@@ -17,7 +17,7 @@ const forwardAuthPath = "/forward_auth"
 
 func (a *API) forwardAuthRoutes() []web.Route {
 	return []web.Route{
-		{Pattern: forwardAuthPath, Prefix: true, Operation: "forwardAuth", Action: "FORWARD_AUTH", Prepare: a.prepareForwardAuth, Handle: a.forwardAuth},
+		{Pattern: forwardAuthPath, Prefix: true, Listeners: []web.Listener{web.Proxies}, Operation: "forwardAuth", Action: "FORWARD_AUTH", Prepare: a.prepareForwardAuth, Handle: a.forwardAuth},
 	}
 }
 
@@ -43,6 +43,10 @@ func (a *API) prepareForwardAuth(r *web.Request) error {
 	switch {
 	case !ok || rest != "" && rest[0] != '/' && rest[0] != ';':
 		return problem.New(problem.NotFound, "There is nothing at this path.")
+	case elsewhere(path, true):
+		// Who stands in between may have let it through because it is not this
+		// call, or, cleaned, not the path that is decided about.
+		return unclear("request")
 	case rest == "":
 		if err = a.queryDemand(d, r.URL.RawQuery); err == nil && r.Trusted {
 			err = originalRequest(d, r.Header)
@@ -81,7 +85,9 @@ func (a *API) prepareForwardAuth(r *web.Request) error {
 	if err != nil {
 		return err
 	}
-	d.Path, _, _ = strings.Cut(d.Path, "?")
+	if d.Path, _, _ = strings.Cut(d.Path, "?"); rest == "" && (elsewhere(d.Path, false) || strings.IndexByte(d.Path, '#') >= 0) {
+		return unclear("original request")
+	}
 	r.Decision = d
 	return nil
 }

@@ -1,9 +1,12 @@
 package api_test
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -50,15 +53,15 @@ func TestForwardAuthOriginalRequest(t *testing.T) {
 		{name: "no proxy", method: "GET", path: "/forward_auth", event: "GET /forward_auth FORWARD_AUTH SUCCESS 127.0.0.1"},
 		{name: "nginx", method: "GET", path: "/forward_auth?action=BUY", headers: []string{"X-Original-Method", "POST", "X-Original-URI", "/orders/1%2F2?secret=x#y", "X-Forwarded-For", "203.0.113.7"},
 			event: "POST /orders/1%2F2 BUY SUCCESS 203.0.113.7"},
-		{name: "Caddy and Traefik", method: "GET", path: "/forward_auth", headers: []string{"X-Forwarded-Method", "PURGE", "X-Forwarded-Uri", "//orders/../1", "X-Forwarded-For", "198.51.100.1, 2001:db8::7"},
-			event: "PURGE //orders/../1 FORWARD_AUTH SUCCESS 2001:db8::7"},
+		{name: "Caddy and Traefik", method: "GET", path: "/forward_auth", headers: []string{"X-Forwarded-Method", "PURGE", "X-Forwarded-Uri", "//orders/1;a=b/..c", "X-Forwarded-For", "198.51.100.1, 2001:db8::7"},
+			event: "PURGE //orders/1;a=b/..c FORWARD_AUTH SUCCESS 2001:db8::7"},
 		{name: "only the URI", method: "PUT", path: "/forward_auth", headers: []string{"X-Original-URI", "/orders"}, event: "PUT /orders FORWARD_AUTH SUCCESS 127.0.0.1"},
 		{name: "two families", method: "GET", path: "/forward_auth", headers: []string{"X-Original-URI", "/a", "X-Forwarded-Uri", "/b"}, status: 400},
 		{name: "half of each family", method: "GET", path: "/forward_auth", headers: []string{"X-Original-Method", "GET", "X-Forwarded-Uri", "/b"}, status: 400},
 		{name: "a method that is none", method: "GET", path: "/forward_auth", headers: []string{"X-Original-Method", "GET /"}, status: 400},
 		{name: "Envoy", method: "DELETE", path: "/forward_auth;action=BUY;meter=api_calls/orders/1?meter=storage_used&org=other", headers: []string{"X-Original-URI", "/forged", "X-Forwarded-For", "203.0.113.7"},
 			event: "DELETE /orders/1 BUY SUCCESS 203.0.113.7"},
-		{name: "Envoy without demands", method: "GET", path: "/forward_auth//orders/../1?page=2", event: "GET //orders/../1 FORWARD_AUTH SUCCESS 127.0.0.1"},
+		{name: "Envoy without demands", method: "GET", path: "/forward_auth/orders/1%2F2;a=b?page=../2", event: "GET /orders/1%2F2;a=b FORWARD_AUTH SUCCESS 127.0.0.1"},
 		{name: "Envoy with an empty list of demands", method: "GET", path: "/forward_auth;/orders?org=other", event: "GET /orders FORWARD_AUTH SUCCESS 127.0.0.1"},
 		{name: "demands where the client could write them", method: "GET", path: "/forward_auth/?permission=app:x", status: 400},
 		{name: "path parameters without a path", method: "GET", path: "/forward_auth;meter=api_calls", status: 400},
@@ -107,6 +110,87 @@ func TestForwardAuthOriginalRequest(t *testing.T) {
 				t.Errorf("%d events, the last is\n%s\nwant\n%s", after-before, event, tt.event)
 			}
 		})
+	}
+}
+
+// A path that is another one once it is cleaned or decoded is refused, and
+// nothing is decided, counted or recorded: what stands between the client and
+// orgd may have read it the other way, and so may what stands behind.
+func TestForwardAuthMisleadingPaths(t *testing.T) {
+	s := startTree(t, "sqlite", trusting, func(c *server.Config) { c.BasePath = "/api/v1" })
+	key, _ := s.NewKey("leaf", `"permissions":["app:x","read"]`)
+	do := func(path string, headers ...string) *testkit.Answer {
+		t.Helper()
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.URL, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: orgd\r\nConnection: close\r\nAuthorization: Bearer %s\r\n%s\r\n", path, key, strings.Join(headers, ""))
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &testkit.Answer{Status: resp.StatusCode, Header: resp.Header, Body: b}
+	}
+	before, events, calls := lastEvent(s, "leaf")
+	refused := func(what string, a *testkit.Answer) {
+		t.Helper()
+		if a.Status != 400 || a.String("code") != "invalid_request" || !strings.Contains(a.String("detail"), "can be taken for another one") || a.Header.Get("X-Orgd-Code") != "invalid_request" {
+			t.Errorf("%s: %d %s", what, a.Status, a.Body)
+		}
+	}
+	const demands = ";meter=api_calls;quantity=999995;action=ADMIN_LOGIN"
+	for _, path := range []string{
+		"/forward_auth" + demands + "/../org", "/forward_auth" + demands + "/%2e%2e/org", "/forward_auth" + demands + "/.%2E/org",
+		"/forward_auth" + demands + "/..%2forg", "/forward_auth" + demands + "%2f..%2f..%2forg/x", "/forward_auth" + demands + "/..;/org", "/forward_auth" + demands + "/..;a=b/org",
+		"/forward_auth" + demands + "/..%3b/org", "/forward_auth" + demands + "/%2e%2e%3Ba=b/org", "/forward_auth" + demands + "/x/../../org",
+		"/forward_auth" + demands + "/%252e%252e/org", "/forward_auth" + demands + "/..%252forg", "/forward_auth" + demands + "/%252e%252e%253b/org",
+		"/forward_auth" + demands + "/..\\org", "/forward_auth" + demands + "\\..\\org/x", "/forward_auth" + demands + "/..%5corg", "/forward_auth" + demands + "/..%255corg",
+		"/forward_auth" + demands + "/orders/..", "/forward_auth" + demands + "/..", "/forward_auth" + demands + "/.", "/forward_auth" + demands + "/./org", "/forward_auth" + demands + "/%2e/org",
+		"/forward_auth" + demands + "//org", "/forward_auth" + demands + "//../../org", "/forward_auth" + demands + "/%2f/org", "/forward_auth" + demands + "/x//", "/forward_auth" + demands + "/%252f%252f",
+		"/forward_auth" + demands + "/..%00/org", "/forward_auth" + demands + "/..%09/org", "/forward_auth" + demands + "/org%0a", "/forward_auth" + demands + "/%7f",
+		"/forward_auth" + demands + "/%c0%ae%c0%ae/org", "/forward_auth" + demands + "/..%c0%afx", "/forward_auth" + demands + "/%e0%80%ae./org", "/forward_auth" + demands + "/%25c0%25ae/org",
+		"/forward_auth/../org", "/forward_auth/..;/org", "/forward_auth//org", "/forward_auth/%2e%2e/orgs/leaf", "/forward_auth;/../org", "/forward_auth;a=../../org",
+		"/api/v1/forward_auth" + demands + "/../../../org", "/api/v1/forward_auth" + demands + "/..%2f..%2forg", "/api/v1/forward_auth/..;/..;/..;/org",
+		"http://orgd/forward_auth" + demands + "/../org",
+	} {
+		refused(path, do(path))
+		refused(path, do(path+"?page=2"))
+	}
+	for _, path := range []string{
+		"/customers/other/invoices/../../mine/invoices", "/customers/other/invoices/%2e%2e/%2E./mine/invoices", "/customers/other/..%2fmine/invoices", "/mine/..", "..", "./mine",
+		"/customers/other/..;/mine", "/customers/other/..;a=b/mine", "/customers/other/.;/mine", "/customers/other/..%3bx/mine", "/customers/other/%252e%252e/mine", "/customers/other/..%5cmine",
+		"/customers/other\\..\\mine", "/customers/mine%5Cinvoices", "/customers/mine%00/invoices", "/customers/mine%0d%0a", "/customers/mine%c0%af..%c0%afother", "/customers/mine#/../other", "http://api/customers/other/../mine",
+	} {
+		for _, name := range []string{"X-Original-URI", "X-Forwarded-Uri"} {
+			refused(name+": "+path, do("/forward_auth", name+": "+path+"\r\n"))
+			refused(name+": "+path+"?page=2", do("/forward_auth", name+": "+path+"?page=2\r\n"))
+		}
+	}
+	if after, n, c := lastEvent(s, "leaf"); n != events || c != calls {
+		t.Errorf("refused paths left %d events, the last is %s after %s, and %v calls after %v", n-events, after, before, c, calls)
+	}
+
+	// What only looks like it is decided about as it is.
+	for _, path := range []string{"/orders/...", "/orders/..a", "/orders/a..", "/.well-known/x", "/orders/1.2;v=..", "/orders/50%25", "/orders/%25zz%", "/orders/a%2Fb", "/orders/%E9t%C3%A9", "/orders/%3Fa%23b", "/orders//1", "/", "*"} {
+		if a := do("/forward_auth", "X-Original-URI: "+path+"?to=/../x\r\n"); a.Status != 200 {
+			t.Errorf("%s: %d %s", path, a.Status, a.Body)
+		}
+		if event, _, _ := lastEvent(s, "leaf"); event != "GET "+path+" FORWARD_AUTH SUCCESS 127.0.0.1" {
+			t.Errorf("%s is the event %s", path, event)
+		}
+	}
+	if a := do("/forward_auth;permission=app:x/orders/a..;b=c/%2Fd?to=/../x"); a.Status != 400 {
+		t.Errorf("an empty segment that is encoded: %d", a.Status)
+	}
+	if a := do("/forward_auth;permission=app:x/orders/a..;b=c/d%2F?to=/../x"); a.Status != 200 {
+		t.Errorf("a path with parameters: %d %s", a.Status, a.Body)
 	}
 }
 

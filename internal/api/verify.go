@@ -2,7 +2,6 @@ package api
 
 import (
 	"net/http"
-	"net/netip"
 	"time"
 
 	"github.com/orgd/orgd/internal/access"
@@ -56,11 +55,12 @@ func (a *API) verify(r *web.Request) (*web.Response, error) {
 	}
 	d := &web.Decision{Method: body.Method, Path: body.Path, UserAgent: body.UserAgent}
 	if body.IP != nil {
-		ip, err := netip.ParseAddr(*body.IP)
-		if err != nil {
-			return nil, problem.Body("/ip", "must be an IPv4 or IPv6 address")
+		ip, ok := web.ParseAddress(*body.IP)
+		if !ok {
+			return nil, problem.Body("/ip", "must be an IPv4 or IPv6 address").
+				WithFix("Leave it out if it is not known: then a key with allowed_cidrs is not valid.")
 		}
-		d.IP = ip.Unmap().WithZone("")
+		d.IP = ip
 	}
 	if d.Method != "" && !validMethod(d.Method) {
 		return nil, problem.Body("/method", "is not the method of a request")

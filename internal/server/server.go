@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -39,7 +40,12 @@ type Config struct {
 	Database       string // a postgres:// URL; empty for SQLite in DataDir
 	BasePath       string // a second place where the API is served, such as /api/v1
 	TrustedProxies []netip.Prefix
-	RestoreWindow  time.Duration
+	// Proxies, unless it is nil, is where /forward_auth is served, and only there.
+	Proxies net.Listener
+	// Admin, unless it is nil, is where /metrics and /service_status are served,
+	// and only there.
+	Admin         net.Listener
+	RestoreWindow time.Duration
 	// MonthCloseAfter is how long after its end a month still takes late
 	// events; zero for org.DefaultMonthCloseAfter, negative for not at all.
 	MonthCloseAfter time.Duration
@@ -169,8 +175,12 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
+	var listeners []web.Listener
+	for l := range s.listeners(nil) {
+		listeners = append(listeners, l)
+	}
 	s.handler, err = web.NewServer(web.Config{Service: s.Service, Recorder: s.Recorder, Limiter: limiter,
-		Log: c.Log, Now: c.Now, TrustedProxies: c.TrustedProxies, BasePath: c.BasePath, Metrics: metrics}, a.Routes())
+		Log: c.Log, Now: c.Now, TrustedProxies: c.TrustedProxies, Listeners: listeners, BasePath: c.BasePath, Metrics: metrics}, a.Routes())
 	if err != nil {
 		return nil, err
 	}
@@ -275,27 +285,50 @@ const (
 	drainTimeout      = 25 * time.Second
 )
 
-// Serve answers requests on l until ctx ends, then lets the requests under
-// way finish.
+// listeners returns where requests come in, main being the first place.
+func (s *Server) listeners(main net.Listener) map[web.Listener]net.Listener {
+	all := map[web.Listener]net.Listener{web.Main: main, web.Proxies: s.config.Proxies, web.Admin: s.config.Admin}
+	maps.DeleteFunc(all, func(_ web.Listener, l net.Listener) bool { return l == nil })
+	return all
+}
+
+// Serve answers requests on l, and on the other listeners of the Config, until
+// ctx ends, then lets the requests under way finish. If one of them fails all
+// end.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	hs := &http.Server{Handler: s.handler, ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout,
-		WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
-		ErrorLog: slog.NewLogLogger(s.config.Log.Handler(), slog.LevelWarn)}
-	hs.RegisterOnShutdown(s.handler.Stop)
-	failed := make(chan error, 1)
-	go func() { failed <- hs.Serve(l) }()
-	select {
-	case err := <-failed:
-		return err
-	case <-ctx.Done():
+	var servers []*http.Server
+	failed := make(chan error, len(s.listeners(l)))
+	for place, l := range s.listeners(l) {
+		hs := &http.Server{Handler: s.handler.On(place), ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout,
+			WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
+			ErrorLog: slog.NewLogLogger(s.config.Log.Handler(), slog.LevelWarn)}
+		hs.RegisterOnShutdown(s.handler.Stop)
+		servers = append(servers, hs)
+		go func() { failed <- hs.Serve(l) }()
 	}
-	s.config.Log.Info("shutting down: requests under way may finish; a second signal ends them", "at_most_seconds", drainTimeout.Seconds())
+	var err error
+	select {
+	case err = <-failed:
+		s.config.Log.Error("a listener failed; requests under way may finish", "error", err)
+	case <-ctx.Done():
+		s.config.Log.Info("shutting down: requests under way may finish; a second signal ends them", "at_most_seconds", drainTimeout.Seconds())
+	}
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
-	if err := hs.Shutdown(drain); err != nil {
-		return fmt.Errorf("requests were still under way: %w", errors.Join(err, hs.Close()))
+	ended := make(chan error, len(servers))
+	for _, hs := range servers {
+		go func() {
+			if err := hs.Shutdown(drain); err != nil {
+				ended <- fmt.Errorf("requests were still under way: %w", errors.Join(err, hs.Close()))
+				return
+			}
+			ended <- nil
+		}()
 	}
-	return nil
+	for range servers {
+		err = errors.Join(err, <-ended)
+	}
+	return err
 }
 
 // Close stores what was recorded and closes the database.

@@ -26,10 +26,10 @@ import (
 // Request is a request on its way through a Server.
 type Request struct {
 	*http.Request
-	ID        string // X-Request-Id
-	IP        netip.Addr
-	Trusted   bool      // straight from a proxy whose headers are believed
-	At        time.Time // when it arrived: UTC, whole microseconds
+	ID        string     // X-Request-Id
+	IP        netip.Addr // of the client; not valid if it is unknown
+	Trusted   bool       // straight from a proxy whose headers are believed
+	At        time.Time  // when it arrived: UTC, whole microseconds
 	Actor     *key.Actor
 	OldSecret bool          // the key's secret is one that a rotation replaced
 	Org       *org.Snapshot // the organization that the request is about; nil if none, or not visible
@@ -52,8 +52,8 @@ type Request struct {
 
 // Local reports whether the request comes straight from this machine.
 func (r *Request) Local() bool {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && peer.Addr().Unmap().IsLoopback()
+	ip, ok := peer(r.Request)
+	return ok && ip.IsLoopback()
 }
 
 // Decision is a decision about a request that somebody makes to a product.
@@ -102,7 +102,7 @@ func (r *Request) checkIfMatch() error {
 // the result of a change into the answer: it runs again for the answer that
 // is kept for an Idempotency-Key.
 func (r *Request) Call(render func(result any) *Response) *org.Call {
-	c := &org.Call{Actor: r.Actor, Secret: r.secret, Address: r.IP, RequestID: r.ID, IP: r.IP.String(),
+	c := &org.Call{Actor: r.Actor, Secret: r.secret, Address: r.IP, RequestID: r.ID, IP: AddressText(r.IP),
 		UserAgent: cut(key.Redact(r.UserAgent()), 512), IfMatch: r.IfMatch()}
 	if r.idempotent != nil && render != nil {
 		idem := *r.idempotent

@@ -33,7 +33,9 @@ type Route struct {
 	Pattern string // of http.ServeMux, without the method
 	// Prefix also serves every path below Pattern, as it is: it belongs to
 	// another request.
-	Prefix    bool
+	Prefix bool
+	// Listeners are where the call can be made; Main alone if there are none.
+	Listeners []Listener
 	Operation string // its operationId in the API description
 	Action    string // what the access log calls it
 	Rule      Rule
@@ -80,8 +82,7 @@ type Server struct {
 	log      *slog.Logger
 	now      func() time.Time
 	trusted  []netip.Prefix
-	mux      *http.ServeMux
-	prefixes []prefix
+	tables   [listeners]*table // nil where there is no such listener
 	basePath string
 	inFlight sync.Map
 	feeds    feeds
@@ -101,14 +102,15 @@ type Config struct {
 	Log            *slog.Logger
 	Now            func() time.Time
 	TrustedProxies []netip.Prefix
-	BasePath       string // "" or "/api/v1": a second place where the routes are served
+	Listeners      []Listener // besides Main
+	BasePath       string     // "" or "/api/v1": a second place where the routes are served
 	Metrics        prometheus.Registerer
 }
 
 // NewServer returns a server of the routes.
 func NewServer(c Config, routes []Route) (*Server, error) {
 	s := &Server{service: c.Service, recorder: c.Recorder, limiter: c.Limiter, log: c.Log, now: c.Now,
-		trusted: c.TrustedProxies, basePath: strings.TrimSuffix(c.BasePath, "/"), mux: http.NewServeMux(),
+		trusted: c.TrustedProxies, basePath: strings.TrimSuffix(c.BasePath, "/"),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "orgd_http_requests_total",
 			Help: "Answered requests by operation and status."}, []string{"operation", "status"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "orgd_http_request_duration_seconds",
@@ -128,79 +130,25 @@ func NewServer(c Config, routes []Route) (*Server, error) {
 			return nil, err
 		}
 	}
+	s.newTable(Main)
+	for _, l := range c.Listeners {
+		s.newTable(l)
+	}
 	for i := range routes {
 		rt := &routes[i]
 		if !rt.Rule.Open && rt.Action == "" {
 			return nil, fmt.Errorf("the route %s %s has no action for the access log", rt.Method, rt.Pattern)
 		}
 		h := s.handler(rt)
-		for _, base := range slices.Compact([]string{"", s.basePath}) {
-			if err := s.route(strings.TrimPrefix(rt.Method+" "+base+rt.Pattern, " "), h); err != nil {
-				return nil, fmt.Errorf("calls below the base path %s cannot be told from others; choose another, such as /api/v1: %w", s.basePath, err)
-			}
-			if rt.Prefix {
-				s.prefixes = append(s.prefixes, prefix{base + rt.Pattern, h})
+		for _, t := range s.tablesOf(rt) {
+			for _, base := range slices.Compact([]string{"", s.basePath}) {
+				if err := t.add(rt, base, h); err != nil {
+					return nil, fmt.Errorf("calls below the base path %s cannot be told from others; choose another, such as /api/v1: %w", s.basePath, err)
+				}
 			}
 		}
 	}
-	s.mux.Handle("/", s.handler(&Route{Operation: "none", Rule: Rule{Open: true}, Handle: s.notRouted}))
 	return s, nil
-}
-
-// route adds a route. It fails if the pattern conflicts with another, which
-// http.ServeMux answers with a panic.
-func (s *Server) route(pattern string, h http.Handler) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%v", p)
-		}
-	}()
-	s.mux.Handle(pattern, h)
-	return nil
-}
-
-// prefix is a path with all that lies below it. A path parameter may follow
-// it (RFC 3986, section 3.3): "/forward_auth;meter=api_calls/…".
-type prefix struct {
-	path    string
-	handler http.Handler
-}
-
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	for i := range s.prefixes {
-		p := &s.prefixes[i]
-		if rest, ok := strings.CutPrefix(r.URL.Path, p.path); ok && (rest == "" || rest[0] == '/' || rest[0] == ';') {
-			p.handler.ServeHTTP(w, r)
-			return
-		}
-	}
-	// http.ServeMux redirects paths that are not clean. They name nothing here.
-	if p := r.URL.Path; strings.Contains(p, "//") || strings.Contains(p+"/", "/./") || strings.Contains(p+"/", "/../") {
-		s.handler(&Route{Operation: "none", Rule: Rule{Open: true}, Handle: s.notRouted}).ServeHTTP(w, r)
-		return
-	}
-	s.mux.ServeHTTP(w, r)
-}
-
-// notRouted answers what no route takes: 405 if the path exists for another
-// method, 404 otherwise.
-func (s *Server) notRouted(r *Request) (*Response, error) {
-	var allowed []string
-	for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE"} {
-		other := &http.Request{Method: method, URL: r.URL, Host: r.Host}
-		if _, pattern := s.mux.Handler(other); pattern != "/" && pattern != "" && strings.HasPrefix(pattern, method+" ") {
-			allowed = append(allowed, method)
-			if method == "GET" {
-				allowed = append(allowed, "HEAD")
-			}
-		}
-	}
-	if len(allowed) == 0 || slices.Contains(allowed, r.Method) {
-		return nil, problem.New(problem.NotFound, "There is nothing at this path.").WithFix("The calls are listed at /docs.")
-	}
-	list := strings.Join(allowed, ", ")
-	r.extra = append(r.extra, "Allow", list)
-	return nil, problem.New(problem.MethodNotAllowed, "This path does not take %s.", cut(r.Method, 20)).WithFix("Use %s.", list)
 }
 
 func (s *Server) handler(rt *Route) http.Handler {
@@ -422,13 +370,6 @@ func TakeToken(l *key.Limiter, a *key.Actor, now time.Time) (*Quota, error) {
 	return q, e
 }
 
-// trusts reports whether the request comes straight from a proxy whose headers
-// are believed.
-func (s *Server) trusts(r *http.Request) bool {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && len(s.trusted) > 0 && key.Contains(s.trusted, peer.Addr().Unmap())
-}
-
 // failed renders an error. Only the server log sees what is behind a 5xx.
 func (s *Server) failed(rt *Route, r *Request, err error) *Response {
 	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
@@ -460,7 +401,7 @@ func (s *Server) record(rt *Route, r *Request, status int) error {
 			d.Reservation = s.service.Count(r.Context(), org.Charge{RootID: a.RootID, Path: a.Path, Month: usage.MonthOf(at), Meter: usage.APICalls, Quantity: usage.One})
 		}
 	} else if r.Actor != nil && r.Actor != d.Actor && r.Actor.Kind == key.KindKey && status != http.StatusUnauthorized {
-		use := &access.KeyUse{KeyID: r.Actor.ID, Old: r.OldSecret, At: at, IP: r.IP.String()}
+		use := &access.KeyUse{KeyID: r.Actor.ID, Old: r.OldSecret, At: at, IP: AddressText(r.IP)}
 		if _, err := s.recorder.RecordAt(access.Record{Use: use}); err != nil {
 			d.Reservation.Release()
 			return err
@@ -491,10 +432,7 @@ func (s *Server) entry(rt *Route, r *Request, d *Decision, status int) access.Re
 	if a == nil {
 		return rec
 	}
-	ip := ""
-	if d.IP.IsValid() {
-		ip = d.IP.String()
-	}
+	ip := AddressText(d.IP)
 	rootID, orgID := a.RootID, a.OrgID
 	if d.Org != nil {
 		rootID, orgID = d.Org.RootID, d.Org.ID
@@ -544,7 +482,7 @@ func (s *Server) logRequest(rt *Route, r *Request, status int, end time.Time, to
 	var more [9]slog.Attr
 	attrs := append(more[:0],
 		slog.String("request_id", r.ID), slog.String("operation", rt.Operation), slog.String("method", cut(key.Redact(r.Method), 64)),
-		slog.String("path", cut(key.Redact(r.URL.EscapedPath()), 1024)), slog.Int("status", status), slog.Float64("took_ms", float64(took.Microseconds())/1000), slog.String("ip", r.IP.String()))
+		slog.String("path", cut(key.Redact(r.URL.EscapedPath()), 1024)), slog.Int("status", status), slog.Float64("took_ms", float64(took.Microseconds())/1000), slog.String("ip", AddressText(r.IP)))
 	if r.Actor != nil {
 		attrs = append(attrs, slog.String("actor", r.Actor.ID))
 	}
@@ -562,36 +500,4 @@ func requestID(r *http.Request) string {
 		return ids[0]
 	}
 	return ident.New("req_")
-}
-
-// clientIP returns the address of the client: the peer's, or what a trusted
-// proxy says of it.
-func (s *Server) clientIP(r *http.Request) netip.Addr {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.IPv4Unspecified()
-	}
-	ip := peer.Addr().Unmap()
-	if len(s.trusted) == 0 || !key.Contains(s.trusted, ip) {
-		return ip
-	}
-	// The header lists the way from the client on; what stands left of the
-	// last address that is not a trusted proxy can be forged by the client.
-	for hops := strings.Join(r.Header["X-Forwarded-For"], ","); hops != ""; {
-		last := hops
-		if i := strings.LastIndexByte(hops, ','); i >= 0 {
-			hops, last = hops[:i], hops[i+1:]
-		} else {
-			hops = ""
-		}
-		hop, err := netip.ParseAddr(strings.TrimSpace(last))
-		if err != nil {
-			return ip
-		}
-		ip = hop.Unmap()
-		if !key.Contains(s.trusted, ip) {
-			return ip
-		}
-	}
-	return ip
 }
