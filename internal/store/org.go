@@ -282,6 +282,14 @@ func (t *tx) Purge(rootID, deletionID string) (int64, error) {
 		`DELETE FROM org_tags WHERE root_id = $1 AND org_id IN ` + purged,
 		`DELETE FROM org_places WHERE root_id = $1 AND org_id IN ` + purged,
 		`DELETE FROM usage_limits WHERE root_id = $1 AND org_id IN ` + purged,
+		// Who gets a freed id later has not sent what its former owner did. What
+		// that counted for others stays, under a sender that no id can name.
+		`DELETE FROM access_claims WHERE root_id = $1 AND sender IN ` + purged,
+		`DELETE FROM access_claims WHERE root_id = $1 AND sender = '' AND org_id IN ` + purged,
+		`UPDATE usage_events SET sender = sender || '/' || (SELECT o.deletion_id FROM orgs AS o WHERE o.root_id = $1 AND o.id = sender)
+			WHERE root_id = $1 AND sender IN ` + purged,
+		`UPDATE usage_events SET sender = '/' || org_id || '/' || (SELECT o.deletion_id FROM orgs AS o WHERE o.root_id = $1 AND o.id = org_id)
+			WHERE root_id = $1 AND sender = '' AND org_id IN ` + purged,
 	} {
 		if _, err := t.exec(text, args...); err != nil {
 			return 0, err
