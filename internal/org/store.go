@@ -257,8 +257,8 @@ type Tx interface {
 	// are deleted are missing.
 	Places(ids []string) (map[string]Place, error)
 	// ClaimEvents stores those events that are not stored already, and tells
-	// which. Of several with the same key it stores the first. Parts other
-	// than 0 are stored if part 0 is, by the same call. An event of the same
+	// which. Of several with the same key it stores the first. The parts of an
+	// event follow its part 0, and are stored if that is. An event of the same
 	// organization that was stored without a sender counts as one of any.
 	ClaimEvents(events []usage.Event) (fresh []bool, err error)
 	// UsageEvents returns the events of a root that follow a key, in the order

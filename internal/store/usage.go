@@ -141,21 +141,17 @@ func (t *tx) ClaimEvents(events []usage.Event) (fresh []bool, err error) {
 			parts = append(parts, i)
 		}
 	}
-	claimed := map[usage.EventKey]bool{} // only of events with several parts
-	err = t.insertUsageEvents(events, first, func(i int) {
-		fresh[i] = true
-		if len(parts) > 0 {
-			claimed[events[i].EventKey] = true
+	whole := make([]int, len(events)) // where part 0 of each is
+	for i := range events {
+		if whole[i] = i; events[i].Part > 0 {
+			whole[i] = whole[i-1]
 		}
-	})
+	}
+	err = t.insertUsageEvents(events, first, func(i int) { fresh[i] = true })
 	if err != nil || len(parts) == 0 {
 		return fresh, err
 	}
-	parts = slices.DeleteFunc(parts, func(i int) bool {
-		k := events[i].EventKey
-		k.Part = 0
-		return !claimed[k]
-	})
+	parts = slices.DeleteFunc(parts, func(i int) bool { return !fresh[whole[i]] })
 	return fresh, t.insertUsageEvents(events, parts, func(i int) { fresh[i] = true })
 }
 

@@ -41,6 +41,9 @@ func testClaimEvents(t *testing.T, s Store) {
 	// Parts go with part 0.
 	wantEqual(t, claim(t, s, usageEvent("s", "1", 0, "a"), usageEvent("s", "1", 1, "a"), usageEvent("s", "4", 0, "a"), usageEvent("s", "4", 1, "a")),
 		[]bool{false, false, true, true})
+	// An event that comes twice is the first, with all its parts and no others.
+	wantEqual(t, claim(t, s, usageEvent("s", "5", 0, "a"), usageEvent("s", "5", 0, "a"), usageEvent("s", "5", 1, "a"), usageEvent("s", "5", 2, "a")),
+		[]bool{true, false, false, false})
 	wantEqual(t, claim(t, s), []bool(nil))
 	var ids []string
 	var last usage.EventKey
@@ -54,7 +57,7 @@ func testClaimEvents(t *testing.T, s Store) {
 			break
 		}
 	}
-	wantEqual(t, ids, []string{"s10", "s20", "s30", "s40", "s41", "t10"})
+	wantEqual(t, ids, []string{"s10", "s20", "s30", "s40", "s41", "s50", "t10"})
 	// What a transaction that fails has claimed is free.
 	failed := errors.New("failed")
 	err := s.Write(t.Context(), func(tx org.Tx) error {
