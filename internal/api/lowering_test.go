@@ -165,7 +165,7 @@ func (m *modelSeries) add(a usage.Aggregation, at time.Time, quantity usage.Deci
 func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 	on(t, func(t *testing.T, engine string) {
 		now := day("2026-11-14T12:00:00Z")
-		s := testkit.Open(t, engine, func(c *server.Config) { c.Now = func() time.Time { return now } })
+		s := testkit.Open(t, engine, func(c *server.Config) { c.Now, c.SignInterval = func() time.Time { return now }, -1 })
 		operator := &org.Call{Actor: key.Operator()}
 		aggregations := map[string]usage.Aggregation{"m_sum": usage.Sum, "m_count": usage.Count, "m_max": usage.Max, "m_latest": usage.Latest}
 		limits := map[string]usage.Decimal{"a": 40 * usage.One, "b": 25 * usage.One}

@@ -258,7 +258,7 @@ func (s *Service) Adjust(ctx context.Context, call *Call, id string, n NewAdjust
 				return nil, nil, err
 			}
 			if refusal != "" {
-				return nil, nil, problem.New(problem.PermissionDenied, "The quantity %s.", refusal)
+				return nil, nil, problem.New(problem.PermissionDenied, "The quantity is negative: %s.", refusal)
 			}
 		}
 		all, err := meters(c, o.RootID)

@@ -107,9 +107,9 @@ func senderOf(a *key.Actor) string {
 	return a.OrgID
 }
 
-// lowering refuses what would take something off the consumption of an
-// organization without the authority for it.
-const lowering = "is negative: what an organization has consumed is lowered from above, with a key that reaches its parent, and that of a root by the operator"
+// lowering says why something may not be taken off the consumption of an
+// organization.
+const lowering = "what an organization has consumed is lowered from above, with a key that reaches its parent, and that of a root by the operator"
 
 // mayLower reports whether the actor may take something off what the
 // organization at path has consumed. Who consumes may not: it would pay less
@@ -123,8 +123,7 @@ func mayLower(a *key.Actor, path string) bool {
 }
 
 // refuseLowering returns why the actor may not take something off what the
-// organization at path has consumed of a meter, empty if it may: words that
-// follow "the quantity". Every ancestor has consumed less too then. So a limit on
+// organization at path has consumed of a meter, empty if it may. Every ancestor has consumed less too then. So a limit on
 // one of them must be the actor's to change, or it would lift it like this.
 func refuseLowering(tx Tx, a *key.Actor, path, meter string) (string, error) {
 	switch {
@@ -137,7 +136,7 @@ func refuseLowering(tx Tx, a *key.Actor, path, meter string) (string, error) {
 	limits, err := chainLimits(tx, rootID, path)
 	for i := range limits {
 		if l := &limits[i]; l.Meter == meter && !mayLower(a, pathOf(path, l.OrgID)) {
-			return fmt.Sprintf("is negative: it would lower what counts against the limit of %s, which this key may not change", l.OrgID), err
+			return fmt.Sprintf("it would lower what counts against the limit of %s, which this key may not change", l.OrgID), err
 		}
 	}
 	return "", err
@@ -379,7 +378,7 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 					return out, err
 				}
 				if refusal != "" {
-					bad.add(i, "/quantity", refusal)
+					bad.add(i, "/quantity", "is negative: "+refusal)
 					part = 1
 					break
 				}
@@ -435,7 +434,7 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 				return out, err
 			}
 			if refusal != "" {
-				bad.add(i, "/quantity", strings.Replace(refusal, "is negative:", "is smaller than what was counted for a month that has closed:", 1))
+				bad.add(i, "/quantity", "is smaller than what was counted for a month that has closed: "+refusal)
 			}
 		}
 	}
