@@ -132,7 +132,8 @@ func insertRaw(dir string, batches int) (float64, error) {
 		PRAGMA cache_size = -16000; DELETE FROM usage_events; PRAGMA wal_checkpoint(TRUNCATE)`); err != nil {
 		return 0, err
 	}
-	insert, _, err := db.Prepare(`INSERT INTO usage_events (root_id, source, id, part, org_id, meter, at, quantity) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)`)
+	insert, _, err := db.Prepare(`INSERT INTO usage_events (root_id, sender, source, id, part, org_id, meter, at, quantity)
+		VALUES (?1, '/operator', ?2, ?3, ?4, ?5, ?6, ?7, ?8)`)
 	if err != nil {
 		return 0, err
 	}
@@ -233,9 +234,9 @@ func fillUsage(dir string, n int) error {
 	const chunk = 100_000
 	at := time.Now().UnixMicro()
 	for done := 0; done < n; done += chunk {
-		if err := db.Exec(fmt.Sprintf(`INSERT INTO usage_events (root_id, source, id, part, org_id, meter, at, quantity)
+		if err := db.Exec(fmt.Sprintf(`INSERT INTO usage_events (root_id, sender, source, id, part, org_id, meter, at, quantity)
 			WITH RECURSIVE c (n) AS (SELECT %d UNION ALL SELECT n + 1 FROM c WHERE n < %d)
-			SELECT 'acme', 'filled', printf('%%012d', n), 0, printf('team-%%d', n %% 64), 'tokens', %d, 1000000 FROM c`,
+			SELECT 'acme', '/operator', 'filled', printf('%%012d', n), 0, printf('team-%%d', n %% 64), 'tokens', %d, 1000000 FROM c`,
 			done+1, min(n, done+chunk), at)); err != nil {
 			return err
 		}

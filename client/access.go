@@ -70,7 +70,7 @@ func (cl *Client) ExportAccessLog(ctx context.Context, orgID string, q AccessQue
 // NewAccessEvent is an access event to send. ID, Timestamp, OrgID and the
 // members after Status may be empty.
 type NewAccessEvent struct {
-	// ID makes the event one that is stored once per root, however often it
+	// ID makes the event one that is stored once for its sender, however often it
 	// is sent.
 	ID        string
 	Timestamp time.Time // when it happened; now if it is zero

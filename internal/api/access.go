@@ -212,6 +212,7 @@ func (a *API) ingestAccessLog(r *web.Request) (*web.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.Did = eventsStored
 	return render(n), nil
 }
 

@@ -180,16 +180,18 @@ func (a *API) create(r *web.Request, parentID string, body *orgCreateBody) (*web
 		return orgAnswer(http.StatusCreated, o).With("Location", a.location(r, o.ID))
 	}
 	var o *org.Organization
+	var receipt audit.Receipt
 	var err error
 	if parentID == "" {
-		o, r.Receipt, err = a.service.CreateRoot(r.Context(), r.Call(render), body.create())
+		o, receipt, err = a.service.CreateRoot(r.Context(), r.Call(render), body.create())
 	} else {
-		o, r.Receipt, err = a.service.CreateChild(r.Context(), r.Call(render), parentID, body.create())
+		o, receipt, err = a.service.CreateChild(r.Context(), r.Call(render), parentID, body.create())
 	}
 	if err != nil {
 		return nil, err
 	}
-	return render(o).Receipt(r.Receipt), nil
+	r.Receipt = receipt
+	return render(o).Receipt(receipt), nil
 }
 
 // orgUpdateBody is the body that changes an organization. The members are

@@ -38,6 +38,9 @@ const (
 	typeCloudBatch = "application/cloudevents-batch+json"
 )
 
+// eventsStored is what a request did that brought events.
+const eventsStored = "The events were stored"
+
 func (a *API) ingestUsage(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
@@ -63,6 +66,7 @@ func (a *API) ingestUsage(r *web.Request) (*web.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.Did = eventsStored
 	return render(n), nil
 }
 
@@ -85,6 +89,7 @@ func (a *API) ingestEvents(r *web.Request) (*web.Response, error) {
 	if _, err := a.service.Ingest(r.Context(), r.Call(render), "", events); err != nil {
 		return nil, err
 	}
+	r.Did = eventsStored
 	return render(nil), nil
 }
 

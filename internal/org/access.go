@@ -180,21 +180,23 @@ type Ingested struct {
 }
 
 // IngestAccess stores access events of an organization and of those below it
-// that the actor can see, all of them or none. An event whose id a product has
-// used before in the same root, for an event that is still kept, is left out.
+// that the actor can see, all of them or none. An event with an id that the same
+// sender has given before in the same root, to an event that is still kept, is
+// left out: see senderOf.
 // The error EventInvalid names the bad ones. An event without an organization
 // is the target's, and one without a time of now.
 func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, events []IncomingEvent) (*Ingested, error) {
 	var out *Ingested
-	err := s.store.Write(ctx, func(tx Tx) error {
+	err := s.write(ctx, call, func(tx Tx) error {
 		now := s.Now()
+		call, err := s.presentCall(tx, call, key.AccessLogWrite)
+		if err != nil {
+			return err
+		}
 		target, err := tx.Org(orgID)
 		if errors.Is(err, ErrAbsent) || err == nil && (target.DeletedAt != nil || !call.Actor.Sees(target.Path)) {
 			return NotFound()
 		} else if err != nil {
-			return err
-		}
-		if err := permit(call.Actor, key.AccessLogWrite); err != nil {
 			return err
 		}
 		retention, err := accessRetention(tx, target.RootID)
@@ -231,7 +233,7 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 		if err := bad.Err(); err != nil {
 			return err
 		}
-		duplicates, err := tx.InsertAccessEvents(target.RootID, ready)
+		duplicates, err := tx.InsertAccessEvents(target.RootID, senderOf(call.Actor), ready)
 		if err != nil {
 			return err
 		}

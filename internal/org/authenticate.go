@@ -94,6 +94,17 @@ func (s *Service) present(tx Tx, call *Call) (*key.Actor, error) {
 	return k.actor, nil
 }
 
+// presentCall returns the call with its actor as it is in a transaction, who
+// must hold a permission.
+func (s *Service) presentCall(tx Tx, call *Call, permission string) (*Call, error) {
+	own := *call
+	var err error
+	if own.Actor, err = s.present(tx, call); err != nil {
+		return nil, err
+	}
+	return &own, permit(own.Actor, permission)
+}
+
 const operatorKeyID = "operator"
 
 var operator = key.Operator()

@@ -265,8 +265,14 @@ func (s *Service) Adjust(ctx context.Context, call *Call, id string, n NewAdjust
 		if err != nil {
 			return nil, nil, err
 		}
-		if n.Quantity < 0 && !mayLower(c.call.Actor, o.Path) {
-			return nil, nil, problem.New(problem.PermissionDenied, "The quantity %s.", lowering)
+		if n.Quantity < 0 {
+			refusal, err := refuseLowering(c, c.call.Actor, o.Path, n.Meter)
+			if err != nil {
+				return nil, nil, err
+			}
+			if refusal != "" {
+				return nil, nil, problem.New(problem.PermissionDenied, "The quantity is negative: %s.", refusal)
+			}
 		}
 		all, err := meters(c, o.RootID)
 		if err != nil {

@@ -73,6 +73,12 @@ type gauge struct {
 	// committed was stored by a transaction of its own. It is dropped by the
 	// first read that begins after it.
 	committed usage.Decimal
+	// lowered is how often a transaction has taken something off, and readOf
+	// how often when the last read began. What was taken off shows when the
+	// store is read, and not before: until a commit is certain it has not
+	// happened, and a read may have seen it already. So a gauge never shows too
+	// little, and nothing is refused by one that may show too much.
+	lowered, readOf int
 }
 
 type recordedCharge struct {
@@ -139,11 +145,17 @@ func (g *gauges) forget(rootID string, orgIDs []string) {
 	}
 }
 
-// hold is one charge on one gauge.
+// hold is what the charges of a reservation add to one gauge, all together.
 type hold struct {
 	gauge    *gauge
+	limit    *Limit // the tightest of those that were known for the gauge
+	month    usage.Month
 	quantity usage.Decimal
 }
+
+// pending returns what a hold adds to its gauge before it is stored: never less
+// than nothing.
+func (h *hold) pending() usage.Decimal { return max(h.quantity, 0) }
 
 // Reservation is what has been let through under hard limits and is not
 // stored yet. Exactly one of its methods must be called in the end. They may
@@ -161,19 +173,19 @@ func (r *Reservation) Recorded(end access.Position) {
 	}
 	r.gauges.mu.Lock()
 	defer r.gauges.mu.Unlock()
-	for _, h := range r.holds {
-		g := h.gauge
+	for i := range r.holds {
+		g, quantity := r.holds[i].gauge, r.holds[i].pending()
 		switch n := len(g.recorded); {
 		case g.loaded && !g.position.Before(end):
-			g.pending -= h.quantity
+			g.pending -= quantity
 		case n >= maxRecorded:
 			last := &g.recorded[n-1]
-			last.quantity += h.quantity
+			last.quantity += quantity
 			if last.end.Before(end) {
 				last.end = end
 			}
 		default:
-			g.recorded = append(g.recorded, recordedCharge{end, h.quantity})
+			g.recorded = append(g.recorded, recordedCharge{end, quantity})
 		}
 	}
 }
@@ -186,8 +198,11 @@ func (r *Reservation) Committed() {
 	}
 	r.gauges.mu.Lock()
 	defer r.gauges.mu.Unlock()
-	for _, h := range r.holds {
-		h.gauge.committed += h.quantity
+	for i := range r.holds {
+		h := &r.holds[i]
+		if h.gauge.committed += h.pending(); h.quantity < 0 {
+			h.gauge.lowered++
+		}
 	}
 }
 
@@ -198,16 +213,8 @@ func (r *Reservation) Release() {
 	}
 	r.gauges.mu.Lock()
 	defer r.gauges.mu.Unlock()
-	r.giveUp()
-}
-
-// giveUp is Release for a caller that holds the lock of the gauges.
-func (r *Reservation) giveUp() {
-	if r == nil {
-		return
-	}
-	for _, h := range r.holds {
-		h.gauge.pending -= h.quantity
+	for i := range r.holds {
+		r.holds[i].gauge.pending -= r.holds[i].pending()
 	}
 }
 
@@ -284,13 +291,16 @@ func (s *Service) Count(ctx context.Context, charges ...Charge) *Reservation {
 
 // reserve adds charges to the gauges of the hard limits that bind them, in one
 // step, without I/O. With check it adds nothing unless all fit: errNoGauge if
-// what has to be known is not, problem.LimitExceeded if they do not.
+// what has to be known is not, problem.LimitExceeded if they do not. What some
+// charges take off makes room for others of the same call, and for those of
+// other calls once it is stored.
 //
 // known are limits, by path, that the caller has just found to hold. Others
 // are known only while nothing in their tree changes.
 func (s *Service) reserve(charges []Charge, check bool, known map[string]*bounds) (*Reservation, error) {
 	var r *Reservation
 	var now time.Time
+	var place map[*gauge]int // of a gauge in the holds; only of several charges
 	kick := false
 	for i := range charges {
 		c := &charges[i]
@@ -299,7 +309,6 @@ func (s *Service) reserve(charges []Charge, check bool, known map[string]*bounds
 			cached, ok := s.bounds.GetIfPresent(c.Path)
 			if !ok || check && cached.generation != s.store.Generation(c.RootID) {
 				if check {
-					r.giveUp()
 					return nil, errNoGauge
 				}
 				continue
@@ -320,19 +329,50 @@ func (s *Service) reserve(charges []Charge, check bool, known map[string]*bounds
 			g := s.gauges.all[gaugeKey{c.RootID, l.OrgID, c.Month, c.Meter}]
 			switch {
 			case check && (g == nil || !g.loaded || now.Sub(g.readAt) >= gaugeTrust):
-				r.giveUp()
 				return nil, errNoGauge
 			case g == nil:
-			case check && c.Quantity > 0 && !g.fits(c.Quantity, l.Amount):
-				r.giveUp()
-				return nil, exceeded(l, c.Month, now)
-			default:
-				g.pending += c.Quantity
-				g.usedAt = now
-				kick = kick || now.Sub(g.readAt) > gaugeRefresh
-				r.holds = append(r.holds, hold{g, c.Quantity})
+				continue
 			}
+			n, ok := place[g]
+			if !ok {
+				n = len(r.holds)
+				r.holds = append(r.holds, hold{gauge: g, limit: l, month: c.Month})
+				if len(charges) > 1 {
+					if place == nil {
+						place = map[*gauge]int{}
+					}
+					place[g] = n
+				}
+			}
+			h := &r.holds[n]
+			if l.Amount < h.limit.Amount {
+				h.limit = l
+			}
+			sum, err := h.quantity.Add(c.Quantity)
+			if err != nil && check {
+				return nil, exceeded(l, c.Month, now)
+			}
+			h.quantity = sum
 		}
+	}
+	if r == nil {
+		return nil, nil
+	}
+	for i := range r.holds {
+		h := &r.holds[i]
+		switch g := h.gauge; {
+		case !check || h.quantity <= 0 || g.fits(h.quantity, h.limit.Amount):
+		case g.lowered != g.readOf:
+			return nil, errNoGauge
+		default:
+			return nil, exceeded(h.limit, h.month, now)
+		}
+	}
+	for i := range r.holds {
+		g := r.holds[i].gauge
+		g.pending += r.holds[i].pending()
+		g.usedAt = now
+		kick = kick || now.Sub(g.readAt) > gaugeRefresh
 	}
 	if kick {
 		s.refreshGauges()
@@ -372,7 +412,7 @@ func (s *Service) loadGauges(ctx context.Context, keys []gaugeKey) error {
 			g.all[k] = one
 		}
 		one.usedAt = now
-		known = known && one.loaded && now.Sub(one.readAt) < gaugeRefresh
+		known = known && one.loaded && now.Sub(one.readAt) < gaugeRefresh && one.lowered == one.readOf
 	}
 	g.any.Store(true)
 	g.mu.Unlock()
@@ -396,6 +436,7 @@ func (s *Service) readGauges(ctx context.Context, age time.Duration) error {
 		key       gaugeKey
 		gauge     *gauge
 		committed usage.Decimal
+		lowered   int
 		total     usage.Decimal
 	}
 	var reads []read
@@ -407,8 +448,8 @@ func (s *Service) readGauges(ctx context.Context, age time.Duration) error {
 		case now.Sub(one.usedAt) > gaugeIdle && one.pending == one.committed:
 			delete(g.all, k)
 		case now.Sub(one.usedAt) > gaugeTrust && one.loaded && len(one.recorded) == 0:
-		case !one.loaded || now.Sub(one.readAt) > age:
-			reads = append(reads, read{key: k, gauge: one, committed: one.committed})
+		case !one.loaded || now.Sub(one.readAt) > age || one.lowered != one.readOf:
+			reads = append(reads, read{key: k, gauge: one, committed: one.committed, lowered: one.lowered})
 			fresh = fresh && one.loaded
 		}
 	}
@@ -443,6 +484,7 @@ func (s *Service) readGauges(ctx context.Context, age time.Duration) error {
 	for i := range reads {
 		one := reads[i].gauge
 		one.loaded, one.stored, one.position, one.readAt = true, reads[i].total, position, now
+		one.readOf = reads[i].lowered
 		one.committed -= reads[i].committed
 		one.pending -= reads[i].committed
 		waiting := one.recorded[:0]

@@ -102,8 +102,9 @@ func (l *limited) clock() time.Time {
 }
 
 // In one process exactly what fits is let through, whatever has been let
-// through, recorded, stored, committed and given up before, in whatever order,
-// and whenever the store is read.
+// through, recorded, stored, committed, given up and taken off before, in
+// whatever order, and whenever the store is read. What is to be taken off makes
+// no room before it is stored.
 func TestGaugesAreExact(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := &limited{now: time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC), consumed: map[string]usage.Decimal{},
@@ -123,6 +124,7 @@ func TestGaugesAreExact(t *testing.T) {
 			r      *Reservation
 		}
 		var under []let                    // let through, and neither recorded, committed nor given up
+		var falling []let                  // to be taken off
 		sums := map[string]usage.Decimal{} // let through and not given up, by organization
 		paths := []string{"r/", "r/a/", "r/a/b/"}
 		count := func(path string, amount usage.Decimal) {
@@ -166,6 +168,34 @@ func TestGaugesAreExact(t *testing.T) {
 				amount := usage.Decimal(rapid.IntRange(0, 5).Draw(t, "amount"))
 				under = append(under, let{path, amount, s.Count(context.Background(), Charge{RootID: "r", Path: path, Month: "2026-11", Meter: "m", Quantity: amount})})
 				count(path, amount)
+			},
+			"begin to take off": func(t *rapid.T) {
+				path := rapid.SampledFrom(paths).Draw(t, "path")
+				r, err := s.Admit(context.Background(), Charge{RootID: "r", Path: path, Month: "2026-11", Meter: "m", Quantity: 5},
+					Charge{RootID: "r", Path: path, Month: "2026-11", Meter: "m", Quantity: -30})
+				if err != nil {
+					t.Fatal(err)
+				}
+				falling = append(falling, let{path, -25, r})
+			},
+			"take off": func(t *rapid.T) {
+				if len(falling) == 0 {
+					t.Skip()
+				}
+				x := falling[0]
+				falling = falling[1:]
+				if rapid.Bool().Draw(t, "and fail") {
+					x.r.Release()
+					return
+				}
+				l.mu.Lock()
+				l.add(x.path, x.amount)
+				l.mu.Unlock()
+				if rapid.Bool().Draw(t, "read before it is known") {
+					read(t)
+				}
+				x.r.Committed()
+				count(x.path, x.amount)
 			},
 			"record": func(t *rapid.T) {
 				if len(under) == 0 {

@@ -205,9 +205,10 @@ type Tx interface {
 	// AccessHead returns the greatest number of a root's events, 0 for none.
 	AccessHead(rootID string) (int64, error)
 	// InsertAccessEvents stores events of one root and returns how many it
-	// left out, because an event with the same id, that a product gave it too,
-	// is among them already or was inserted before and has not expired.
-	InsertAccessEvents(rootID string, events []IncomingEvent) (duplicates int64, err error)
+	// left out, because an event of the same sender with the same id, that a
+	// product gave it too, is among them already or was inserted before and has
+	// not expired.
+	InsertAccessEvents(rootID, sender string, events []IncomingEvent) (duplicates int64, err error)
 	// AccessRetention returns how long the events of a root are kept, if it
 	// was set.
 	AccessRetention(rootID string) (*AccessRetention, error)
@@ -264,8 +265,9 @@ type Tx interface {
 	// are deleted are missing.
 	Places(ids []string) (map[string]Place, error)
 	// ClaimEvents stores those events that are not stored already, and tells
-	// which. Of several with the same key it stores the first. Parts other
-	// than 0 are stored if part 0 is, by the same call.
+	// which. Of several with the same key it stores the first. The parts of an
+	// event follow its part 0, and are stored if that is. An event of the same
+	// organization that was stored without a sender counts as one of any.
 	ClaimEvents(events []usage.Event) (fresh []bool, err error)
 	// UsageEvents returns the events of a root that follow a key, in the order
 	// of their keys.

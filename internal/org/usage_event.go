@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -96,9 +97,19 @@ const noPlace = "names no organization that this call reaches"
 // storable reports whether s is text that every database holds.
 func storable(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }
 
-// lowering refuses what would take something off the consumption of an
-// organization without the authority for it.
-const lowering = "is negative: what an organization has consumed is lowered from above, with a key that reaches its parent, and that of a root by the operator"
+// senderOf returns in whose namespace the ids are that the actor gives to
+// events: that of the key's own organization, whichever of its keys it uses, and
+// in each root one of the operator, which is no organization's id.
+func senderOf(a *key.Actor) string {
+	if a.OrgID == "" {
+		return "/operator"
+	}
+	return a.OrgID
+}
+
+// lowering says why something may not be taken off the consumption of an
+// organization.
+const lowering = "what an organization has consumed is lowered from above, with a key that reaches its parent, and that of a root by the operator"
 
 // mayLower reports whether the actor may take something off what the
 // organization at path has consumed. Who consumes may not: it would pay less
@@ -109,6 +120,26 @@ func mayLower(a *key.Actor, path string) bool {
 	}
 	ids := SplitPath(path)
 	return len(ids) > 1 && a.Sees(strings.TrimSuffix(path, ids[len(ids)-1]+"/"))
+}
+
+// refuseLowering returns why the actor may not take something off what the
+// organization at path has consumed of a meter, empty if it may. Every ancestor has consumed less too then. So a limit on
+// one of them must be the actor's to change, or it would lift it like this.
+func refuseLowering(tx Tx, a *key.Actor, path, meter string) (string, error) {
+	switch {
+	case a.Spans():
+		return "", nil
+	case !mayLower(a, path):
+		return lowering, nil
+	}
+	rootID, _, _ := strings.Cut(path, "/")
+	limits, err := chainLimits(tx, rootID, path)
+	for i := range limits {
+		if l := &limits[i]; l.Meter == meter && !mayLower(a, pathOf(path, l.OrgID)) {
+			return fmt.Sprintf("it would lower what counts against the limit of %s, which this key may not change", l.OrgID), err
+		}
+	}
+	return "", err
 }
 
 // checkEvents checks what can be checked without the store, and gives events
@@ -142,8 +173,8 @@ func checkEvents(events []UsageEvent, now time.Time) error {
 }
 
 // Ingest counts events, all or none of them, each exactly once: an event with
-// the source and id of one that was counted before, in the same root, changes
-// nothing. It returns once the events, their identities and all totals are
+// the source and id of one that the same sender has sent before, for the same
+// root, changes nothing; see senderOf. It returns once the events, their identities and all totals are
 // durable. An event counts for the organization that it names, which must lie
 // at or below the one with the id orgID, and for its ancestors at that moment.
 // With an empty orgID any organization that the actor sees will do.
@@ -179,14 +210,18 @@ func (s *Service) Ingest(ctx context.Context, call *Call, orgID string, events [
 		if err := in.watch(ctx, within); err != nil {
 			return Ingestion{}, err
 		}
-		err = s.store.Write(ctx, func(tx Tx) error {
+		err = s.write(ctx, call, func(tx Tx) error {
 			in.reservation.Release() // of an attempt before
 			in.reservation = nil
-			var err error
+			now, err := s.presentCall(tx, call, key.ConsumptionWrite)
+			if err != nil {
+				return err
+			}
+			in.call = now
 			if out, err = in.run(tx); err != nil {
 				return err
 			}
-			return remember(tx, call, now, out, audit.Receipt{})
+			return remember(tx, now, in.now, out, audit.Receipt{})
 		})
 		if err != errNoGauge {
 			break
@@ -219,9 +254,17 @@ type ingestion struct {
 	now         time.Time
 	orgID       string
 	events      []UsageEvent
-	orgIDs      []string           // of the events, each once
-	limits      map[string]*bounds // that watch found, by path
+	orgIDs      []string             // of the events, each once
+	limits      map[string]*bounds   // that watch found, by path
+	refusals    map[[2]string]string // of what would lower a meter, by path and meter
 	reservation *Reservation
+}
+
+// reaches reports whether an event may be for an organization: the actor sees
+// it, and it lies where the events were sent to. Of any other the transaction
+// reads where it is, and neither locks nor keeps anything.
+func (in *ingestion) reaches(place Place, within string) bool {
+	return in.call.Actor.Sees(place.Path) && strings.HasPrefix(place.Path, within)
 }
 
 // watch reads what the hard limits say about the events, before the
@@ -265,6 +308,7 @@ func (in *ingestion) watch(ctx context.Context, within string) error {
 // run counts the events in a transaction.
 func (in *ingestion) run(tx Tx) (Ingestion, error) {
 	var out Ingestion
+	in.refusals = map[[2]string]string{}
 	// Where the organizations are is read in the transaction that counts: a
 	// move cannot part an event from the ancestors it counts for.
 	places, err := tx.Places(in.orgIDs)
@@ -286,7 +330,7 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 		}
 	}
 	bad := &usageErrors{events: in.events}
-	months, err := in.hold(tx, places)
+	months, err := in.hold(tx, places, within)
 	if err != nil {
 		return out, err
 	}
@@ -297,7 +341,7 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 	for i := range in.events {
 		e := &in.events[i]
 		place, ok := places[e.OrgID]
-		if !ok || !in.call.Actor.Sees(place.Path) || !strings.HasPrefix(place.Path, within) {
+		if !ok || !in.reaches(place, within) {
 			switch {
 			case e.OrgID == "":
 				bad.add(i, "/org_id", "is missing: it names the organization")
@@ -333,12 +377,19 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 				part = 1
 				break
 			}
-			if quantity < 0 && m.Aggregation == usage.Sum && !mayLower(in.call.Actor, place.Path) {
-				bad.add(i, "/quantity", lowering)
-				part = 1
-				break
+			// A count is one, whatever the quantity.
+			if quantity < 0 && m.Aggregation != usage.Count {
+				refusal, err := in.refuseLowering(tx, place.Path, m.Slug)
+				if err != nil {
+					return out, err
+				}
+				if refusal != "" {
+					bad.add(i, "/quantity", "is negative: "+refusal)
+					part = 1
+					break
+				}
 			}
-			stored = append(stored, usage.Event{EventKey: usage.EventKey{RootID: place.RootID, Source: e.Source, ID: e.ID, Part: part},
+			stored = append(stored, usage.Event{EventKey: usage.EventKey{RootID: place.RootID, Sender: senderOf(in.call.Actor), Source: e.Source, ID: e.ID, Part: part},
 				OrgID: e.OrgID, Meter: m.Slug, At: e.At, Quantity: quantity})
 			origin = append(origin, i)
 			aggregation = append(aggregation, m.Aggregation)
@@ -360,7 +411,8 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 	if err != nil {
 		return out, err
 	}
-	book := &booking{places: places, months: months, states: map[usage.Series]usage.State{}, entries: map[entryKey]*usage.Entry{}}
+	book := &booking{places: places, months: months, states: map[usage.Series]usage.State{}, entries: map[entryKey]*usage.Entry{},
+		lowers: map[*usage.Entry]int{}}
 	if book.states, err = tx.States(book.series(stored, fresh, aggregation)); err != nil {
 		return out, err
 	}
@@ -375,8 +427,21 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 		if !fresh[n] {
 			continue
 		}
-		if err := book.add(&stored[n], aggregation[n]); err != nil {
+		if err := book.add(&stored[n], aggregation[n], origin[n]); err != nil {
 			bad.add(origin[n], "", problem.From(err).Detail)
+		}
+	}
+	for _, e := range book.order {
+		// What was consumed in a closed month does not shrink with a gauge:
+		// it would be taken off another month.
+		if i, lower := book.lowers[e]; lower && e.Quantity < 0 {
+			refusal, err := in.refuseLowering(tx, e.Path, e.Meter)
+			if err != nil {
+				return out, err
+			}
+			if refusal != "" {
+				bad.add(i, "/quantity", "is smaller than what was counted for a month that has closed: "+refusal)
+			}
 		}
 	}
 	if err := bad.err(); err != nil {
@@ -408,6 +473,18 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 	return out, tx.AddUsage(entries, in.now)
 }
 
+// refuseLowering is the function of that name, which asks once for all events.
+func (in *ingestion) refuseLowering(tx Tx, path, meter string) (string, error) {
+	of := [2]string{path, meter}
+	refusal, ok := in.refusals[of]
+	if ok {
+		return refusal, nil
+	}
+	refusal, err := refuseLowering(tx, in.call.Actor, path, meter)
+	in.refusals[of] = refusal
+	return refusal, err
+}
+
 type rootMonth struct {
 	rootID string
 	month  usage.Month
@@ -415,13 +492,13 @@ type rootMonth struct {
 
 // hold returns, for the months in which events of each root lie, those in
 // which they are counted, and keeps these from being closed.
-func (in *ingestion) hold(tx Tx, places map[string]Place) (map[rootMonth]usage.Month, error) {
+func (in *ingestion) hold(tx Tx, places map[string]Place, within string) (map[rootMonth]usage.Month, error) {
 	held := map[rootMonth]usage.Month{}
 	var order []rootMonth
 	for i := range in.events {
 		e := &in.events[i]
 		place, ok := places[e.OrgID]
-		if !ok {
+		if !ok || !in.reaches(place, within) {
 			continue
 		}
 		m := rootMonth{place.RootID, usage.MonthOf(e.At)}
@@ -457,6 +534,7 @@ type booking struct {
 	states  map[usage.Series]usage.State
 	entries map[entryKey]*usage.Entry
 	order   []*usage.Entry
+	lowers  map[*usage.Entry]int // the last event that took something off a closed month, by the entry that does
 }
 
 // series returns the series whose states the events depend on.
@@ -487,16 +565,15 @@ func (b *booking) delta(e *usage.Event, a usage.Aggregation, period string) (usa
 	}
 	s := usage.Series{RootID: e.RootID, Period: period, OrgID: e.OrgID, Meter: e.Meter}
 	state := b.states[s]
-	delta, latestAt, err := usage.Delta(a, state.Value, state.LatestAt, e.At, e.Quantity)
+	delta, err := state.Count(a, b.places[e.OrgID].Path, e.At, e.Quantity)
 	if err == nil {
-		state.Value += delta
-		state.LatestAt = latestAt
 		b.states[s] = state
 	}
 	return delta, err
 }
 
-func (b *booking) add(e *usage.Event, a usage.Aggregation) error {
+// add adds event i of the request.
+func (b *booking) add(e *usage.Event, a usage.Aggregation, i int) error {
 	month, day := usage.MonthOf(e.At), usage.DayOf(e.At)
 	open := b.months[rootMonth{e.RootID, month}]
 	ofMonth, err := b.delta(e, a, string(month))
@@ -519,6 +596,9 @@ func (b *booking) add(e *usage.Event, a usage.Aggregation) error {
 		}
 		b.entries[k] = entry
 		b.order = append(b.order, entry)
+	}
+	if open != month && ofMonth < 0 {
+		b.lowers[entry] = i
 	}
 	if entry.Quantity, err = entry.Quantity.Add(ofMonth); err != nil {
 		return err

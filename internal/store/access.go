@@ -257,7 +257,15 @@ func (t *tx) putEvents(n int, event func(i int) (*access.Event, int64)) error {
 		}, nil)
 }
 
-func (t *tx) InsertAccessEvents(rootID string, events []org.IncomingEvent) (duplicates int64, err error) {
+// Claims from before senders were kept may be anybody's: see insertUsage.
+const (
+	insertClaim      = `INSERT INTO access_claims (root_id, sender, id, at) `
+	insertNewClaim   = insertClaim + `VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`
+	insertMoreClaims = insertClaim + `SELECT $1, $2, $3, $4 WHERE NOT EXISTS (SELECT 1 FROM access_claims AS c
+		WHERE c.root_id = $1 AND c.sender = '' AND c.id = $3 AND c.org_id = $5) ON CONFLICT DO NOTHING`
+)
+
+func (t *tx) InsertAccessEvents(rootID, sender string, events []org.IncomingEvent) (duplicates int64, err error) {
 	// Taken first, the root's number also keeps two transactions from waiting
 	// for each other's claims.
 	seq, err := t.nextEvents(rootID, len(events))
@@ -272,16 +280,22 @@ func (t *tx) InsertAccessEvents(rootID string, events []org.IncomingEvent) (dupl
 			fresh = append(fresh, i)
 		}
 	}
-	err = t.execEach(`INSERT INTO access_claims (root_id, id, at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, len(named),
-		func(i int) []any {
-			e := &events[named[i]]
-			return []any{rootID, e.ID, micros(e.Timestamp)}
-		}, func(i int, rows int64) error {
-			if rows > 0 {
-				fresh = append(fresh, named[i])
-			}
-			return nil
-		})
+	text, args := insertNewClaim, 4
+	switch err := t.queryRow(into(new(string)), `SELECT id FROM access_claims WHERE root_id = $1 AND sender = '' LIMIT 1`, rootID); {
+	case err == nil:
+		text, args = insertMoreClaims, 5
+	case !errors.Is(err, org.ErrAbsent):
+		return 0, err
+	}
+	err = t.execEach(text, len(named), func(i int) []any {
+		e := &events[named[i]]
+		return []any{rootID, sender, e.ID, micros(e.Timestamp), e.OrgID}[:args]
+	}, func(i int, rows int64) error {
+		if rows > 0 {
+			fresh = append(fresh, named[i])
+		}
+		return nil
+	})
 	if err != nil {
 		return 0, err
 	}

@@ -8,10 +8,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/usage"
 )
 
 // A database of the first orgd, whose migrations were 1 and 3, goes on with
@@ -110,6 +112,111 @@ func TestOldDatabaseIsCarriedOn(t *testing.T) {
 				totals, err := tx.Totals("r", "r", "2026-11")
 				if len(totals) != 1 || totals[0].Own != 7 || totals[0].Recorded != 7 {
 					t.Errorf("totals %+v", totals)
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// Ids that were given to events before senders were told apart are still taken
+// for events of the same organization, whoever sends them, and for nobody else's.
+func TestIdsFromBeforeSendersAreKept(t *testing.T) {
+	for _, kind := range []string{store.SQLite, store.Postgres} {
+		t.Run(kind, func(t *testing.T) {
+			now := time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
+			dir := t.TempDir()
+			name := filepath.Join(dir, "orgd.db")
+			if kind == store.Postgres {
+				name = testkit.Postgres(t)
+			}
+			versions := map[int64]bool{}
+			for v := range int64(10) {
+				versions[v] = true
+			}
+			err := store.OldDatabase(t.Context(), kind, name, versions, func(exec func(string, ...any) error) error {
+				for part, meter := range []string{"tokens", "requests"} {
+					if err := exec(`INSERT INTO usage_events (root_id, source, id, part, org_id, meter, at, quantity) VALUES ('r', 's', '1', $1, 'a', $2, $3, 5)`,
+						part, meter, now.UnixMicro()); err != nil {
+						return err
+					}
+				}
+				for _, id := range []string{"one", "gone"} {
+					if err := exec(`INSERT INTO access_claims (root_id, id, at) VALUES ('r', $1, $2)`, id, now.UnixMicro()); err != nil {
+						return err
+					}
+				}
+				if err := exec(`INSERT INTO access_events (root_id, at, seq, id, org_id, user_name, action, status, ip, user_agent, method, path, request_id, api_key_id)
+					VALUES ('r', $1, 1, 'one', 'a', 'u', 'LOGIN', 'SUCCESS', '', '', '', '', '', '')`, now.UnixMicro()); err != nil {
+					return err
+				}
+				return exec(`INSERT INTO usage_states (root_id, period, org_id, meter, value, latest_at) VALUES ('r', '2026-11', 'a', 'disk', 7, $1)`, now.UnixMicro())
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := openOld(t, kind, dir, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			used := func(sender, orgID string, part int) usage.Event {
+				return usage.Event{EventKey: usage.EventKey{RootID: "r", Sender: sender, Source: "s", ID: "1", Part: part}, OrgID: orgID, Meter: "tokens", At: now}
+			}
+			seen := func(orgID, id string) org.IncomingEvent {
+				return org.IncomingEvent{Named: true, Event: access.Event{RootID: "r", ID: id, OrgID: orgID, User: "u", Action: "LOGIN", Status: access.Success, Timestamp: now}}
+			}
+			err = s.Write(t.Context(), func(tx org.Tx) error {
+				for _, test := range []struct {
+					what   string
+					event  usage.Event
+					fresh  bool
+					access org.IncomingEvent
+				}{
+					{"sent again by its organization", used("a", "a", 0), false, seen("a", "one")},
+					{"sent again from above", used("r", "a", 0), false, seen("a", "one")},
+					{"sent again by the operator", used("/operator", "a", 0), false, seen("a", "one")},
+					{"of a neighbour", used("b", "b", 0), true, seen("b", "one")},
+					{"of a neighbour, again", used("b", "b", 0), false, seen("b", "one")},
+					{"of the root for another", used("r", "b", 0), true, seen("b", "one")},
+				} {
+					part := test.event
+					part.Part = 1
+					fresh, err := tx.ClaimEvents([]usage.Event{test.event, part})
+					if err != nil {
+						return err
+					}
+					duplicates, err := tx.InsertAccessEvents("r", test.event.Sender, []org.IncomingEvent{test.access})
+					if err != nil {
+						return err
+					}
+					if fresh[0] != test.fresh || fresh[1] != test.fresh || (duplicates == 0) != test.fresh {
+						t.Errorf("%s: counted %v, %d duplicates", test.what, fresh, duplicates)
+					}
+				}
+				if n, err := tx.InsertAccessEvents("r", "a", []org.IncomingEvent{seen("a", "gone")}); n != 0 || err != nil {
+					t.Errorf("the id of an event that is not kept any more: %d duplicates, %v", n, err)
+				}
+				series := usage.Series{RootID: "r", Period: "2026-11", OrgID: "a", Meter: "disk"}
+				states, err := tx.States([]usage.Series{series})
+				if diff := cmp.Diff(map[usage.Series]usage.State{series: {Value: 7, LatestAt: now}}, states); diff != "" {
+					t.Errorf("states: %s", diff)
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			// They are pruned like all others, and then nobody's.
+			err = s.Write(t.Context(), func(tx org.Tx) error {
+				if _, err := tx.PruneEvents("r", now.Add(time.Hour), usage.EventKey{RootID: "r"}, 100); err != nil {
+					return err
+				}
+				fresh, err := tx.ClaimEvents([]usage.Event{used("a", "a", 0)})
+				if err == nil && !fresh[0] {
+					t.Error("a pruned event is a duplicate")
 				}
 				return err
 			})

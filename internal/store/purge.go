@@ -159,12 +159,16 @@ var (
 		removeRows(`org_places`, `parent_id, org_id, since`, ofOrgs(`parent_id`), 1),
 		removeRows(`usage_limits`, `org_id, meter`, ofOrgs(`org_id`), 1),
 		removeRows(`usage_states`, `period, org_id, meter`, ofOrgs(`org_id`), 1),
+		removeRows(`access_claims`, `sender, id`, ofOrgs(`sender`), 1),
 	}
 	// purgeCounted gives what ancestors' totals hold of them names that no
 	// organization will have: see org.FormerMark.
 	purgeCounted = []purgeStatement{
 		renameRows(`usage_adjustments`, `org_id, month, id`, `org_id`, ``, `, reason = ''`),
 		renameRows(`usage_days`, daysKey, `org_id`, ``, ``),
+		// Who gets the id has not sent what its former owner did. What that
+		// counted for others stays.
+		renameRows(`usage_events`, `sender, source, id, part`, `sender`, ``, ``),
 	}
 	purgeTotal  = renameRows(`usage_totals`, totalsKey, `org_id`, ` AND month = $4`, ``)
 	purgeParent = renameRows(`usage_totals`, totalsKey, `parent_id`, ` AND month = $4`, ``)
@@ -174,13 +178,13 @@ var (
 	// it smaller.
 	purgeRoot = []purgeStatement{
 		removeRows(`access_events`, `at, seq`, ``, 1),
-		removeRows(`access_claims`, `id`, ``, 1),
+		removeRows(`access_claims`, `sender, id`, ``, 1),
 		removeRows(`org_places`, `parent_id, org_id, since`, ``, 1),
 		removeRows(`usage_limits`, `org_id, meter`, ``, 1),
 		removeRows(`usage_totals`, totalsKey, ``, 1),
 		removeRows(`usage_days`, daysKey, ``, 1),
 		removeRows(`usage_adjustments`, `org_id, month, id`, ``, 1),
-		removeRows(`usage_events`, `source, id, part`, ``, 1),
+		removeRows(`usage_events`, `sender, source, id, part`, ``, 1),
 		removeRows(`usage_states`, `period, org_id, meter`, ``, 1),
 		removeRows(`usage_statement_parts`, `month, part`, ``, 100),
 		removeRows(`usage_statements`, `month`, ``, 1),

@@ -119,7 +119,8 @@ func (t *tx) Places(ids []string) (map[string]org.Place, error) {
 }
 
 func compareKeys(a, b *usage.EventKey) int {
-	return cmp.Or(cmp.Compare(a.RootID, b.RootID), cmp.Compare(a.Source, b.Source), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Part, b.Part))
+	return cmp.Or(cmp.Compare(a.RootID, b.RootID), cmp.Compare(a.Sender, b.Sender), cmp.Compare(a.Source, b.Source),
+		cmp.Compare(a.ID, b.ID), cmp.Compare(a.Part, b.Part))
 }
 
 func (t *tx) ClaimEvents(events []usage.Event) (fresh []bool, err error) {
@@ -140,38 +141,55 @@ func (t *tx) ClaimEvents(events []usage.Event) (fresh []bool, err error) {
 			parts = append(parts, i)
 		}
 	}
-	claimed := map[usage.EventKey]bool{} // only of events with several parts
-	err = t.insertUsageEvents(events, first, func(i int) {
-		fresh[i] = true
-		if len(parts) > 0 {
-			claimed[events[i].EventKey] = true
+	whole := make([]int, len(events)) // where part 0 of each is
+	for i := range events {
+		if whole[i] = i; events[i].Part > 0 {
+			whole[i] = whole[i-1]
 		}
-	})
+	}
+	err = t.insertUsageEvents(events, first, func(i int) { fresh[i] = true })
 	if err != nil || len(parts) == 0 {
 		return fresh, err
 	}
-	parts = slices.DeleteFunc(parts, func(i int) bool {
-		k := events[i].EventKey
-		k.Part = 0
-		return !claimed[k]
-	})
+	parts = slices.DeleteFunc(parts, func(i int) bool { return !fresh[whole[i]] })
 	return fresh, t.insertUsageEvents(events, parts, func(i int) { fresh[i] = true })
 }
 
-// insertUsageEvents inserts those of the events that indexes name, and calls
-// inserted for each that was not there.
+// Events from before senders were kept may be anybody's. One that was of the
+// same organization is taken for the same event: whoever counts for it sees it,
+// and learns nothing that was not their own.
+const (
+	insertUsage     = `INSERT INTO usage_events (root_id, sender, source, id, part, org_id, meter, at, quantity) `
+	insertNewUsage  = insertUsage + `VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING`
+	insertMoreUsage = insertUsage + `SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9 WHERE NOT EXISTS (SELECT 1 FROM usage_events AS e
+		WHERE e.root_id = $1 AND e.sender = '' AND e.source = $3 AND e.id = $4 AND e.part = 0 AND e.org_id = $6) ON CONFLICT DO NOTHING`
+)
+
+// insertUsageEvents inserts those of the events that indexes name, in the order
+// of their keys, and calls inserted for each that was not there.
 func (t *tx) insertUsageEvents(events []usage.Event, indexes []int, inserted func(i int)) error {
-	return t.execEach(`INSERT INTO usage_events (root_id, source, id, part, org_id, meter, at, quantity)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING`,
-		len(indexes), func(n int) []any {
-			e := &events[indexes[n]]
-			return []any{e.RootID, e.Source, e.ID, e.Part, e.OrgID, e.Meter, micros(e.At), int64(e.Quantity)}
-		}, func(n int, rows int64) error {
-			if rows > 0 {
-				inserted(indexes[n])
-			}
-			return nil
-		})
+	text, rootID := insertNewUsage, ""
+	for _, i := range indexes {
+		if events[i].RootID == rootID {
+			continue
+		}
+		rootID = events[i].RootID
+		switch err := t.queryRow(into(new(string)), `SELECT id FROM usage_events WHERE root_id = $1 AND sender = '' LIMIT 1`, rootID); {
+		case err == nil:
+			text = insertMoreUsage
+		case !errors.Is(err, org.ErrAbsent):
+			return err
+		}
+	}
+	return t.execEach(text, len(indexes), func(n int) []any {
+		e := &events[indexes[n]]
+		return []any{e.RootID, e.Sender, e.Source, e.ID, e.Part, e.OrgID, e.Meter, micros(e.At), int64(e.Quantity)}
+	}, func(n int, rows int64) error {
+		if rows > 0 {
+			inserted(indexes[n])
+		}
+		return nil
+	})
 }
 
 func (t *tx) UsageEvents(rootID string, after usage.EventKey, limit int) ([]usage.Event, error) {
@@ -179,13 +197,13 @@ func (t *tx) UsageEvents(rootID string, after usage.EventKey, limit int) ([]usag
 	err := t.query(func(r row) error {
 		e := usage.Event{EventKey: usage.EventKey{RootID: rootID}}
 		var at int64
-		err := r.Scan(&e.Source, &e.ID, &e.Part, &e.OrgID, &e.Meter, &at, (*int64)(&e.Quantity))
+		err := r.Scan(&e.Sender, &e.Source, &e.ID, &e.Part, &e.OrgID, &e.Meter, &at, (*int64)(&e.Quantity))
 		e.At = fromMicros(at)
 		events = append(events, e)
 		return err
-	}, `SELECT source, id, part, org_id, meter, at, quantity FROM usage_events
-		WHERE root_id = $1 AND (source, id, part) > ($2, $3, $4) ORDER BY source, id, part LIMIT $5`,
-		rootID, after.Source, after.ID, after.Part, limit)
+	}, `SELECT sender, source, id, part, org_id, meter, at, quantity FROM usage_events
+		WHERE root_id = $1 AND (sender, source, id, part) > ($2, $3, $4, $5) ORDER BY sender, source, id, part LIMIT $6`,
+		rootID, after.Sender, after.Source, after.ID, after.Part, limit)
 	return events, err
 }
 
@@ -203,20 +221,20 @@ func (t *tx) MonthsToPrune(last usage.Month, limit int) ([]org.Month, error) {
 
 func (t *tx) PruneEvents(rootID string, before time.Time, after usage.EventKey, limit int) (next *usage.EventKey, err error) {
 	end := usage.EventKey{RootID: rootID}
-	err = t.queryRow(into(&end.Source, &end.ID, &end.Part), `SELECT source, id, part FROM usage_events
-		WHERE root_id = $1 AND (source, id, part) > ($2, $3, $4) ORDER BY source, id, part LIMIT 1 OFFSET $5`,
-		rootID, after.Source, after.ID, after.Part, limit-1)
+	err = t.queryRow(into(&end.Sender, &end.Source, &end.ID, &end.Part), `SELECT sender, source, id, part FROM usage_events
+		WHERE root_id = $1 AND (sender, source, id, part) > ($2, $3, $4, $5) ORDER BY sender, source, id, part LIMIT 1 OFFSET $6`,
+		rootID, after.Sender, after.Source, after.ID, after.Part, limit-1)
 	switch {
 	case errors.Is(err, org.ErrAbsent):
-		_, err = t.exec(`DELETE FROM usage_events WHERE root_id = $1 AND (source, id, part) > ($2, $3, $4) AND at < $5`,
-			rootID, after.Source, after.ID, after.Part, micros(before))
+		_, err = t.exec(`DELETE FROM usage_events WHERE root_id = $1 AND (sender, source, id, part) > ($2, $3, $4, $5) AND at < $6`,
+			rootID, after.Sender, after.Source, after.ID, after.Part, micros(before))
 		return nil, err
 	case err != nil:
 		return nil, err
 	}
-	_, err = t.exec(`DELETE FROM usage_events WHERE root_id = $1 AND (source, id, part) > ($2, $3, $4)
-		AND (source, id, part) <= ($5, $6, $7) AND at < $8`,
-		rootID, after.Source, after.ID, after.Part, end.Source, end.ID, end.Part, micros(before))
+	_, err = t.exec(`DELETE FROM usage_events WHERE root_id = $1 AND (sender, source, id, part) > ($2, $3, $4, $5)
+		AND (sender, source, id, part) <= ($6, $7, $8, $9) AND at < $10`, rootID, after.Sender, after.Source, after.ID, after.Part,
+		end.Sender, end.Source, end.ID, end.Part, micros(before))
 	return &end, err
 }
 
@@ -262,13 +280,13 @@ func (t *tx) States(series []usage.Series) (map[usage.Series]usage.State, error)
 			s := usage.Series{RootID: g.rootID, Period: g.period, Meter: g.meter}
 			var state usage.State
 			var latestAt int64
-			err := r.Scan(&s.OrgID, (*int64)(&state.Value), &latestAt)
+			err := r.Scan(&s.OrgID, (*int64)(&state.Value), &latestAt, &state.Path, (*int64)(&state.Here))
 			if latestAt != 0 {
 				state.LatestAt = fromMicros(latestAt)
 			}
 			states[s] = state
 			return err
-		}, `SELECT org_id, value, latest_at FROM usage_states
+		}, `SELECT org_id, value, latest_at, path, here FROM usage_states
 			WHERE root_id = $1 AND period = $2 AND meter = $3 AND org_id IN (SELECT value FROM json_each($4))
 			ORDER BY org_id FOR UPDATE`, g.rootID, g.period, g.meter, ids)
 		if err != nil {
@@ -283,12 +301,12 @@ func (t *tx) PutStates(states map[usage.Series]usage.State) error {
 	for s := range states {
 		series = append(series, s)
 	}
-	return t.execEach(`UPDATE usage_states SET value = $5, latest_at = $6 WHERE root_id = $1 AND period = $2 AND org_id = $3 AND meter = $4`,
-		len(series), func(i int) []any {
-			s := series[i]
-			state := states[s]
-			return []any{s.RootID, s.Period, s.OrgID, s.Meter, int64(state.Value), micros(state.LatestAt)}
-		}, nil)
+	return t.execEach(`UPDATE usage_states SET value = $5, latest_at = $6, path = $7, here = $8
+		WHERE root_id = $1 AND period = $2 AND org_id = $3 AND meter = $4`, len(series), func(i int) []any {
+		s := series[i]
+		state := states[s]
+		return []any{s.RootID, s.Period, s.OrgID, s.Meter, int64(state.Value), micros(state.LatestAt), state.Path, int64(state.Here)}
+	}, nil)
 }
 
 // recordedEntries returns what a batch of recorded requests adds, each in its

@@ -92,6 +92,8 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 	moved := map[cell]usage.Decimal{}   // adjustments by the month in which they are counted
 	lateFor := map[cell]usage.Decimal{} // those from events, by the month that they are for
 	sumOfDays := map[cell]usage.Decimal{}
+	parent := map[string]string{}
+	treeMoved := false // an organization has consumed below several parents
 	for id := range usageNames(t, s, rootID, months, seen) {
 		read(func(tx org.Tx) error {
 			for _, m := range months {
@@ -101,6 +103,10 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 				}
 				for _, x := range totals {
 					c := cell{id, x.Meter, string(m.Month)}
+					if p, ok := parent[id]; ok && p != x.ParentID {
+						treeMoved = true
+					}
+					parent[id] = x.ParentID
 					byMonth.own[c] += x.Own
 					byMonth.total[c] += x.Total
 					byMonth.recorded[c] += x.Recorded
@@ -154,10 +160,12 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 	byDay.check(t)
 
 	// A month's events are one quantity, but of several newest ones any may
-	// have been counted last.
+	// have been counted last. Where organizations have moved, a gauge that fell
+	// since may have left some of it with the old ancestors.
 	type aggregate struct {
 		values []usage.Decimal
 		newest time.Time
+		most   usage.Decimal
 	}
 	fromEvents := map[cell]*aggregate{}
 	var last usage.EventKey
@@ -186,6 +194,7 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 					a.values[0] = e.Quantity
 				}
 			case usage.Latest:
+				a.most = max(a.most, e.Quantity)
 				switch {
 				case first || e.At.After(a.newest):
 					a.values, a.newest = []usage.Decimal{e.Quantity}, e.At
@@ -203,7 +212,7 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 		pruned[string(m.Month)] = m.PrunedAt != nil
 	}
 	for c := range fromEvents {
-		if _, ok := byMonth.own[c]; !ok && seen[c.org] == 1 && fold.Orgs[c.org] != nil && !slices.Contains(fromEvents[c].values, lateFor[c]) {
+		if _, ok := byMonth.own[c]; !ok && !treeMoved && seen[c.org] == 1 && fold.Orgs[c.org] != nil && !slices.Contains(fromEvents[c].values, lateFor[c]) {
 			t.Errorf("%s of %s in %s has no total, adjustments of %s elsewhere, and the events give %v", c.meter, c.org, c.period,
 				lateFor[c], fromEvents[c].values)
 		}
@@ -217,10 +226,12 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 		}
 		rest := own - byMonth.recorded[c] - moved[c] + lateFor[c]
 		values := []usage.Decimal{0}
+		left := false
 		if a := fromEvents[c]; a != nil {
 			values = a.values
+			left = treeMoved && meters[c.meter].Aggregation == usage.Latest && slices.Min(values) <= rest && rest <= a.most
 		}
-		if !slices.Contains(values, rest) {
+		if !slices.Contains(values, rest) && !left {
 			t.Errorf("%s of %s in %s: own %s, recorded %s, adjustments %s, late %s, and the events give %v", c.meter, c.org, c.period,
 				own, byMonth.recorded[c], moved[c], lateFor[c], values)
 		}

@@ -142,7 +142,8 @@ func CheckSlug(s string) error {
 //	Latest  quantity - own if the event is not older than latestAt, or 0
 //
 // so that own becomes the aggregate of all the events. Quantities may be
-// negative: the maximum of negative quantities is negative. Of several newest
+// negative, from somebody who may lower what was consumed: the maximum of
+// negative quantities is negative. Of several newest
 // events the one counted last decides. The error is problem.InvalidBody if
 // what the event adds, or own with it, would be out of range.
 func Delta(a Aggregation, own Decimal, latestAt, eventAt time.Time, quantity Decimal) (delta Decimal, newLatestAt time.Time, err error) {

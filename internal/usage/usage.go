@@ -47,10 +47,12 @@ type Event struct {
 }
 
 // EventKey is the identity of an event: Source and ID together name one event
-// of a root. An event that several meters count has a Part for each of them,
+// of those that a Sender has sent for a root. What others have sent has ids of
+// its own. An event that several meters count has a Part for each of them,
 // from 0.
 type EventKey struct {
 	RootID string
+	Sender string // the organization of the key that sent it; empty for events from before senders were kept
 	Source string
 	ID     string
 	Part   int
@@ -70,6 +72,36 @@ type Series struct {
 type State struct {
 	Value    Decimal
 	LatestAt time.Time // of the newest event; zero before the first
+	// Path is where the organization was when the last event was counted, and
+	// Here the part of Value that was counted there. The rest is in the totals
+	// of ancestors that it had before, and stays with them.
+	Path string
+	Here Decimal
+}
+
+// Count counts an event of the organization, which is at path now, and returns
+// what it adds to the consumption of the organization and of every ancestor: see
+// Delta. After a move an event takes away no more than was counted since, so that
+// no ancestor is charged less than what was consumed below it: the new ones
+// never had the rest, and the old ones keep it.
+func (s *State) Count(a Aggregation, path string, at time.Time, quantity Decimal) (Decimal, error) {
+	delta, latestAt, err := Delta(a, s.Value, s.LatestAt, at, quantity)
+	if err != nil {
+		return 0, err
+	}
+	here := s.Here
+	switch s.Path {
+	case path:
+	case "":
+		here = s.Value
+	default:
+		here = 0
+	}
+	if least := min(quantity, 0); delta < 0 && here+delta < least {
+		delta = min(least-here, 0)
+	}
+	s.Value, s.LatestAt, s.Path, s.Here = s.Value+delta, latestAt, path, here+delta
+	return delta, nil
 }
 
 // Entry adds to the totals of the organization at the end of Path, and to

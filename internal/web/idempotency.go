@@ -7,6 +7,8 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -85,13 +87,7 @@ func (s *Server) once(r *Request, handle Handler) (*Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := sha256.New()
-	for _, part := range []string{r.Method, r.URL.RequestURI(), r.Header.Get("Content-Type")} {
-		io.WriteString(h, part)
-		h.Write([]byte{0})
-	}
-	h.Write(body)
-	hash := h.Sum(nil)
+	hash := fingerprint(r, body)
 
 	flight := r.Actor.ID + "\x00" + idempotencyKey
 	if _, busy := s.inFlight.LoadOrStore(flight, true); busy {
@@ -111,6 +107,7 @@ func (s *Server) once(r *Request, handle Handler) (*Response, error) {
 			return nil, problem.New(problem.IdempotencyKeyReused, "This Idempotency-Key was used for another request in the last 24 hours.").
 				WithFix("Use a new Idempotency-Key for a new request.")
 		}
+		r.Did = "This request was made before, with this Idempotency-Key"
 		return open(r.token, idempotencyKey, replay.Answer)
 	}
 	r.idempotent = &org.Idempotency{Key: idempotencyKey, RequestHash: hash}
@@ -126,8 +123,49 @@ func (s *Server) once(r *Request, handle Handler) (*Response, error) {
 	}
 	if err != nil {
 		s.log.Warn("an answer could not be kept for its Idempotency-Key", "request_id", r.ID, "error", err)
+	} else if r.Did == "" {
+		r.Did = "Nothing was changed, and the answer is kept for its Idempotency-Key"
 	}
 	return resp, nil
+}
+
+// fingerprint returns a hash of all that decides about what a request does:
+// its method, target, media type and body, and those header fields that a
+// handler goes by. Requests with the same one may have the same answer.
+func fingerprint(r *Request, body []byte) []byte {
+	h := sha256.New()
+	part := func(s string) {
+		io.WriteString(h, s)
+		h.Write([]byte{0})
+	}
+	part(r.Method)
+	part(r.URL.RequestURI())
+	part(r.Header.Get("Content-Type"))
+	h.Write(body)
+	hash := h.Sum(nil)
+
+	var fields []string
+	for name, values := range r.Header {
+		name = strings.ToLower(name)
+		switch {
+		case strings.HasPrefix(name, "ce-"): // the attributes of a CloudEvent in binary mode
+		case name == "if-match":
+		case name == "content-encoding" && !strings.EqualFold(strings.Join(values, ","), "identity"):
+		default:
+			continue
+		}
+		// Neither a name nor a value holds NUL or a line break.
+		fields = append(fields, name+"\x00"+strings.Join(values, "\x00"))
+	}
+	if len(fields) == 0 {
+		return hash
+	}
+	slices.Sort(fields)
+	h.Reset()
+	h.Write(hash)
+	part("")
+	part(strings.Join(fields, "\n"))
+	return h.Sum(nil)
 }
 
 func visibleASCII(s string) bool {

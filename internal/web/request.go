@@ -35,6 +35,7 @@ type Request struct {
 	Org       *org.Snapshot // the organization that the request is about; nil if none, or not visible
 	Sought    string        // the id of an organization that the body or the query names; it may not exist
 	Receipt   audit.Receipt // of the change that the request made
+	Did       string        // what else the request did and cannot be taken back, as the beginning of a sentence
 	// Decision is set by a route that decides about another request: it says
 	// what is recorded, instead of this request and its count.
 	Decision *Decision

@@ -172,8 +172,8 @@ func (s *Server) handler(rt *Route) http.Handler {
 			resp = s.failed(rt, r, err)
 		}
 		if !rt.Rule.Open {
-			if err := s.record(rt, r, resp.Status); err != nil {
-				resp = s.failed(rt, r, unrecorded(r, err))
+			if lost := s.record(rt, r, resp.Status); lost != nil {
+				resp = s.failed(rt, r, unrecorded(r, err, lost))
 			}
 		}
 		resp.Header = append(resp.Header, r.extra...)
@@ -203,15 +203,29 @@ func (s *Server) handler(rt *Route) http.Handler {
 	})
 }
 
+// done returns what the request did that cannot be taken back, as the beginning
+// of a sentence; empty if nothing.
+func (r *Request) done() string {
+	if r.Did == "" && r.Receipt.Origin != "" {
+		return "The change was made"
+	}
+	return r.Did
+}
+
 // unrecorded is the answer when the access could not be recorded: nothing is
-// answered that would leave no trace.
-func unrecorded(r *Request, err error) error {
-	if r.Receipt.Origin == "" {
+// answered that would leave no trace. failed is the error that would have been
+// the answer, nil for none.
+func unrecorded(r *Request, failed, err error) error {
+	did := r.done()
+	switch {
+	case problem.Is(failed, problem.OutcomeUnknown):
+		unknown := *problem.From(failed)
+		return unknown.WithCause(errors.Join(unknown.Cause, err))
+	case did == "":
 		return err
 	}
-	e := problem.New(problem.OutcomeUnknown, "The change was made, but the access to it could not be recorded.").
-		WithFix("Read the resource to see its state.").WithCause(err)
-	return e
+	return problem.New(problem.OutcomeUnknown, "%s, but the access to this call could not be recorded.", did).
+		WithFix("Read the state before you repeat the request, or repeat it with the same Idempotency-Key.").WithCause(err)
 }
 
 // answer takes the request along the fixed order of checks: authenticate,
@@ -376,6 +390,10 @@ func (s *Server) failed(rt *Route, r *Request, err error) *Response {
 		err = problem.New(problem.Unavailable, "The client closed the connection.").WithCause(err)
 	}
 	e := problem.From(err)
+	if did := r.done(); did != "" && (e.Code == problem.Unavailable || e.Code == problem.StorageFull) {
+		// These two promise that nothing happened.
+		e = problem.New(problem.OutcomeUnknown, "%s, and then: %s", did, e.Detail).WithFix("%s", e.Fix).WithCause(err)
+	}
 	if e.Code.Status() >= 500 {
 		s.log.Error("request failed", "request_id", r.ID, "operation", rt.Operation, "code", e.Code, "error", err)
 	}

@@ -519,15 +519,40 @@ func incoming(orgID, id string, seconds int) org.IncomingEvent {
 
 func ingest(t testing.TB, s Store, events ...org.IncomingEvent) (duplicates int64) {
 	t.Helper()
+	return ingestFrom(t, s, "r", events...)
+}
+
+func ingestFrom(t testing.TB, s Store, sender string, events ...org.IncomingEvent) (duplicates int64) {
+	t.Helper()
 	write(t, s, func(tx org.Tx) (err error) {
-		duplicates, err = tx.InsertAccessEvents("r", events)
+		duplicates, err = tx.InsertAccessEvents("r", sender, events)
 		return err
 	})
 	return duplicates
 }
 
-// testAccessIngest: an id is taken once per root, whatever the times of the
-// events, and events without one are always stored.
+// testAccessSenders: what one sender has called its events says nothing about
+// those of another, before and after its ids have expired.
+func testAccessSenders(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/b/")
+	events := []org.IncomingEvent{incoming("a", "one", 1), incoming("a", "two", 2), incoming("a", "three", 3)}
+	wantEqual(t, ingestFrom(t, s, "a", events...), int64(0))
+	wantEqual(t, ingestFrom(t, s, "b", events[1:]...), int64(0))
+	wantEqual(t, ingestFrom(t, s, "/operator", events...), int64(0))
+	wantEqual(t, ingestFrom(t, s, "a", events...), int64(3))
+	wantEqual(t, ingestFrom(t, s, "b", events...), int64(2))
+	q := org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 100}
+	wantEqual(t, eventIDs(allEvents(t, s, q)), split("three three three two two two one one one"))
+	for range 6 {
+		write(t, s, func(tx org.Tx) error { _, err := tx.ExpireAccess("r", at(3), at(3), 2); return err })
+	}
+	wantEqual(t, eventIDs(allEvents(t, s, q)), split("three three three"))
+	wantEqual(t, ingestFrom(t, s, "a", events...), int64(1))
+	wantEqual(t, ingestFrom(t, s, "b", events...), int64(1))
+}
+
+// testAccessIngest: a sender's id is taken once per root, whatever the times of
+// the events, and events without one are always stored.
 func testAccessIngest(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "q/")
 	flush(t, s, 1, event("r", "r", 0))
@@ -538,7 +563,7 @@ func testAccessIngest(t *testing.T, s Store) {
 	write(t, s, func(tx org.Tx) error {
 		other := incoming("q", "one", 1)
 		other.RootID = "q"
-		n, err := tx.InsertAccessEvents("q", []org.IncomingEvent{other})
+		n, err := tx.InsertAccessEvents("q", "r", []org.IncomingEvent{other})
 		wantEqual(t, n, int64(0))
 		return err
 	})
@@ -549,7 +574,7 @@ func testAccessIngest(t *testing.T, s Store) {
 	feed := get(t, s, func(tx org.Tx) (org.AccessFeed, error) { return tx.AccessFeed(q, 0) })
 	wantEqual(t, eventIDs(feed.Events), []string{event("r", "r", 0).ID, "one", second})
 	if err := s.Write(t.Context(), func(tx org.Tx) error {
-		if _, err := tx.InsertAccessEvents("r", []org.IncomingEvent{incoming("r", "four", 1)}); err != nil {
+		if _, err := tx.InsertAccessEvents("r", "r", []org.IncomingEvent{incoming("r", "four", 1)}); err != nil {
 			return err
 		}
 		return org.ErrStale
@@ -577,7 +602,7 @@ func testAccessIngestRace(t *testing.T, s Store) {
 				batch = append(batch, incoming("r", fmt.Sprint("id-", n), n))
 			}
 			if err := s.Write(context.Background(), func(tx org.Tx) error {
-				n, err := tx.InsertAccessEvents("r", batch)
+				n, err := tx.InsertAccessEvents("r", "r", batch)
 				if err == nil {
 					accepted.Add(events - n)
 				}

@@ -16,7 +16,7 @@ import (
 )
 
 func usageEvent(source, id string, part int, orgID string) usage.Event {
-	return usage.Event{EventKey: usage.EventKey{RootID: "r", Source: source, ID: id, Part: part}, OrgID: orgID, Meter: "tokens",
+	return usage.Event{EventKey: usage.EventKey{RootID: "r", Sender: "r", Source: source, ID: id, Part: part}, OrgID: orgID, Meter: "tokens",
 		At: epoch, Quantity: usage.One}
 }
 
@@ -41,6 +41,9 @@ func testClaimEvents(t *testing.T, s Store) {
 	// Parts go with part 0.
 	wantEqual(t, claim(t, s, usageEvent("s", "1", 0, "a"), usageEvent("s", "1", 1, "a"), usageEvent("s", "4", 0, "a"), usageEvent("s", "4", 1, "a")),
 		[]bool{false, false, true, true})
+	// An event that comes twice is the first, with all its parts and no others.
+	wantEqual(t, claim(t, s, usageEvent("s", "5", 0, "a"), usageEvent("s", "5", 0, "a"), usageEvent("s", "5", 1, "a"), usageEvent("s", "5", 2, "a")),
+		[]bool{true, false, false, false})
 	wantEqual(t, claim(t, s), []bool(nil))
 	var ids []string
 	var last usage.EventKey
@@ -54,7 +57,7 @@ func testClaimEvents(t *testing.T, s Store) {
 			break
 		}
 	}
-	wantEqual(t, ids, []string{"s10", "s20", "s30", "s40", "s41", "t10"})
+	wantEqual(t, ids, []string{"s10", "s20", "s30", "s40", "s41", "s50", "t10"})
 	// What a transaction that fails has claimed is free.
 	failed := errors.New("failed")
 	err := s.Write(t.Context(), func(tx org.Tx) error {
@@ -63,6 +66,88 @@ func testClaimEvents(t *testing.T, s Store) {
 	})
 	wantErr(t, err, failed)
 	wantEqual(t, claim(t, s, usageEvent("s", "9", 0, "a")), []bool{true})
+}
+
+func from(sender string, e usage.Event) usage.Event {
+	e.Sender = sender
+	return e
+}
+
+// testClaimSenders: an id that one sender has used is free for every other, and
+// what is read and pruned goes through the events of all of them.
+func testClaimSenders(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/b/")
+	one, two := usageEvent("s", "1", 0, "a"), usageEvent("s", "2", 0, "a")
+	part := usageEvent("s", "2", 1, "a")
+	wantEqual(t, claim(t, s, from("b", one), from("b", two)), []bool{true, true})
+	wantEqual(t, claim(t, s, from("a", one), from("a", two), from("a", part)), []bool{true, true, true})
+	wantEqual(t, claim(t, s, from("/operator", two), from("/operator", part)), []bool{true, true})
+	// Together they are each who they are.
+	wantEqual(t, claim(t, s, from("b", one), from("c", one), from("a", one), from("c", one)), []bool{false, true, false, false})
+	list := func() (keys []string) {
+		t.Helper()
+		for after := (usage.EventKey{}); ; {
+			page := get(t, s, func(tx org.Tx) ([]usage.Event, error) { return tx.UsageEvents("r", after, 3) })
+			for _, e := range page {
+				keys = append(keys, fmt.Sprint(e.Sender, ":", e.ID, e.Part))
+				after = e.EventKey
+			}
+			if len(page) < 3 {
+				return keys
+			}
+		}
+	}
+	wantEqual(t, list(), split("/operator:20 /operator:21 a:10 a:20 a:21 b:10 b:20 c:10"))
+	late := from("b", usageEvent("s", "9", 0, "a"))
+	late.At = epoch.AddDate(0, 1, 0)
+	claim(t, s, late)
+	for after := new(usage.EventKey{RootID: "r"}); after != nil; {
+		write(t, s, func(tx org.Tx) (err error) {
+			after, err = tx.PruneEvents("r", epoch.AddDate(0, 0, 1), *after, 2)
+			return err
+		})
+	}
+	wantEqual(t, list(), split("b:90"))
+	wantEqual(t, claim(t, s, from("b", one), late), []bool{true, false})
+}
+
+// testPurgedSender: who gets the id of a purged organization, or a root that was
+// purged, has sent nothing yet. What the former one sent for others stays
+// counted.
+func testPurgedSender(t *testing.T, s Store) {
+	plant(t, s, "r/", "r/a/", "r/a/b/")
+	mine, other := from("b", usageEvent("s", "1", 0, "b")), from("b", usageEvent("s", "2", 0, "a"))
+	for round := range 3 {
+		wantEqual(t, claim(t, s, mine, other), []bool{true, true})
+		wantEqual(t, ingestFrom(t, s, "b", incoming("b", "one", 1), incoming("a", "two", 1)), int64(0))
+		wantEqual(t, claim(t, s, mine, other), []bool{false, false})
+		wantEqual(t, ingestFrom(t, s, "b", incoming("b", "one", 1), incoming("a", "two", 1)), int64(2))
+		deletion := fmt.Sprint("del_", round)
+		write(t, s, func(tx org.Tx) error {
+			_, err := tx.MarkDeleted("r", "r/a/b/", deletion, at(1))
+			if err == nil {
+				_, err = tx.BeginPurge("r", deletion, at(2))
+			}
+			return err
+		})
+		for done := false; !done; {
+			write(t, s, func(tx org.Tx) (err error) {
+				_, done, err = tx.Purge("r", deletion, 1000, at(3))
+				return err
+			})
+		}
+		plant(t, s, "r/a/b/")
+	}
+	var kept int
+	for _, e := range get(t, s, func(tx org.Tx) ([]usage.Event, error) { return tx.UsageEvents("r", usage.EventKey{}, 100) }) {
+		if e.OrgID == "a" {
+			kept++
+		}
+	}
+	wantEqual(t, kept, 3)
+	// In the namespace of another sender nothing has changed.
+	wantEqual(t, claim(t, s, from("a", other)), []bool{true})
+	wantEqual(t, claim(t, s, from("a", other)), []bool{false})
 }
 
 // testClaimRace: of many transactions that claim the same events in any order,
@@ -317,11 +402,11 @@ func testStates(t *testing.T, s Store) {
 	write(t, s, func(tx org.Tx) error {
 		got, err := tx.States([]usage.Series{b, a})
 		wantEqual(t, got, map[usage.Series]usage.State{a: {}, b: {}})
-		return errors.Join(err, tx.PutStates(map[usage.Series]usage.State{a: {Value: -5, LatestAt: epoch}, b: {Value: 7, LatestAt: at(1)}}))
+		return errors.Join(err, tx.PutStates(map[usage.Series]usage.State{a: {Value: -5, LatestAt: epoch, Path: "r/a/", Here: -2}, b: {Value: 7, LatestAt: at(1)}}))
 	})
 	write(t, s, func(tx org.Tx) error {
 		got, err := tx.States([]usage.Series{a, b})
-		wantEqual(t, got, map[usage.Series]usage.State{a: {Value: -5, LatestAt: epoch}, b: {Value: 7, LatestAt: at(1)}})
+		wantEqual(t, got, map[usage.Series]usage.State{a: {Value: -5, LatestAt: epoch, Path: "r/a/", Here: -2}, b: {Value: 7, LatestAt: at(1)}})
 		return errors.Join(err, tx.PruneStates("r", "2026-11"))
 	})
 	write(t, s, func(tx org.Tx) error {

@@ -1,0 +1,158 @@
+package api_test
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/api"
+	"github.com/orgd/orgd/internal/ident"
+	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/web"
+)
+
+// deafRecorder takes no record while it is deaf, and does not say so before.
+type deafRecorder struct {
+	*access.Recorder
+	deaf atomic.Bool
+}
+
+func (r *deafRecorder) Ready() error { return nil }
+
+func (r *deafRecorder) RecordAt(rec access.Record) (access.Position, error) {
+	if r.deaf.Load() {
+		return access.Position{}, problem.New(problem.Unavailable, "The access log cannot be written.").WithCause(errors.New("deaf"))
+	}
+	return r.Recorder.RecordAt(rec)
+}
+
+// unsureStore commits what it writes and, while it is unsure, does not know it.
+type unsureStore struct {
+	org.Store
+	unsure atomic.Bool
+}
+
+func (s *unsureStore) Write(ctx context.Context, fn func(org.Tx) error) error {
+	err := s.Store.Write(ctx, fn)
+	if err == nil && s.unsure.Load() {
+		err = problem.New(problem.OutcomeUnknown, "The change may or may not have been made.")
+	}
+	return err
+}
+
+// withFaults serves the API of a server with a recorder and a store that fail
+// when they are told to.
+func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder, *unsureStore) {
+	t.Helper()
+	_, hash, ok := key.ParseToken(s.OperatorKey)
+	if !ok {
+		t.Fatal("the operator key is malformed")
+	}
+	recorder, store := &deafRecorder{Recorder: s.Recorder}, &unsureStore{Store: s.Store}
+	service, err := org.NewService(org.Config{Store: store, Now: s.Config.Now, NewID: ident.New, Rand: rand.Reader,
+		RestoreWindow: time.Hour, OperatorHash: hash, Spool: s.Recorder})
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics, limiter := prometheus.NewRegistry(), key.NewLimiter()
+	a, err := api.New(api.Config{Service: service, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics})
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler, err := web.NewServer(web.Config{Service: service, Recorder: recorder, Limiter: limiter, Log: s.Config.Log, Now: s.Config.Now, Metrics: metrics}, a.Routes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	front := httptest.NewServer(handler)
+	t.Cleanup(front.Close)
+	faulty := *s
+	faulty.URL = front.URL
+	return &faulty, recorder, store
+}
+
+// What a request did is never denied because its access could not be recorded:
+// the answer says what was done. A request that did nothing may say so.
+func TestEffectsAreNotDenied(t *testing.T) {
+	on(t, func(t *testing.T, engine string) {
+		at, _ := metered(t, engine, "2026-11-14T12:00:00Z")
+		s, recorder, store := withFaults(t, at)
+		op := s.OperatorKey
+		cloud := func(id string) string {
+			return fmt.Sprintf(`{"specversion":"1.0","id":%q,"source":"gw","type":"storage_used","subject":"shop","data":{"quantity":1}}`, id)
+		}
+		const events, changed = "The events were stored, but", "The change was made, but"
+		effects := []struct {
+			name, method, path, body, did string
+			headers                       []string
+		}{
+			{"an event", "POST", "/orgs/acme/consumption/events", `{"id":"1","meter":"storage_used","quantity":1,"org_id":"shop"}`, events, nil},
+			{"a line", "POST", "/orgs/acme/consumption/events", `{"id":"2","meter":"storage_used","quantity":1,"org_id":"shop"}` + "\n", events, []string{"Content-Type", ndjson}},
+			{"CloudEvents", "POST", "/orgs/acme/consumption/events", "[" + cloud("1") + "," + cloud("2") + "]", events, []string{"Content-Type", cloudBatch}},
+			{"CloudEvents of OpenMeter", "POST", "/api/v1/events", "[" + cloud("3") + "]", events, []string{"Content-Type", cloudBatch}},
+			{"an event with its answer kept", "POST", "/orgs/acme/consumption/events", `{"id":"3","meter":"storage_used","quantity":1,"org_id":"shop"}`, events, []string{"Idempotency-Key", "k1"}},
+			{"an access event", "POST", "/orgs/acme/access_log", `{"id":"1","user":"u","action":"LOGIN","status":"SUCCESS"}`, events, nil},
+			{"an adjustment", "POST", "/orgs/shop/consumption/adjustments", `{"meter":"api_calls","quantity":1,"reason":"r"}`, changed, nil},
+			{"a new organization", "POST", "/orgs/acme/children", `{"id":"new","name":"New"}`, changed, nil},
+			{"an import", "POST", "/orgs/import", "id,parent_id,name\nimported,acme,Imported\n", changed, []string{"Content-Type", "text/csv"}},
+			{"an answer that was kept", "POST", "/orgs/shop/move", `{"parent_id":"eu"}`, "Nothing was changed, and the answer is kept", []string{"Idempotency-Key", "k2"}},
+			{"an answer that was kept before", "POST", "/orgs/shop/move", `{"parent_id":"eu"}`, "This request was made before", []string{"Idempotency-Key", "k2"}},
+		}
+		recorder.deaf.Store(true)
+		for _, test := range effects {
+			a := s.Must(503, test.method, test.path, op, test.body, test.headers...)
+			if a.String("code") != "outcome_unknown" || !strings.HasPrefix(a.String("detail"), test.did) {
+				t.Errorf("%s: %s", test.name, a.Body)
+			}
+		}
+		for _, test := range []struct{ name, method, path, body string }{
+			{"a read", "GET", "/orgs/acme", ""},
+			{"a bad event", "POST", "/orgs/acme/consumption/events", `{"id":"9","meter":"none","quantity":1}`},
+			{"a bad access event", "POST", "/orgs/acme/access_log", `{"id":"9"}`},
+			{"a dry run", "POST", "/orgs/shop/move?dry_run=true", `{"parent_id":"us"}`},
+			{"no change", "PATCH", "/orgs/acme", `{"name":"Acme"}`},
+			{"a taken id", "POST", "/orgs/acme/children", `{"id":"us","name":"US"}`},
+			{"a decision", "GET", "/forward_auth?meter=api_calls&org=shop", ""},
+		} {
+			if a := s.Must(503, test.method, test.path, op, test.body); a.String("code") != "unavailable" {
+				t.Errorf("%s: %s", test.name, a.Body)
+			}
+		}
+		recorder.deaf.Store(false)
+		// It was done, each time.
+		for _, test := range effects[:5] {
+			a := s.Must(map[bool]int{true: 204, false: 200}[test.path == "/api/v1/events"], test.method, test.path, op, test.body, test.headers...)
+			if accepted := a.JSON("accepted"); accepted != nil && accepted != 0.0 && test.headers == nil {
+				t.Errorf("%s: %s", test.name, a.Body)
+			}
+		}
+		wantQuantities(t, at, "2026-11", "api_calls", map[string]string{"shop": "1 0 1"})
+		s.Must(200, "GET", "/orgs/new", op, "")
+		s.Must(200, "GET", "/orgs/imported", op, "")
+
+		// If the database does not know either, nobody claims to.
+		recorder.deaf.Store(true)
+		store.unsure.Store(true)
+		for i, test := range effects[:9] {
+			body := strings.NewReplacer(`"new"`, `"newer"`, "imported", "also-imported").Replace(test.body)
+			a := s.Must(503, test.method, test.path, op, body, append(slices.Clone(test.headers), "Idempotency-Key", fmt.Sprint("u", i))...)
+			if a.String("code") != "outcome_unknown" || !strings.Contains(a.String("detail"), "may or may not") {
+				t.Errorf("%s, with an unknown outcome: %s", test.name, a.Body)
+			}
+		}
+		store.unsure.Store(false)
+		recorder.deaf.Store(false)
+	})
+}
