@@ -14,10 +14,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -1097,4 +1099,176 @@ func TestSegmentAge(t *testing.T) {
 	record(t, r, 10, 20)
 	drain(t, r)
 	wantIDs(t, sink, 0, 20)
+}
+
+// holds reports whether a file of the directory holds what was recorded.
+func holds(t testing.TB, dir string, n int) bool {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if bytes.Contains(b, []byte(testRecord(n).Event.RequestID+"\x05key_1")) {
+			return true
+		}
+	}
+	return false
+}
+
+// Wherever a process ends on the way of forgetting, the next one that is asked
+// to forget does.
+func TestForgetAfterACrash(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		crash func(t *testing.T, r *Recorder, sink *memorySink)
+	}{
+		{"before the end of the segment", func(t *testing.T, r *Recorder, sink *memorySink) {}},
+		{"between the end of the segment and its flush", func(t *testing.T, r *Recorder, sink *memorySink) {
+			sink.set(fail, nil)
+			if err := r.Forget(timeout(t, 20*time.Millisecond)); err == nil {
+				t.Fatal("forgotten without a flush")
+			}
+		}},
+		{"after the commit of the flush", func(t *testing.T, r *Recorder, sink *memorySink) {
+			sink.set(nil, fail) // the position tells that it was committed
+			r.Forget(timeout(t, time.Millisecond))
+		}},
+		{"after the flush and before the position of the next segment is stored", func(t *testing.T, r *Recorder, sink *memorySink) {
+			sink.set(func(b Batch) error {
+				if len(b.Events) == 0 {
+					return errSink
+				}
+				return nil
+			}, nil)
+			if err := r.Forget(timeout(t, 100*time.Millisecond)); err == nil {
+				t.Fatal("forgotten without the position")
+			}
+		}},
+		{"before the removal", func(t *testing.T, r *Recorder, sink *memorySink) {
+			r.opts.remove = func(string) error { return syscall.EIO }
+			if err := r.Forget(timeout(t, 10*time.Second)); !errors.Is(err, ErrKept) {
+				t.Fatalf("forgotten without the removal: %v", err)
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, sink := t.TempDir(), newMemorySink()
+			opts := fast()
+			opts.SyncInterval = -1 // nothing but Forget ends a segment
+			r := open(t, dir, sink, opts)
+			record(t, r, 0, 10)
+			if !holds(t, dir, 9) {
+				t.Fatal("this test does not find what is in the spool")
+			}
+			tt.crash(t, r, sink)
+			crash(r)
+			sink.set(nil, nil)
+			r = open(t, dir, sink, opts)
+			if err := r.Forget(timeout(t, 10*time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			for n := range 10 {
+				if holds(t, dir, n) {
+					t.Fatalf("record %d is still in a file of the spool", n)
+				}
+			}
+			wantIDs(t, sink, 0, 10)
+			record(t, r, 10, 20)
+			drain(t, r)
+			wantIDs(t, sink, 0, 20)
+		})
+	}
+}
+
+// A file that cannot be removed is not forgotten: that is said, tried again in
+// the background and by the next request, and over once it works.
+func TestForgetWhatCannotBeRemoved(t *testing.T) {
+	for name, fault := range map[string]error{"EACCES": syscall.EACCES, "EIO": syscall.EIO, "EROFS": syscall.EROFS} {
+		t.Run(name, func(t *testing.T) {
+			dir, sink := t.TempDir(), newMemorySink()
+			var failing atomic.Bool
+			var dirSyncs atomic.Int64
+			opts := fast()
+			opts.SyncInterval = 5 * time.Millisecond
+			opts.remove = func(name string) error {
+				if failing.Load() {
+					return &fs.PathError{Op: "remove", Path: name, Err: fault}
+				}
+				return os.Remove(name)
+			}
+			opts.syncDir = func(dir string) error { dirSyncs.Add(1); return durable.SyncDir(dir) }
+			r := open(t, dir, sink, opts)
+			failing.Store(true)
+			record(t, r, 0, 10)
+			for range 2 {
+				err := r.Forget(timeout(t, 10*time.Second))
+				if !errors.Is(err, ErrKept) || !errors.Is(err, fault) || !problem.Is(err, problem.Unavailable) {
+					t.Fatalf("forgotten: %v", err)
+				}
+				if !holds(t, dir, 0) {
+					t.Fatal("this test does not find what is in the spool")
+				}
+			}
+			failing.Store(false)
+			if name == "EACCES" { // in the background
+				for range 1000 {
+					if !holds(t, dir, 0) {
+						break
+					}
+					time.Sleep(5 * time.Millisecond)
+				}
+			} else if before := dirSyncs.Load(); true {
+				if err := r.Forget(timeout(t, 10*time.Second)); err != nil {
+					t.Fatal(err)
+				}
+				if dirSyncs.Load() == before {
+					t.Error("the removal is not durable: the directory was not synced")
+				}
+			}
+			if holds(t, dir, 0) {
+				t.Error("the record is still in a file of the spool")
+			}
+			wantIDs(t, sink, 0, 10)
+		})
+	}
+	t.Run("a directory that cannot be synced", func(t *testing.T) {
+		dir, sink := t.TempDir(), newMemorySink()
+		opts := fast()
+		opts.SyncInterval = -1
+		opts.syncDir = func(string) error { return syscall.EIO }
+		r := open(t, dir, sink, opts)
+		record(t, r, 0, 1)
+		if err := r.Forget(timeout(t, 10*time.Second)); !errors.Is(err, ErrKept) {
+			t.Errorf("forgotten, though a loss of power brings it back: %v", err)
+		}
+	})
+	t.Run("what a loss of power has left in the spare file", func(t *testing.T) {
+		dir, sink := t.TempDir(), newMemorySink()
+		r := open(t, dir, sink, fast())
+		record(t, r, 0, 10)
+		name := r.spool.path(r.spool.last().number)
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		drain(t, r)
+		crash(r)
+		if err := os.WriteFile(filepath.Join(dir, spareName), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		opts := fast()
+		opts.SyncInterval = -1
+		r = open(t, dir, sink, opts)
+		if err := r.Forget(timeout(t, 10*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if holds(t, dir, 0) {
+			t.Error("the record is still in the spare file")
+		}
+	})
 }

@@ -52,6 +52,13 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 	s.engine = e
 	err = e.open(ctx, o)
 	if err == nil {
+		// The connection that has migrated may have taken the file with it.
+		var shm *os.File
+		if shm, err = durable.Open(path+"-shm", os.O_RDWR); err == nil {
+			err = shm.Close()
+		}
+	}
+	if err == nil {
 		// SQLite syncs its files; that they are in the directory is ours to sync.
 		if err = durable.SyncDir(dir); err != nil {
 			e.close()

@@ -61,7 +61,7 @@ func TestSQLiteOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	plantRoot(t, s, "r")
-	for name, mode := range map[string]fs.FileMode{"": 0o700, "orgd.db": 0o600, "orgd.lock": 0o600, "orgd.db-wal": 0o600} {
+	for name, mode := range map[string]fs.FileMode{"": 0o700, "orgd.db": 0o600, "orgd.lock": 0o600, "orgd.db-wal": 0o600, "orgd.db-shm": 0o600} {
 		info, err := os.Stat(filepath.Join(dir, name))
 		if err != nil {
 			t.Error(err)
