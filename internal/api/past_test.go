@@ -282,3 +282,100 @@ func TestAsOfVisibility(t *testing.T) {
 	s.Must(200, "GET", "/orgs/m?"+afterDelete, inB, "")
 	s.Must(200, "GET", "/orgs/m/customizations?"+afterMove, inB, "")
 }
+
+// Whoever gets an organization by a move does not read, through a key that it
+// makes there, what those above it set before: a key sees of the past what lay
+// where it reaches.
+func TestAsOfAfterMove(t *testing.T) {
+	for _, engine := range testkit.Engines {
+		t.Run(engine, func(t *testing.T) {
+			s, clock := reusable(t, engine)
+			op := s.OperatorKey
+			later := func() time.Time {
+				clock.set(clock.now().Add(time.Minute))
+				defer clock.set(clock.now().Add(time.Minute))
+				return clock.now()
+			}
+			moved := func(parent string) time.Time {
+				t.Helper()
+				s.Must(200, "POST", "/orgs/shop/move", op, `{"parent_id":"`+parent+`"}`)
+				return later()
+			}
+			s.Must(200, "PATCH", "/orgs/eu", op, `{"customizations":{"secret":"of eu"}}`)
+			s.Must(200, "PATCH", "/orgs/us", op, `{"customizations":{"own":"of us"}}`)
+			atEU := later()
+			atUS := moved("us")
+			backAtEU := moved("eu")
+			nowAtUS := moved("us")
+
+			// The new parent makes keys of all kinds on what it got.
+			us, _ := s.NewKey("us", `"permissions":["admin"]`)
+			key := func(orgID, members string) string {
+				return s.Must(201, "POST", "/orgs/"+orgID+"/api_keys", us, `{"name":"k"`+members+`}`).String("secret")
+			}
+			shop, self, till := key("shop", ""), key("shop", `,"reach":"self"`), key("till", "")
+			acme, _ := s.NewKey("acme", `"permissions":["admin"]`)
+			for _, test := range []struct {
+				key, org string
+				at       time.Time
+				status   int
+			}{
+				{shop, "shop", atEU, 404}, {self, "shop", atEU, 404}, {till, "till", atEU, 404}, {shop, "till", atEU, 404}, {us, "shop", atEU, 404},
+				{shop, "shop", backAtEU, 404}, {till, "till", backAtEU, 404}, {us, "till", backAtEU, 404},
+				{shop, "shop", atUS, 200}, {self, "shop", atUS, 200}, {till, "till", atUS, 200}, {us, "till", atUS, 200}, {shop, "till", nowAtUS, 200},
+				{acme, "shop", atEU, 200}, {acme, "till", backAtEU, 200}, {op, "till", atEU, 200},
+			} {
+				for _, view := range []string{"?", "/descendants?", "/customizations?", "/customizations?explain=true&"} {
+					a := s.Must(test.status, "GET", "/orgs/"+test.org+view+asOf(test.at), test.key, "")
+					if strings.Contains(string(a.Body), "of eu") && test.key != acme && test.key != op {
+						t.Errorf("%s of %s at %v: %s", view, test.org, test.at, a.Body)
+					}
+				}
+			}
+			a := s.Must(200, "GET", "/orgs/till/customizations?explain=true&"+asOf(backAtEU), acme, "")
+			if !strings.Contains(string(a.Body), "of eu") {
+				t.Errorf("who reaches both: %s", a.Body)
+			}
+		})
+	}
+}
+
+// The past of an organization is that of the organizations that were above it
+// then. Who has the id of one of them now, in the same place, was not there.
+func TestAsOfBelowReusedID(t *testing.T) {
+	for _, engine := range testkit.Engines {
+		t.Run(engine, func(t *testing.T) {
+			s, clock := reusable(t, engine)
+			op := s.OperatorKey
+			s.Must(200, "PATCH", "/orgs/shop", op, `{"name":"Former shop","customizations":{"secret":"of the former"}}`)
+			clock.set(clock.now().Add(time.Minute))
+			then := clock.now()
+			clock.set(clock.now().Add(time.Minute))
+			s.Must(200, "POST", "/orgs/till/move", op, `{"parent_id":"lab"}`)
+			s.Must(200, "DELETE", "/orgs/shop", op, "")
+			pass(t, s, clock)
+			s.Must(201, "POST", "/orgs/eu/children", op, `{"id":"shop","name":"Next","customizations":{"next":1}}`)
+			s.Must(200, "POST", "/orgs/till/move", op, `{"parent_id":"shop"}`)
+			clock.set(clock.now().Add(time.Minute))
+
+			next, _ := s.NewKey("shop", `"permissions":["admin"]`)
+			till, _ := s.NewKey("till", `"permissions":["admin"]`)
+			eu, _ := s.NewKey("eu", `"permissions":["admin"]`)
+			for _, view := range []string{"?", "/descendants?", "/customizations?", "/customizations?explain=true&"} {
+				s.Must(404, "GET", "/orgs/till"+view+asOf(then), next, "")
+				s.Must(404, "GET", "/orgs/till"+view+asOf(then), till, "")
+				s.Must(404, "GET", "/orgs/shop"+view+asOf(then), eu, "")
+				s.Must(200, "GET", "/orgs/till"+view+asOf(clock.now()), next, "")
+			}
+			a := s.Must(200, "GET", "/orgs/till/customizations?explain=true&"+asOf(then), eu, "")
+			if !strings.Contains(string(a.Body), "of the former") || strings.Contains(string(a.Body), "next") {
+				t.Errorf("the settings that were in effect: %s", a.Body)
+			}
+			// What was purged does not show, nor who has its id now.
+			a = s.Must(200, "GET", "/orgs/eu/descendants?"+asOf(then), eu, "")
+			if text := string(a.Body); strings.Contains(text, `"id":"shop"`) || strings.Contains(text, "Next") || !strings.Contains(text, `"id":"lab"`) {
+				t.Errorf("descendants then: %s", text)
+			}
+		})
+	}
+}
