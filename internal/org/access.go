@@ -262,9 +262,9 @@ func placesBelow(tx Tx, actor *key.Actor, target *Organization, events []Incomin
 	if len(ids) == 0 {
 		return places, nil
 	}
-	found, err := tx.OrgsByID(ids)
-	for _, o := range found {
-		places[o.ID] = o.DeletedAt == nil && strings.HasPrefix(o.Path, target.Path) && actor.Sees(o.Path)
+	found, err := tx.Places(ids)
+	for id, place := range found {
+		places[id] = strings.HasPrefix(place.Path, target.Path) && actor.Sees(place.Path)
 	}
 	return places, err
 }

@@ -21,14 +21,16 @@ import (
 func TestMarked(t *testing.T) {
 	for _, engine := range testkit.Engines {
 		t.Run(engine, func(t *testing.T) {
-			open := func() (with func(mark string) (*store.Store, error), db *sql.DB) {
+			open := func() (with func(mark string) (*store.Store, error), db *sql.DB, name string) {
 				dir, url := t.TempDir(), ""
+				name = filepath.Join(dir, "orgd.db")
 				var err error
 				if engine == "postgres" {
 					url = testkit.Postgres(t)
+					name = url
 					db, err = sql.Open("pgx", url)
 				} else {
-					db, err = driver.Open("file:" + filepath.Join(dir, "orgd.db"))
+					db, err = driver.Open("file:" + name)
 				}
 				if err != nil {
 					t.Fatal(err)
@@ -39,7 +41,7 @@ func TestMarked(t *testing.T) {
 						return store.OpenPostgres(context.Background(), url, store.Options{Mark: mark})
 					}
 					return store.OpenSQLite(context.Background(), dir, store.Options{Mark: mark})
-				}, db
+				}, db, name
 			}
 			plant := func(s *store.Store, err error) {
 				t.Helper()
@@ -51,7 +53,7 @@ func TestMarked(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			marked, _ := open()
+			marked, _, _ := open()
 			plant(marked("demo"))
 			for _, mark := range []string{"demo", "", "demo"} {
 				s, err := marked(mark)
@@ -64,7 +66,7 @@ func TestMarked(t *testing.T) {
 				s.Close()
 			}
 
-			used, db := open()
+			used, _, _ := open()
 			plant(used(""))
 			refused := func() {
 				t.Helper()
@@ -77,10 +79,15 @@ func TestMarked(t *testing.T) {
 			}
 			refused()
 			// One of an older orgd, which knows no marks.
-			for _, text := range []string{"DROP TABLE marks", "DELETE FROM goose_db_version WHERE version_id = 9"} {
-				if _, err := db.Exec(text); err != nil {
-					t.Fatal(err)
-				}
+			used, db, name := open()
+			versions := map[int64]bool{}
+			for v := range int64(9) {
+				versions[v] = true
+			}
+			if err := store.OldDatabase(t.Context(), engine, name, versions, func(exec func(string, ...any) error) error {
+				return exec(`INSERT INTO audit_heads (root_id, epoch, log_id, size, root_hash, hashes, closed_at) VALUES ('r', 0, 'log', 0, $1, $1, 1)`, []byte{})
+			}); err != nil {
+				t.Fatal(err)
 			}
 			refused()
 			var version int
