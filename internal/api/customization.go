@@ -47,12 +47,8 @@ func (a *API) putCustomizations(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	if match := r.IfMatch(); match != "" {
-		c, err := a.service.Customizations(r.Context(), r.Actor, r.Org.ID, false)
-		if err != nil {
-			return nil, err
-		}
-		if err := org.CheckMatch(match, c.ETag); err != nil {
+	if r.IfMatch() != "" {
+		if err := a.service.CheckCustomizations(r.Context(), r.Call(nil), r.Org.ID); err != nil {
 			return nil, err
 		}
 	}

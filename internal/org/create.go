@@ -3,6 +3,7 @@ package org
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -91,14 +92,26 @@ func tooDeep() *problem.Error {
 }
 
 // created returns the changes that make o out of nothing.
-func (o *Organization) created() []audit.Change {
+func (o *Organization) created() []audit.Change { return o.createdWith(o.settingsCreated()) }
+
+// settingsCreated returns the changes that make the settings of o out of none.
+// It takes as long as they are large.
+func (o *Organization) settingsCreated() []audit.Change {
+	if string(o.Settings.Values) == "{}" {
+		return nil
+	}
+	return settingsDiff(jsontext.Value("{}"), o.Settings.Values)
+}
+
+// createdWith is created with what settingsCreated has returned.
+func (o *Organization) createdWith(settings []audit.Change) []audit.Change {
 	cs := set(nil, "/name", o.Name, false)
 	cs = set(cs, "/type", o.Type, false)
 	cs = set(cs, "/parent_id", o.ParentID, o.ParentID == "")
 	cs = set(cs, "/description", o.Description, o.Description == "")
 	cs = set(cs, "/external_id", o.ExternalID, o.ExternalID == "")
 	cs = set(cs, "/tags", o.Tags, len(o.Tags) == 0)
-	cs = append(cs, settingsDiff(jsontext.Value("{}"), o.Settings.Values)...)
+	cs = append(cs, settings...)
 	return set(cs, "/locked", o.Settings.Locked, len(o.Settings.Locked) == 0)
 }
 
@@ -119,6 +132,7 @@ func (s *Service) CreateRoot(ctx context.Context, call *Call, in OrgCreate) (*Or
 	if err != nil {
 		return nil, audit.Receipt{}, err
 	}
+	settings := o.settingsCreated()
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		if err := o.place(nil); err != nil {
 			return nil, nil, err
@@ -130,7 +144,7 @@ func (s *Service) CreateRoot(ctx context.Context, call *Call, in OrgCreate) (*Or
 		if err := s.startLog(c, o); err != nil {
 			return nil, nil, err
 		}
-		return o, []audit.Draft{c.orgEntry(o, "organization.created", o.created())}, nil
+		return o, []audit.Draft{c.orgEntry(o, "organization.created", o.createdWith(settings))}, nil
 	})
 	return o, receipt, err
 }
@@ -182,39 +196,77 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 	if err != nil {
 		return nil, audit.Receipt{}, err
 	}
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		parent, err := c.target(parentID, key.OrgsWrite)
+	if string(o.Settings.Values) == "{}" {
+		receipt, err := s.createChild(ctx, call, parentID, o, nil, nil)
+		return o, receipt, err
+	}
+	settings := o.settingsCreated()
+	var receipt audit.Receipt
+	var rootID string
+	err = s.settled(ctx, func() string { return rootID }, func() error {
+		var from *basis
+		placed := *o
+		err := s.precheck(ctx, call, func(c *change) error {
+			parent, err := c.placeBelow(parentID, &placed)
+			if err != nil {
+				return err
+			}
+			rootID = parent.RootID
+			from, err = c.basis(parent)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		above := layers(append(slices.Clone(from.above), from.org)...)
+		if _, err := checkSettings(above, layers(&placed)[0], jsontext.Value("{}"), from.schema); err != nil {
+			return err
+		}
+		receipt, err = s.createChild(ctx, call, parentID, o, settings, from)
+		return err
+	})
+	return o, receipt, err
+}
+
+// placeBelow checks that the actor may put o below the organization parentID,
+// which it returns, and gives o its place.
+func (c *change) placeBelow(parentID string, o *Organization) (*Organization, error) {
+	parent, err := c.target(parentID, key.OrgsWrite)
+	if err != nil {
+		return nil, err
+	}
+	if err := PermitBelow(c.call.Actor); err != nil {
+		return nil, err
+	}
+	customized := string(o.Settings.Values) != "{}" || len(o.Settings.Locked) > 0
+	if err := permitMembers(c.call.Actor, customized, len(o.Tags) > 0); err != nil {
+		return nil, err
+	}
+	if err := CheckMatch(c.call.IfMatch, parent.ETag()); err != nil {
+		return nil, err
+	}
+	return parent, o.place(parent)
+}
+
+// createChild creates o. Its settings, if it has any, have been checked against
+// from.
+func (s *Service) createChild(ctx context.Context, call *Call, parentID string, o *Organization, settings []audit.Change, from *basis) (audit.Receipt, error) {
+	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		parent, err := c.placeBelow(parentID, o)
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := PermitBelow(c.call.Actor); err != nil {
-			return nil, nil, err
-		}
-		if err := permitMembers(c.call.Actor, in.Customizations != nil || in.Locked != nil, len(in.Tags) > 0); err != nil {
-			return nil, nil, err
-		}
-		if err := CheckMatch(call.IfMatch, parent.ETag()); err != nil {
-			return nil, nil, err
-		}
-		if err := o.place(parent); err != nil {
-			return nil, nil, err
-		}
 		o.stamp(c)
-		if string(o.Settings.Values) != "{}" {
-			above, err := c.ancestors(o)
-			if err != nil {
-				return nil, nil, err
-			}
-			if err := c.checkSettings(o, "{}", o.Settings.Values, layers(above...)); err != nil {
+		if from != nil {
+			if err := c.confirm(from, parent); err != nil {
 				return nil, nil, err
 			}
 		}
 		if err := c.insert([]*Organization{o}); err != nil {
 			return nil, nil, err
 		}
-		return o, []audit.Draft{c.orgEntry(o, "organization.created", o.created())}, nil
+		return o, []audit.Draft{c.orgEntry(o, "organization.created", o.createdWith(settings))}, nil
 	})
-	return o, receipt, err
 }
 
 // permitMembers checks the permissions that single members of an organization

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -486,24 +487,47 @@ func (l *locks) check(pointer string, before, after *tree, refuse func(pointer, 
 		at, old, m := pointer+"/"+escapePointer(name), before.get(name), after.members[name]
 		if lock.owner == "" && m.isObject() {
 			lock.check(at, old, m, refuse)
-		} else if differs, ok := firstSet(at, old, m); ok {
+		} else if differs, ok := firstSet(nil, old, m); ok {
 			path, owner := lock.first(at)
-			refuse(differs, path, owner)
+			refuse(differs.pointer(at), path, owner)
 		}
 	}
 }
 
-// firstSet returns the pointer of the first value in after that is not in before.
-func firstSet(pointer string, before, after *tree) (string, bool) {
+// spot is where in a value a member is. Its JSON Pointer is put together only
+// where somebody reads it: below a long name every pointer is long.
+type spot struct {
+	up   *spot
+	name string
+}
+
+// pointer returns the JSON Pointer of p below prefix. A nil spot is the prefix
+// itself.
+func (p *spot) pointer(prefix string) string {
+	var names []string
+	for ; p != nil; p = p.up {
+		names = append(names, p.name)
+	}
+	var b strings.Builder
+	b.WriteString(prefix)
+	for _, name := range slices.Backward(names) {
+		b.WriteByte('/')
+		b.WriteString(escapePointer(name))
+	}
+	return b.String()
+}
+
+// firstSet returns where the first value in after is that is not in before.
+func firstSet(at *spot, before, after *tree) (*spot, bool) {
 	if !before.isObject() || !after.isObject() {
-		return pointer, !before.equal(after)
+		return at, !before.equal(after)
 	}
 	for _, name := range after.names {
-		if at, ok := firstSet(pointer+"/"+escapePointer(name), before.get(name), after.members[name]); ok {
+		if at, ok := firstSet(&spot{at, name}, before.get(name), after.members[name]); ok {
 			return at, true
 		}
 	}
-	return "", false
+	return nil, false
 }
 
 // Diff returns the smallest list of changes that makes new out of old, sorted
@@ -511,6 +535,13 @@ func firstSet(pointer string, before, after *tree) (string, bool) {
 // whole. Pointers start with prefix. A nil value is an absent one. The order
 // of members is no difference.
 func Diff(prefix string, old, new jsontext.Value) []audit.Change {
+	changes, _ := diffWithin(math.MaxInt, prefix, old, new)
+	return changes
+}
+
+// diffWithin is Diff, if the changes take at most max bytes, values apart, in an
+// audit entry; it is false if they take more.
+func diffWithin(max int, prefix string, old, new jsontext.Value) ([]audit.Change, bool) {
 	var o, n *tree
 	if old != nil {
 		o = stored(old)
@@ -518,27 +549,45 @@ func Diff(prefix string, old, new jsontext.Value) []audit.Change {
 	if new != nil {
 		n = stored(new)
 	}
-	changes := diff(nil, prefix, o, n)
-	slices.SortFunc(changes, func(a, b audit.Change) int { return strings.Compare(a.Pointer, b.Pointer) })
-	return changes
+	d := &differ{prefix: prefix, left: max}
+	if !d.diff(nil, o, n) {
+		return nil, false
+	}
+	slices.SortFunc(d.changes, func(a, b audit.Change) int { return strings.Compare(a.Pointer, b.Pointer) })
+	return d.changes, true
 }
 
-func diff(changes []audit.Change, pointer string, old, new *tree) []audit.Change {
+type differ struct {
+	prefix  string
+	left    int // bytes
+	changes []audit.Change
+}
+
+// diff adds the changes from old to new, and reports whether they fit.
+func (d *differ) diff(at *spot, old, new *tree) bool {
 	if !old.isObject() || !new.isObject() {
 		if old.equal(new) {
-			return changes
+			return true
 		}
-		return append(changes, audit.Change{Pointer: pointer, Old: old.value(), New: new.value()})
+		c := audit.Change{Pointer: at.pointer(d.prefix)}
+		if d.left -= 150 + 2*len(c.Pointer); d.left < 0 {
+			return false
+		}
+		c.Old, c.New = old.value(), new.value()
+		d.changes = append(d.changes, c)
+		return true
 	}
 	for _, name := range old.names {
-		changes = diff(changes, pointer+"/"+escapePointer(name), old.members[name], new.get(name))
-	}
-	for _, name := range new.names {
-		if old.get(name) == nil {
-			changes = diff(changes, pointer+"/"+escapePointer(name), nil, new.members[name])
+		if !d.diff(&spot{at, name}, old.members[name], new.get(name)) {
+			return false
 		}
 	}
-	return changes
+	for _, name := range new.names {
+		if old.get(name) == nil && !d.diff(&spot{at, name}, nil, new.members[name]) {
+			return false
+		}
+	}
+	return true
 }
 
 // Apply applies changes, whose pointers are relative to v, in their order and

@@ -41,7 +41,9 @@ type Service struct {
 	meters *otter.Cache[string, *rootMeters]
 	spool  Spool
 	gauges *gauges
-	turns  turns
+	// turns are those of changes in the store, settling those of changes of
+	// settings that did not come through at once.
+	turns, settling turns
 
 	keyring *audit.Keyring
 	changed changedRoots
@@ -87,7 +89,7 @@ func NewService(c Config) (*Service, error) {
 	}
 	return &Service{meters: meters, monthCloseAfter: max(closeAfter, 0), store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
 		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
-		bounds: limits, spool: c.Spool, gauges: newGauges(), turns: turns{most: c.Store.WritersPerRoot(), roots: map[string]*turn{}},
+		bounds: limits, spool: c.Spool, gauges: newGauges(), turns: turns{most: c.Store.WritersPerRoot()}, settling: turns{most: 1},
 		keyring: c.Keyring, changed: changedRoots{roots: map[string]bool{}, wake: make(chan struct{}, 1)}}, nil
 }
 

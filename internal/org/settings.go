@@ -1,10 +1,12 @@
 package org
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -64,29 +66,135 @@ func layers(orgs ...*Organization) []Layer {
 // checkSettings checks new own settings of o against the locks of its
 // ancestors and the schema of its root. above holds the ancestors' layers.
 func (c *change) checkSettings(o *Organization, before string, after jsontext.Value, above []Layer) error {
-	if p := CheckLocked(above, jsontext.Value(before), after); p != nil {
-		return p
-	}
-	text, err := c.Schema(o.RootID)
-	if errors.Is(err, ErrAbsent) {
-		return nil
-	} else if err != nil {
+	text, err := c.schemaText(o.RootID)
+	if err != nil {
 		return err
+	}
+	_, err = checkSettings(above, layers(o)[0], jsontext.Value(before), text)
+	return err
+}
+
+// schemaText returns the schema of a root, nil if there is none.
+func (c *change) schemaText(rootID string) ([]byte, error) {
+	text, err := c.Schema(rootID)
+	if errors.Is(err, ErrAbsent) {
+		return nil, nil
+	}
+	return text, err
+}
+
+// checkSettings checks new own settings against the locks above them and the
+// schema of the root, nil for none. before are the own settings as they were.
+// It returns the settings that will be in effect.
+func checkSettings(above []Layer, own Layer, before jsontext.Value, text []byte) (jsontext.Value, error) {
+	if p := CheckLocked(above, before, own.Values); p != nil {
+		return nil, p
+	}
+	effective := Effective(append(slices.Clone(above), own))
+	if text == nil {
+		return effective, nil
 	}
 	schema, p := CompileSchema(text)
 	if p != nil {
-		return p
+		return nil, problem.New(problem.SchemaViolation, "The settings cannot be checked, since the schema of the root organization cannot be used: %s", p.Detail).
+			WithFix("Put a schema that can be used, or delete it.")
 	}
-	if p := schema.Check(Effective(append(above, layers(o)...))); p != nil {
-		return p
+	if p := schema.Check(effective); p != nil {
+		return nil, p
+	}
+	return effective, nil
+}
+
+// basis is what the check of new settings rests on: the settings and locks of
+// the organizations from the root down, and the root's schema. Checking may
+// take long and is done before the transaction, which only looks whether all of
+// this is still so.
+type basis struct {
+	above  []*Organization // root first
+	org    *Organization   // the last of the chain
+	schema []byte          // nil for none
+}
+
+// basis reads what settings below or of o are checked against.
+func (c *change) basis(o *Organization) (*basis, error) {
+	above, err := c.ancestors(o)
+	if err != nil {
+		return nil, err
+	}
+	schema, err := c.schemaText(o.RootID)
+	return &basis{above, o, schema}, err
+}
+
+// errBasisChanged says that a change was worked out from what is no longer so.
+var errBasisChanged = errors.New("what the settings were checked against has changed")
+
+// confirm checks under the lock that b is still so. o is the last organization
+// of b as it is now. It is errBasisChanged if not.
+func (c *change) confirm(b *basis, o *Organization) error {
+	if o.Path != b.org.Path || string(o.Settings.Values) != string(b.org.Settings.Values) || !slices.Equal(o.Settings.Locked, b.org.Settings.Locked) {
+		return errBasisChanged
+	}
+	if len(b.above) > 0 {
+		ids := make([]string, len(b.above))
+		for i, a := range b.above {
+			ids[i] = a.ID
+		}
+		now, err := c.Versions(ids)
+		if err != nil {
+			return err
+		}
+		for _, a := range b.above {
+			if now[a.ID] != (Version{a.CreatedAt, a.Version}) {
+				return errBasisChanged
+			}
+		}
+	}
+	schema, err := c.schemaText(o.RootID)
+	if err != nil {
+		return err
+	}
+	if (schema == nil) != (b.schema == nil) || !bytes.Equal(schema, b.schema) {
+		return errBasisChanged
 	}
 	return nil
+}
+
+// maxAttempts is how often a change is worked out anew because others change
+// what it rests on, after the first time.
+const maxAttempts = 8
+
+// settled makes a change that is worked out before its transaction: attempt
+// does both and returns errBasisChanged if something came between. Then it is
+// repeated, now one at a time for each root in this process, so that those that
+// change the same settings come through one after the other.
+func (s *Service) settled(ctx context.Context, rootOf func() string, attempt func() error) error {
+	err := attempt()
+	if !errors.Is(err, errBasisChanged) {
+		return err
+	}
+	leave, err := s.settling.take(ctx, rootOf())
+	if err != nil {
+		return err
+	}
+	defer leave()
+	for range maxAttempts {
+		if err = attempt(); !errors.Is(err, errBasisChanged) {
+			return err
+		}
+	}
+	return busy("The settings above this organization, its own or the schema of its root change all the time; nothing was changed.")
+}
+
+func busy(detail string) *problem.Error {
+	p := problem.New(problem.Unavailable, "%s", detail).WithFix("Send the request again.")
+	p.RetryAfter = time.Second
+	return p
 }
 
 // Customizations returns an organization's settings; explain adds where each
 // value comes from.
 func (s *Service) Customizations(ctx context.Context, actor *key.Actor, id string, explain bool) (*Customizations, error) {
-	var out *Customizations
+	var chain []*Organization
 	err := s.store.Read(ctx, func(tx Tx) error {
 		o, err := tx.Org(id)
 		if errors.Is(err, ErrAbsent) || err == nil && (o.DeletedAt != nil || !actor.Sees(o.Path)) {
@@ -94,21 +202,32 @@ func (s *Service) Customizations(ctx context.Context, actor *key.Actor, id strin
 		} else if err != nil {
 			return err
 		}
-		out, err = customizations(tx, o, explain)
+		chain, err = ancestors(tx, o)
+		chain = append(chain, o)
 		return err
 	})
-	return out, err
-}
-
-func customizations(tx Tx, o *Organization, explain bool) (*Customizations, error) {
-	parents, err := ancestors(tx, o)
 	if err != nil {
 		return nil, err
 	}
-	chain := append(parents, o)
 	out := customizationsOf(chain, explain)
 	out.ETag = etag("customizations", chain)
 	return out, nil
+}
+
+// CheckCustomizations checks whether the actor may change the settings of an
+// organization, and whether they are as the call says.
+func (s *Service) CheckCustomizations(ctx context.Context, call *Call, id string) error {
+	return s.precheck(ctx, call, func(c *change) error {
+		o, err := c.target(id, key.CustomizationsWrite)
+		if err != nil {
+			return err
+		}
+		above, err := c.ancestors(o)
+		if err != nil {
+			return err
+		}
+		return CheckMatch(call.IfMatch, etag("customizations", append(above, o)))
+	})
 }
 
 // customizationsOf returns the settings of the last organization of a path,
@@ -144,47 +263,79 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 		}
 	}
 	var out *Customizations
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		before, err := c.target(id, key.CustomizationsWrite)
+	var receipt audit.Receipt
+	var rootID string
+	err := s.settled(ctx, func() string { return rootID }, func() error {
+		var from *basis
+		err := s.precheck(ctx, call, func(c *change) error {
+			o, err := c.target(id, key.CustomizationsWrite)
+			if err != nil {
+				return err
+			}
+			if from, err = c.basis(o); err != nil {
+				return err
+			}
+			rootID = o.RootID
+			return CheckMatch(call.IfMatch, etag("customizations", append(slices.Clone(from.above), o)))
+		})
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
-		if out, err = customizations(c.Tx, before, false); err != nil {
-			return nil, nil, err
+		var after Organization
+		var changes []audit.Change
+		if after, changes, out, err = in.apply(from, values, locked); err != nil {
+			return err
 		}
-		if err := CheckMatch(call.IfMatch, out.ETag); err != nil {
-			return nil, nil, err
-		}
-		after := *before
-		after.Version++
-		after.UpdatedAt, after.Settings.UpdatedAt = c.at, c.at
-		changes := settingsDiff(before.Settings.Values, values)
-		if len(changes) > 0 {
-			after.Settings.Values = values
-		}
-		if in.Locked != nil {
-			changes = replacedList(changes, "/locked", before.Settings.Locked, locked)
-			after.Settings.Locked = locked
-		}
-		if len(changes) == 0 {
-			return nil, nil, nil
-		}
-		parents, err := c.ancestors(before)
-		if err != nil {
-			return nil, nil, err
-		}
-		if err := c.checkSettings(&after, string(before.Settings.Values), after.Settings.Values, layers(parents...)); err != nil {
-			return nil, nil, err
-		}
-		if err := c.UpdateOrg(&after); err != nil {
-			return nil, nil, err
-		}
-		if out, err = customizations(c.Tx, &after, false); err != nil {
-			return nil, nil, err
-		}
-		return out, []audit.Draft{c.orgEntry(&after, "organization.customized", changes)}, nil
+		receipt, err = s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+			before, err := c.target(id, key.CustomizationsWrite)
+			if err != nil {
+				return nil, nil, err
+			}
+			if err := c.confirm(from, before); err != nil {
+				return nil, nil, err
+			}
+			out.ETag = etag("customizations", append(slices.Clone(from.above), before))
+			if err := CheckMatch(call.IfMatch, out.ETag); err != nil {
+				return nil, nil, err
+			}
+			if len(changes) == 0 {
+				return nil, nil, nil
+			}
+			now := *before
+			now.Version++
+			now.Settings = after.Settings
+			now.UpdatedAt, now.Settings.UpdatedAt = c.at, c.at
+			if err := c.UpdateOrg(&now); err != nil {
+				return nil, nil, err
+			}
+			out.ETag, out.UpdatedAt = etag("customizations", append(slices.Clone(from.above), &now)), c.at
+			return out, []audit.Draft{c.orgEntry(&now, "organization.customized", slices.Clone(changes))}, nil
+		})
+		return err
 	})
 	return out, receipt, err
+}
+
+// apply returns the organization that from ends with as it is after in, what
+// changed, and its customizations then.
+func (in *SettingsPut) apply(from *basis, values jsontext.Value, locked []string) (Organization, []audit.Change, *Customizations, error) {
+	before, after := from.org, *from.org
+	changes := settingsDiff(before.Settings.Values, values)
+	if len(changes) > 0 {
+		after.Settings.Values = values
+	}
+	if in.Locked != nil {
+		changes = replacedList(changes, "/locked", before.Settings.Locked, locked)
+		after.Settings.Locked = locked
+	}
+	if len(changes) == 0 {
+		return after, nil, customizationsOf(append(slices.Clone(from.above), before), false), nil
+	}
+	effective, err := checkSettings(layers(from.above...), layers(&after)[0], before.Settings.Values, from.schema)
+	if err != nil {
+		return after, nil, nil, err
+	}
+	return after, changes, &Customizations{OrgID: after.ID, Own: after.Settings.Values, Locked: after.Settings.Locked, Effective: effective}, nil
 }
 
 // Schema returns the JSON Schema of a root's customizations.
@@ -291,13 +442,8 @@ const maxDiff = 16 << 10
 // settingsDiff returns what differs between two states of own settings: value
 // by value, or, if that would be too much for an audit entry, as a whole.
 func settingsDiff(old, new jsontext.Value) []audit.Change {
-	changes := Diff("/customizations", old, new)
-	size := 0
-	for _, c := range changes {
-		size += 150 + 2*len(c.Pointer)
+	if changes, ok := diffWithin(maxDiff, "/customizations", old, new); ok {
+		return changes
 	}
-	if size > maxDiff {
-		return []audit.Change{{Pointer: "/customizations", Old: old, New: new}}
-	}
-	return changes
+	return []audit.Change{{Pointer: "/customizations", Old: old, New: new}}
 }

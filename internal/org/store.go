@@ -71,6 +71,13 @@ type Store interface {
 	Scrub(ctx context.Context) error
 }
 
+// Version tells one state of an organization's row from all others, also of
+// another organization that has had its id.
+type Version struct {
+	CreatedAt time.Time
+	Version   int64
+}
+
 // Tx is what the domain reads and writes within one transaction. Methods that
 // return one row return ErrAbsent when there is none. A Tx is used by one
 // goroutine and not after its function has returned.
@@ -94,6 +101,9 @@ type Tx interface {
 	// OrgsByID returns those of the organizations that exist, live or
 	// deleted, in no particular order.
 	OrgsByID(ids []string) ([]*Organization, error)
+	// Versions returns which state each of those of the organizations is in
+	// that exist, live or deleted, without reading what they hold.
+	Versions(ids []string) (map[string]Version, error)
 	// InsertOrgs inserts organizations. *TakenError if an id is in use.
 	InsertOrgs(orgs []*Organization) error
 	// UpdateOrg writes every changeable column of an organization (name,

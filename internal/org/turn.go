@@ -11,10 +11,14 @@ import (
 // turnWait is how long a change waits for its turn.
 const turnWait = 5 * time.Second
 
-// turns lets only so many changes of one root into the store at once. They
-// have to wait for each other there, for the lock of their root, and each that
-// waits holds a connection which another customer needs. A change that waits
-// here holds nothing. It is safe for concurrent use.
+// maxTurns is how many may have a turn of one root, or wait for it.
+const maxTurns = 256
+
+// turns lets only so many changes of one root go on at once. They would have to
+// wait for each other all the same, for the lock of their root or for what they
+// rest on, and each that waits there holds something that another customer
+// needs. A change that waits here holds nothing. It is safe for concurrent use;
+// the zero value lets all go on.
 type turns struct {
 	most int // at once; 0 for any number
 
@@ -38,7 +42,14 @@ func (t *turns) take(ctx context.Context, rootID string) (leave func(), err erro
 	one := t.roots[rootID]
 	if one == nil {
 		one = &turn{slots: make(chan struct{}, t.most)}
+		if t.roots == nil {
+			t.roots = map[string]*turn{}
+		}
 		t.roots[rootID] = one
+	}
+	if one.users == maxTurns {
+		t.mu.Unlock()
+		return nil, tooManyTurns()
 	}
 	one.users++
 	t.mu.Unlock()
@@ -52,10 +63,7 @@ func (t *turns) take(ctx context.Context, rootID string) (leave func(), err erro
 		case <-ctx.Done():
 			err = ctx.Err()
 		case <-wait.C:
-			p := problem.New(problem.Unavailable, "Too many changes below the same root are waiting for each other; nothing was changed.").
-				WithFix("Make fewer of them at once.")
-			p.RetryAfter = time.Second
-			err = p
+			err = tooManyTurns()
 		}
 	}
 	leave = func() {
@@ -73,4 +81,11 @@ func (t *turns) take(ctx context.Context, rootID string) (leave func(), err erro
 		return nil, err
 	}
 	return leave, nil
+}
+
+func tooManyTurns() error {
+	p := problem.New(problem.Unavailable, "Too many changes below the same root are waiting for each other; nothing was changed.").
+		WithFix("Make fewer of them at once.")
+	p.RetryAfter = time.Second
+	return p
 }

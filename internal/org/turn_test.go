@@ -13,7 +13,7 @@ import (
 // do not notice, and who waits too long, or is gone, has had none.
 func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		turns := &turns{most: 2, roots: map[string]*turn{}}
+		turns := &turns{most: 2}
 		ctx := t.Context()
 		var leave []func()
 		for range 2 {

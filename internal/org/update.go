@@ -27,13 +27,69 @@ func (s *Service) Update(ctx context.Context, call *Call, id string, u OrgUpdate
 	if err := permitMembers(call.Actor, u.Customizations != nil, u.Tags != nil); err != nil {
 		return nil, audit.Receipt{}, err
 	}
-	return s.update(ctx, call, id, key.OrgsWrite, func(a *key.Actor, _ *Organization) (OrgUpdate, error) {
+	always := func(a *key.Actor, _ *Organization) (OrgUpdate, error) {
 		return u, permitMembers(a, u.Customizations != nil, u.Tags != nil)
+	}
+	if u.Customizations == nil {
+		return s.update(ctx, call, id, key.OrgsWrite, nil, always)
+	}
+	var after *Organization
+	var receipt audit.Receipt
+	var rootID string
+	err := s.settled(ctx, func() string { return rootID }, func() error {
+		merge, err := s.mergeSettings(ctx, call, id, &u)
+		if err != nil {
+			return err
+		}
+		rootID = merge.from.org.RootID
+		after, receipt, err = s.update(ctx, call, id, key.OrgsWrite, merge, always)
+		return err
 	})
+	return after, receipt, err
 }
 
-// update changes an organization as is right for how it is now.
-func (s *Service) update(ctx context.Context, call *Call, id, permission string, updateOf func(*key.Actor, *Organization) (OrgUpdate, error)) (*Organization, audit.Receipt, error) {
+// settingsMerge is a merge into an organization's own settings that has been
+// worked out and checked.
+type settingsMerge struct {
+	from   *basis
+	values jsontext.Value // the own settings then
+	diff   []audit.Change // nil if they stay as they are
+}
+
+// mergeSettings works out what u makes of the organization's settings, and
+// checks it.
+func (s *Service) mergeSettings(ctx context.Context, call *Call, id string, u *OrgUpdate) (*settingsMerge, error) {
+	var from *basis
+	err := s.precheck(ctx, call, func(c *change) error {
+		o, err := c.target(id, key.OrgsWrite)
+		if err != nil {
+			return err
+		}
+		if err := CheckMatch(call.IfMatch, o.ETag()); err != nil {
+			return err
+		}
+		from, err = c.basis(o)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	after, _, err := u.apply(from.org, nil)
+	if err != nil {
+		return nil, err
+	}
+	before := from.org.Settings.Values
+	m := &settingsMerge{from: from, values: before, diff: settingsDiff(before, after.Settings.Values)}
+	if len(m.diff) > 0 {
+		m.values = after.Settings.Values
+		_, err = checkSettings(layers(from.above...), layers(after)[0], before, from.schema)
+	}
+	return m, err
+}
+
+// update changes an organization as is right for how it is now. merge is nil if
+// the update leaves the settings alone.
+func (s *Service) update(ctx context.Context, call *Call, id, permission string, merge *settingsMerge, updateOf func(*key.Actor, *Organization) (OrgUpdate, error)) (*Organization, audit.Receipt, error) {
 	rootID := s.rootOf(id)
 	generation := s.store.OrgGeneration(rootID, id)
 	var after *Organization
@@ -45,12 +101,17 @@ func (s *Service) update(ctx context.Context, call *Call, id, permission string,
 		if err := CheckMatch(call.IfMatch, before.ETag()); err != nil {
 			return nil, nil, err
 		}
+		if merge != nil {
+			if err := c.confirm(merge.from, before); err != nil {
+				return nil, nil, err
+			}
+		}
 		u, err := updateOf(c.call.Actor, before)
 		if err != nil {
 			return nil, nil, err
 		}
 		var changes []audit.Change
-		after, changes, err = u.Apply(before)
+		after, changes, err = u.apply(before, merge)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -59,15 +120,8 @@ func (s *Service) update(ctx context.Context, call *Call, id, permission string,
 			return nil, nil, nil
 		}
 		after.UpdatedAt = c.at
-		if settingsChanged := string(after.Settings.Values) != string(before.Settings.Values); settingsChanged {
+		if merge != nil && len(merge.diff) > 0 {
 			after.Settings.UpdatedAt = c.at
-			parents, err := c.ancestors(before)
-			if err != nil {
-				return nil, nil, err
-			}
-			if err := c.checkSettings(after, string(before.Settings.Values), after.Settings.Values, layers(parents...)); err != nil {
-				return nil, nil, err
-			}
 		}
 		if err := c.UpdateOrg(after); err != nil {
 			return nil, nil, err
@@ -80,9 +134,9 @@ func (s *Service) update(ctx context.Context, call *Call, id, permission string,
 	return after, receipt, err
 }
 
-// Apply returns o as it is after the update, and what changed. It is pure; o
-// is left alone.
-func (u *OrgUpdate) Apply(o *Organization) (*Organization, []audit.Change, error) {
+// apply returns o as it is after the update, and what changed. What merge has
+// worked out already is taken from it. It is pure; o is left alone.
+func (u *OrgUpdate) apply(o *Organization, merge *settingsMerge) (*Organization, []audit.Change, error) {
 	after := *o
 	after.Version++
 	var changes []audit.Change
@@ -111,7 +165,11 @@ func (u *OrgUpdate) Apply(o *Organization) (*Organization, []audit.Change, error
 		}
 		changes = replacedList(changes, "/tags", o.Tags, after.Tags)
 	}
-	if u.Customizations != nil {
+	switch {
+	case merge != nil:
+		after.Settings.Values = merge.values
+		changes = append(changes, merge.diff...)
+	case u.Customizations != nil:
 		merged, err := MergePatch(o.Settings.Values, u.Customizations)
 		if err != nil {
 			return nil, nil, problem.Body("/customizations", "cannot be merged: %v", err)
@@ -119,11 +177,6 @@ func (u *OrgUpdate) Apply(o *Organization) (*Organization, []audit.Change, error
 		if after.Settings.Values, p = CheckSettings("/customizations", merged); p != nil {
 			return nil, nil, p
 		}
-		diff := settingsDiff(o.Settings.Values, after.Settings.Values)
-		if len(diff) == 0 {
-			after.Settings.Values = o.Settings.Values
-		}
-		changes = append(changes, diff...)
 	}
 	return &after, changes, nil
 }
@@ -155,7 +208,7 @@ func (s *Service) DeleteTag(ctx context.Context, call *Call, id, tag string) (*O
 }
 
 func (s *Service) updateTags(ctx context.Context, call *Call, id string, change func(tags []string) ([]string, error)) (*Organization, audit.Receipt, error) {
-	return s.update(ctx, call, id, key.TagsWrite, func(_ *key.Actor, before *Organization) (OrgUpdate, error) {
+	return s.update(ctx, call, id, key.TagsWrite, nil, func(_ *key.Actor, before *Organization) (OrgUpdate, error) {
 		tags, err := change(slices.Clone(before.Tags))
 		return OrgUpdate{Tags: &tags}, err
 	})

@@ -76,6 +76,24 @@ func (t *tx) OrgsByID(ids []string) ([]*org.Organization, error) {
 	return orgs, err
 }
 
+func (t *tx) Versions(ids []string) (map[string]org.Version, error) {
+	list, err := encodeStrings(ids)
+	if err != nil {
+		return nil, err
+	}
+	versions := make(map[string]org.Version, len(ids))
+	err = t.query(func(r row) error {
+		var id string
+		var v org.Version
+		var createdAt int64
+		err := r.Scan(&id, &createdAt, &v.Version)
+		v.CreatedAt = fromMicros(createdAt)
+		versions[id] = v
+		return err
+	}, `SELECT id, created_at, version FROM orgs WHERE id IN (SELECT value FROM json_each($1))`, list)
+	return versions, err
+}
+
 func (t *tx) InsertOrgs(orgs []*org.Organization) error {
 	args := make([][]any, len(orgs))
 	for i, o := range orgs {

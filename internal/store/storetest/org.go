@@ -140,6 +140,19 @@ func testOrgs(t *testing.T, s Store) {
 	found = get(t, s, func(tx org.Tx) ([]*org.Organization, error) { return tx.OrgsByID(nil) })
 	wantEqual(t, ids(found), []string(nil))
 
+	versions := get(t, s, func(tx org.Tx) (map[string]org.Version, error) { return tx.Versions(split("Child-1 absent r")) })
+	wantEqual(t, versions, map[string]org.Version{"r": {CreatedAt: root.CreatedAt, Version: root.Version}, "Child-1": {CreatedAt: child.CreatedAt, Version: child.Version}})
+	write(t, s, func(tx org.Tx) error {
+		o, err := tx.Org("Child-1")
+		if err != nil {
+			return err
+		}
+		o.Version++
+		return tx.UpdateOrg(o)
+	})
+	versions = get(t, s, func(tx org.Tx) (map[string]org.Version, error) { return tx.Versions(split("Child-1")) })
+	wantEqual(t, versions, map[string]org.Version{"Child-1": {CreatedAt: child.CreatedAt, Version: child.Version + 1}})
+
 	t.Run("an id is taken, even in another root or by a deleted organization", func(t *testing.T) {
 		plant(t, s, "q/", "q/gone/")
 		write(t, s, func(tx org.Tx) error { _, err := tx.MarkDeleted("q", "q/gone/", "del", at(1)); return err })
