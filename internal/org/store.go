@@ -184,6 +184,7 @@ type Tx interface {
 	// AuditEntries returns one page of audit entries, newest first.
 	AuditEntries(q AuditQuery) (AuditPage, error)
 	ErasureTx
+	ImportTx
 	PastTx
 	StatementTx
 
