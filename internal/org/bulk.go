@@ -34,6 +34,13 @@ const (
 	maxImportAbove   = 2000 // these and their ancestors, if rows with settings go below them
 )
 
+// Bounds of a chunk: the rows that one transaction writes. They keep it to a
+// few milliseconds.
+const (
+	chunkRows  = 100
+	chunkBytes = 128 << 10
+)
+
 // importBatch is how many ids are looked up at a time.
 const importBatch = 500
 
@@ -74,7 +81,8 @@ func sameState(before, after OrgState, settings bool) bool {
 // All that can be checked is checked before anything is written, outside of
 // transactions. What was checked against is looked at again in the transaction
 // that decides: if it has changed, so that the checks might not hold, they are
-// made again.
+// made again. An import of more than one chunk is written chunk by chunk, see
+// importChunks.
 func (s *Service) Import(ctx context.Context, call *Call, r io.Reader, opt ImportOptions) (*ImportResult, audit.Receipt, error) {
 	if err := PermitBelow(call.Actor); err != nil {
 		return nil, audit.Receipt{}, err
@@ -106,10 +114,14 @@ func (s *Service) Import(ctx context.Context, call *Call, r io.Reader, opt Impor
 		return out, audit.Receipt{}, nil
 	}
 	var receipt audit.Receipt
-	_, err = s.confirming(ctx, call, plan, func(plan *importPlan) (err error) {
-		receipt, err = s.importAtOnce(ctx, call, plan, out)
-		return err
-	})
+	if ends := plan.chunks(); len(ends) > 1 {
+		receipt, err = s.importChunks(ctx, call, plan, ends, out)
+	} else {
+		err = s.confirming(ctx, call, plan, func(plan *importPlan) (err error) {
+			receipt, err = s.importAtOnce(ctx, call, plan, out)
+			return err
+		})
+	}
 	return out, receipt, err
 }
 
@@ -158,23 +170,22 @@ type importPlan struct {
 var errReplan = errors.New("what an import was checked against has changed")
 
 // confirming runs decide until it does not fail because what the plan relied
-// on has changed, each time with a plan that relies on what is there now. It
-// returns the last plan.
-func (s *Service) confirming(ctx context.Context, call *Call, plan *importPlan, decide func(*importPlan) error) (*importPlan, error) {
+// on has changed, each time with a plan that relies on what is there now.
+func (s *Service) confirming(ctx context.Context, call *Call, plan *importPlan, decide func(*importPlan) error) error {
 	for attempt := 1; ; attempt++ {
 		err := decide(plan)
 		if !errors.Is(err, errReplan) {
-			return plan, err
+			return err
 		}
 		next, err := s.planImport(ctx, call, plan.rows, plan.external, plan.topID)
 		if err != nil {
-			return plan, err
+			return err
 		}
 		if attempt == planAttempts || !plan.samePlaces(next) {
 			e := problem.New(problem.Conflict, "What is above the rows has changed while the import was checked; nothing was imported.").
 				WithFix("Send it again.")
 			e.RetryAfter = time.Second
-			return plan, e
+			return e
 		}
 		plan = next
 	}
@@ -362,6 +373,26 @@ func (s *Service) checkIDs(ctx context.Context, p *importPlan) error {
 		}
 	}
 	return bad.err()
+}
+
+// chunks returns where the chunks end into which the rows are divided.
+func (p *importPlan) chunks() []int {
+	var ends []int
+	rows, size := 0, 0
+	for i := range p.rows {
+		n := p.rows[i].size()
+		if rows == chunkRows || rows > 0 && size+n > chunkBytes {
+			ends = append(ends, i)
+			rows, size = 0, 0
+		}
+		rows, size = rows+1, size+n
+	}
+	return append(ends, len(p.rows))
+}
+
+// size is about how much text a row is.
+func (row *ImportRow) size() int {
+	return len(row.Name) + len(row.Description) + len(row.ExternalID) + len(row.Tags) + len(row.Customizations) + len(row.Locked)
 }
 
 // orgs returns the organizations of some of the rows, without their times.
