@@ -270,3 +270,55 @@ func TestImportBelowLargeSettings(t *testing.T) {
 		}
 	}
 }
+
+// An import that takes several transactions is answered as one: with the
+// receipt of its last entry, once for its Idempotency-Key, and every
+// organization has the entry that its creation always has.
+func TestImportOfSeveralChunks(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"r","name":"Root"}`)
+		key, keyID := s.NewKey("r", `"permissions":["admin"]`)
+		var rows strings.Builder
+		rows.WriteString("id,parent_id,name,tags\n")
+		for i := range 350 {
+			parent := ""
+			if i > 0 {
+				parent = fmt.Sprint("o", (i-1)/4)
+			}
+			fmt.Fprintf(&rows, "o%d,%s,Name,t\n", i, parent)
+		}
+		send := func(status int) *testkit.Answer {
+			t.Helper()
+			return s.Must(status, "POST", "/orgs/import", key, rows.String(), "Content-Type", "text/csv", "Idempotency-Key", "once")
+		}
+		first := send(200)
+		if first.JSON("created") != 350.0 || first.JSON("roots") != 0.0 {
+			t.Errorf("imported: %s", first.Body)
+		}
+		again := send(200)
+		receipt := first.Header.Get("Orgd-Audit-Receipt")
+		if string(again.Body) != string(first.Body) || receipt == "" || again.Header.Get("Orgd-Audit-Receipt") != receipt {
+			t.Errorf("again: %s %s", again.Body, again.Header)
+		}
+		last := s.Must(200, "GET", "/orgs/r/children_audit?limit=1", key, "").JSON().([]any)[0].(map[string]any)
+		if want := fmt.Sprintf(" %v %v", last["seq"], last["leaf_hash"]); !strings.HasSuffix(receipt, want) || last["org_id"] != "o349" {
+			t.Errorf("the receipt is %s, the last entry %v", receipt, last)
+		}
+		for _, id := range []string{"o0", "o150", "o349"} {
+			entries := s.Must(200, "GET", "/orgs/"+id+"/children_audit?scope=self", key, "").JSON().([]any)
+			if len(entries) != 1 {
+				t.Fatalf("%s has %d entries", id, len(entries))
+			}
+			e := entries[0].(map[string]any)
+			actor := e["actor"].(map[string]any)
+			if e["action"] != "organization.created" || actor["id"] != keyID || actor["type"] != "api_key" || actor["name"] != "test" ||
+				e["request_id"] != first.Header.Get("X-Request-Id") || e["timestamp"] != s.Must(200, "GET", "/orgs/"+id, key, "").JSON("created_at") {
+				t.Errorf("the entry of %s: %v", id, e)
+			}
+		}
+		a := s.Must(400, "POST", "/orgs/import", key, rows.String(), "Content-Type", "text/csv", "Idempotency-Key", "twice")
+		if !strings.Contains(a.String("detail"), "350 rows are invalid") || !strings.Contains(string(a.Body), "is in use") {
+			t.Errorf("imported twice: %s", a.Body)
+		}
+	})
+}

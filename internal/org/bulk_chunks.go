@@ -52,7 +52,7 @@ func (s *Service) importChunks(ctx context.Context, call *Call, plan *importPlan
 		if attempt > 0 {
 			time.Sleep(100 * time.Millisecond)
 		}
-		if done, receipt, unsettled = s.settle(ctx, p.ID, call, out); unsettled == nil {
+		if done, receipt, unsettled = s.settle(ctx, p.ID, call.Idempotent, out); unsettled == nil {
 			break
 		}
 	}
@@ -134,6 +134,7 @@ func (s *Service) reveal(ctx context.Context, call *Call, p *PendingImport, conf
 		for i, o := range orgs {
 			o.stamp(c)
 			entries[i] = c.orgEntry(o, "organization.created", o.created())
+			entries[i].Actor = p.Actor
 		}
 		if err := c.RevealOrgs(orgs); err != nil {
 			return nil, nil, err
@@ -181,10 +182,10 @@ func (s *Service) lockRoots(c *change, orgs []*Organization) error {
 }
 
 // settle brings an import under way to its end: done says that all of its
-// organizations are there, otherwise nothing is left of it. call is the one
-// that it is of, nil if that has ended. ErrStale: somebody else is at work on
-// it.
-func (s *Service) settle(ctx context.Context, id string, call *Call, out *ImportResult) (done bool, receipt audit.Receipt, err error) {
+// organizations are there, otherwise nothing is left of it. idempotent is that
+// of its call, nil if there is none or the call has ended. ErrStale: somebody
+// else is at work on it.
+func (s *Service) settle(ctx context.Context, id string, idempotent *Idempotency, out *ImportResult) (done bool, receipt audit.Receipt, err error) {
 	var p *PendingImport
 	err = s.store.Read(ctx, func(tx Tx) (err error) {
 		p, err = tx.Import(id)
@@ -198,15 +199,14 @@ func (s *Service) settle(ctx context.Context, id string, call *Call, out *Import
 	if p.Revealed == 0 {
 		return false, receipt, s.unstage(ctx, p)
 	}
-	if call == nil {
-		call = &Call{Actor: &key.Actor{Kind: key.ActorKind(p.Actor.Type), ID: p.Actor.ID, Name: p.Actor.Name},
-			RequestID: p.RequestID, IP: p.IP, UserAgent: p.UserAgent}
-	}
+	// It is decided: whoever made it may have lost the right to since.
+	system := &Call{Actor: &key.Actor{Kind: key.KindSystem, ID: p.Actor.ID}, RequestID: p.RequestID, IP: p.IP, UserAgent: p.UserAgent,
+		Idempotent: idempotent}
 	for p.Revealed < p.Chunks {
 		if err := ctx.Err(); err != nil {
 			return false, receipt, err
 		}
-		if receipt, err = s.reveal(ctx, call, p, nil, out); err != nil {
+		if receipt, err = s.reveal(ctx, system, p, nil, out); err != nil {
 			return false, receipt, err
 		}
 	}
