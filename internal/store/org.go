@@ -254,13 +254,13 @@ func (t *tx) MarkDeleted(rootID, path, deletionID string, at time.Time) (org.Cou
 func (t *tx) MarkRestored(rootID, deletionID string) (c org.Counts, err error) {
 	clear(t.read)
 	err = t.queryRow(into(&c.APIKeys), `SELECT count(*) FROM orgs o CROSS JOIN api_keys k
-		WHERE o.root_id = $1 AND o.deletion_id = $2 AND o.deletion_id <> ''
+		WHERE o.root_id = $1 AND o.deletion_id = $2 AND o.deletion_id <> '' AND o.deleted_at <> 1
 		AND k.root_id = o.root_id AND k.org_id = o.id AND k.revoked_at = 0`, rootID, deletionID)
 	if err != nil {
 		return c, err
 	}
 	c.Organizations, err = t.exec(`UPDATE orgs SET deleted_at = 0, deletion_id = '', deletion_top = 0, version = version + 1
-		WHERE root_id = $1 AND deletion_id = $2 AND deletion_id <> ''`, rootID, deletionID)
+		WHERE root_id = $1 AND deletion_id = $2 AND deletion_id <> '' AND deleted_at <> 1`, rootID, deletionID)
 	return c, err
 }
 

@@ -88,9 +88,9 @@ func testStaged(t *testing.T, s Store) {
 		deepest, err5 := tx.DeepestBelow("r", "r/a/")
 		wantEqual(t, deepest, 1)
 		children, _, _, err6 := tx.ChildrenAt("r", "a", at(100), "", 10)
-		wantEqual(t, children, nil)
+		wantEqual(t, children, []string(nil))
 		holding, _, err7 := tx.OrgsHolding(org.HoldingQuery{RootID: "r", OrgID: "r", Path: "r/", Needle: "deep", Limit: 10})
-		wantEqual(t, ids(holding), nil)
+		wantEqual(t, ids(holding), []string(nil))
 		for _, q := range []org.OrgQuery{{RootID: "r"}, {RootID: "r", ParentID: "a"}, {RootID: "r", Tag: "t"}, {ExternalID: "e"}, {RootID: "r", NamePrefix: "org x"}} {
 			q.Limit = 10
 			page, err := tx.Orgs(q)
@@ -104,7 +104,7 @@ func testStaged(t *testing.T, s Store) {
 			}
 		}
 		expired, err8 := tx.Expired(at(1000), 10)
-		wantEqual(t, ids(expired), nil)
+		wantEqual(t, ids(expired), []string(nil))
 		return errors.Join(err, err2, err3, err4, err5, err6, err7, err8)
 	})
 	write(t, s, func(tx org.Tx) error {
@@ -184,7 +184,7 @@ func testStaged(t *testing.T, s Store) {
 		})
 		return list
 	}
-	wantEqual(t, childrenAt(9), nil)
+	wantEqual(t, childrenAt(9), []string(nil))
 	wantEqual(t, childrenAt(10), split("x y"))
 	wantErr(t, s.Write(t.Context(), func(tx org.Tx) error { return tx.RevealOrgs([]*org.Organization{x}) }), org.ErrStale)
 
