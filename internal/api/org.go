@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"net/http"
 	"strings"
@@ -517,7 +518,7 @@ func (a *API) importOrgs(r *web.Request) (*web.Response, error) {
 			DryRun  bool  `json:"dry_run"`
 		}{res.Created, res.Roots, res.DryRun})
 	}
-	res, receipt, err := a.service.Import(r.Context(), r.Call(render), strings.NewReader(string(body)), opt)
+	res, receipt, err := a.service.Import(r.Context(), r.Call(render), bytes.NewReader(body), opt)
 	if err != nil {
 		return nil, err
 	}

@@ -3,22 +3,50 @@ package org
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
 
-// ImportOptions say where imported rows go.
+// ImportOptions say where imported rows go, and how many there may be.
 type ImportOptions struct {
 	Format   string // "csv" or "ndjson"
 	ParentID string // where rows without a parent go; empty makes them roots (operator)
 	DryRun   bool
+	MaxRows  int // the greatest number of rows; 0, or more than MaxImportRows, for that
 }
+
+// Bounds of one import. Those of the organizations outside of it bound what is
+// looked at in the transaction that decides about it.
+const (
+	MaxImportRows    = 100_000
+	maxImportParents = 1000 // organizations outside of the import below which its rows go
+	maxImportAbove   = 2000 // these and their ancestors, if rows with settings go below them
+)
+
+// Bounds of a chunk: the rows that one transaction writes. They keep it to a
+// few milliseconds.
+const (
+	chunkRows  = 100
+	chunkBytes = 128 << 10
+)
+
+// importBatch is how many ids are looked up at a time.
+const importBatch = 500
+
+// planAttempts is how often an import is checked whose surroundings change
+// while it is.
+const planAttempts = 3
 
 // ImportResult says what an import created, or would create.
 type ImportResult struct {
@@ -27,139 +55,92 @@ type ImportResult struct {
 	DryRun  bool
 }
 
-// importBatch is how many organizations are inserted at a time.
-const importBatch = 500
+// OrgState is what tells whether an organization is still the one, and where,
+// that it was.
+type OrgState struct {
+	ID        string
+	Path      string
+	Type      Type
+	CreatedAt time.Time
+	Version   int64
+}
+
+// sameState reports whether rows may still go below an organization that was
+// as before and is as after.
+func sameState(before, after OrgState, settings bool) bool {
+	if !settings {
+		before.Version = after.Version
+	}
+	return before == after
+}
 
 // Import creates the organizations that rows describe, all or none of them.
 // Rows may come in any order and may name parents that exist already. Every
 // organization gets its own audit entry.
+//
+// All that can be checked is checked before anything is written, outside of
+// transactions. What was checked against is looked at again in the transaction
+// that decides: if it has changed, so that the checks might not hold, they are
+// made again. An import of more than one chunk is written chunk by chunk, see
+// importChunks.
 func (s *Service) Import(ctx context.Context, call *Call, r io.Reader, opt ImportOptions) (*ImportResult, audit.Receipt, error) {
 	if err := PermitBelow(call.Actor); err != nil {
 		return nil, audit.Receipt{}, err
 	}
-	rows, p := ParseImport(r, opt.Format)
+	maxRows := opt.MaxRows
+	if maxRows <= 0 || maxRows > MaxImportRows {
+		maxRows = MaxImportRows
+	}
+	rows, p := ParseImport(r, opt.Format, maxRows)
 	if p != nil {
 		return nil, audit.Receipt{}, p
 	}
-	rows, external, p := OrderImport(rows)
+	external, p := OrderImport(rows)
 	if p != nil {
 		return nil, audit.Receipt{}, p
 	}
 	if opt.ParentID == "" && !call.Actor.Spans() {
 		opt.ParentID = call.Actor.OrgID
 	}
-	orgs := make([]*Organization, len(rows))
-	var bad importErrors
-	var customized, tagged bool
-	for i, row := range rows {
-		o, err := s.check(OrgCreate{ID: row.ID, Name: row.Name, Type: Type(row.Type), Description: row.Description,
-			ExternalID: row.ExternalID, Tags: row.Tags, Customizations: row.Customizations, Locked: row.Locked})
-		if err != nil {
-			bad.add(row.Line, err)
-			continue
-		}
-		orgs[i] = o
-		customized = customized || row.Customizations != nil || row.Locked != nil
-		tagged = tagged || len(row.Tags) > 0
+	plan, err := s.planImport(ctx, call, rows, external, opt.ParentID)
+	if err == nil {
+		err = s.checkIDs(ctx, plan)
 	}
-	if err := bad.err(); err != nil {
+	if err != nil {
 		return nil, audit.Receipt{}, err
 	}
-	if err := permitMembers(call.Actor, customized, tagged); err != nil {
-		return nil, audit.Receipt{}, err
+	out := &ImportResult{DryRun: opt.DryRun, Created: int64(len(rows)), Roots: plan.roots}
+	if opt.DryRun {
+		return out, audit.Receipt{}, nil
 	}
-	out := &ImportResult{DryRun: opt.DryRun, Created: int64(len(rows))}
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		out.Roots = 0
-		var bad importErrors
-		byID := make(map[string]*Organization, len(orgs)+len(external))
-		if opt.ParentID != "" {
-			o, err := c.target(opt.ParentID, key.OrgsWrite)
-			if err != nil {
-				return nil, nil, err
-			}
-			byID[o.ID] = o
-		}
-		for _, id := range inOrder(external) {
-			o, err := c.target(id, key.OrgsWrite)
-			if problem.Is(err, problem.NotFound) {
-				for _, line := range external[id] {
-					bad.add(line, problem.New(problem.ImportInvalid, "the parent %s is not in the import and does not exist", id))
-				}
-				continue
-			} else if err != nil {
-				return nil, nil, err
-			}
-			byID[id] = o
-		}
-		ids := make([]string, 0, importBatch)
-		for start := 0; start < len(rows); start += importBatch {
-			ids = ids[:0]
-			for _, row := range rows[start:min(start+importBatch, len(rows))] {
-				ids = append(ids, row.ID)
-			}
-			taken, err := c.OrgsByID(ids)
-			if err != nil {
-				return nil, nil, err
-			}
-			if len(taken) > 0 {
-				lines := make(map[string]int, len(taken))
-				for _, row := range rows[start:min(start+importBatch, len(rows))] {
-					lines[row.ID] = row.Line
-				}
-				for _, o := range taken {
-					bad.add(lines[o.ID], problem.New(problem.IDTaken, "the id %s is in use", o.ID))
-				}
-			}
-		}
-		entries := make([]audit.Draft, 0, len(rows))
-		for i, row := range rows {
-			o := *orgs[i]
-			parentID := row.ParentID
-			if parentID == "" {
-				parentID = opt.ParentID
-			}
-			parent := byID[parentID]
-			if parentID != "" && parent == nil {
-				continue // its parent's line is reported already
-			}
-			if err := o.place(parent); err != nil {
-				bad.add(row.Line, err)
-				continue
-			}
-			if parent == nil {
-				out.Roots++
-			}
-			o.stamp(c)
-			byID[o.ID] = &o
-			if string(o.Settings.Values) != "{}" {
-				above, err := c.layersAbove(&o, byID)
-				if err != nil {
-					return nil, nil, err
-				}
-				if err := c.checkSettings(&o, "{}", o.Settings.Values, above); err != nil {
-					bad.add(row.Line, err)
-					continue
-				}
-			}
-			entries = append(entries, c.orgEntry(&o, "organization.created", o.created()))
-		}
-		if err := bad.err(); err != nil {
+	var receipt audit.Receipt
+	if ends := plan.chunks(); len(ends) > 1 {
+		receipt, err = s.importChunks(ctx, call, plan, ends, out)
+	} else {
+		err = s.confirming(ctx, call, plan, func(plan *importPlan) (err error) {
+			receipt, err = s.importAtOnce(ctx, call, plan, out)
+			return err
+		})
+	}
+	return out, receipt, err
+}
+
+// importAtOnce creates the organizations of a plan in one transaction.
+func (s *Service) importAtOnce(ctx context.Context, call *Call, plan *importPlan, out *ImportResult) (audit.Receipt, error) {
+	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		if err := plan.confirm(c); err != nil {
 			return nil, nil, err
 		}
-		if opt.DryRun {
-			return nil, nil, nil
+		orgs := plan.orgs(0, len(plan.rows))
+		entries := make([]audit.Draft, len(orgs))
+		for i, o := range orgs {
+			o.stamp(c)
+			entries[i] = c.orgEntry(o, "organization.created", o.created())
 		}
-		batch := make([]*Organization, 0, importBatch)
-		for i, row := range rows {
-			o := byID[row.ID]
-			batch = append(batch, o)
-			if len(batch) == importBatch || i == len(rows)-1 {
-				if err := c.insert(batch); err != nil {
-					return nil, nil, err
-				}
-				batch = batch[:0]
-			}
+		if err := c.insert(orgs); err != nil {
+			return nil, nil, err
+		}
+		for _, o := range orgs {
 			if o.ParentID == "" {
 				if err := s.startLog(c, o); err != nil {
 					return nil, nil, err
@@ -168,36 +149,305 @@ func (s *Service) Import(ctx context.Context, call *Call, r io.Reader, opt Impor
 		}
 		return out, entries, nil
 	})
-	return out, receipt, err
+}
+
+// importPlan is an import that has passed its checks, with what they have
+// relied on.
+type importPlan struct {
+	rows     []ImportRow // parents before children
+	external map[string][]int
+	topID    string // where rows without a parent go; empty for nowhere
+	roots    int64
+	// customized and tagged say what the rows need permissions for.
+	customized, tagged bool
+	// places are the organizations outside of the import below which its rows
+	// go, and those above them whose settings rows inherit that have some of
+	// their own, as they were.
+	places   map[string]OrgState
+	settings map[string]bool   // the places whose settings such rows inherit
+	schemas  map[string]string // the text of a root's schema, "" for none, if such rows go there
+}
+
+// errReplan says that what a plan has relied on has changed.
+var errReplan = errors.New("what an import was checked against has changed")
+
+// confirming runs decide until it does not fail because what the plan relied
+// on has changed, each time with a plan that relies on what is there now.
+func (s *Service) confirming(ctx context.Context, call *Call, plan *importPlan, decide func(*importPlan) error) error {
+	for attempt := 1; ; attempt++ {
+		err := decide(plan)
+		if !errors.Is(err, errReplan) {
+			return err
+		}
+		next, err := s.planImport(ctx, call, plan.rows, plan.external, plan.topID)
+		if err != nil {
+			return err
+		}
+		if attempt == planAttempts || !plan.samePlaces(next) {
+			e := problem.New(problem.Conflict, "What is above the rows has changed while the import was checked; nothing was imported.").
+				WithFix("Send it again.")
+			e.RetryAfter = time.Second
+			return e
+		}
+		plan = next
+	}
+}
+
+// samePlaces reports whether the rows go to the same places by both plans.
+func (p *importPlan) samePlaces(q *importPlan) bool {
+	return maps.EqualFunc(p.places, q.places, func(a, b OrgState) bool { return sameState(a, b, false) })
+}
+
+// planImport checks, on what is committed and without a lock, everything but
+// whether ids are taken.
+func (s *Service) planImport(ctx context.Context, call *Call, rows []ImportRow, external map[string][]int, topID string) (*importPlan, error) {
+	p := &importPlan{rows: rows, external: external, topID: topID, settings: map[string]bool{}, schemas: map[string]string{}}
+	if len(external) > maxImportParents {
+		return nil, tooManyParents()
+	}
+	outside := make([]string, len(rows)) // the organization outside of the import that a row is below
+	for i := range rows {
+		row := &rows[i]
+		switch {
+		case row.Parent >= 0:
+			outside[i] = outside[row.Parent]
+		case row.ParentID != "":
+			outside[i] = row.ParentID
+		default:
+			outside[i] = topID
+		}
+		if row.Customizations != nil {
+			p.settings[outside[i]] = true
+			p.customized = true
+		}
+		p.customized = p.customized || row.Locked != ""
+		p.tagged = p.tagged || len(row.Tags) > 0
+	}
+	if err := permitMembers(call.Actor, p.customized, p.tagged); err != nil {
+		return nil, err
+	}
+	var bad importErrors
+	checker := newSettingsChecker(s.now)
+	if err := s.precheck(ctx, call, func(c *change) error {
+		bad = importErrors{}
+		if err := p.findPlaces(c, &bad); err != nil {
+			return err
+		}
+		return p.findSettings(c, checker)
+	}); err != nil {
+		return nil, err
+	}
+	p.roots = 0
+	failed := make([]bool, len(rows)) // reported, or below one that was
+	for i := range rows {
+		row := &rows[i]
+		above, ok := p.places[outside[i]]
+		if row.Parent >= 0 && failed[row.Parent] || outside[i] != "" && !ok {
+			failed[i] = true
+			continue
+		}
+		var parent *Organization
+		switch base := p.base(outside[i]); {
+		case row.Parent >= 0:
+			parent = &Organization{ID: row.ParentID, Type: Type(rows[row.Parent].Type), Depth: base + row.Depth - 1}
+		case outside[i] != "":
+			parent = &Organization{ID: above.ID, Type: above.Type, Depth: base - 1}
+		default:
+			p.roots++
+		}
+		if err := (&Organization{ID: row.ID}).place(parent); err != nil {
+			bad.add(row.Line, err)
+			failed[i] = true
+		}
+	}
+	if err := checker.check(ctx, rows, outside, failed, &bad); err != nil {
+		return nil, err
+	}
+	if err := bad.err(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// base is the depth of rows without a parent among the rows that are below an
+// organization outside of the import, or are roots.
+func (p *importPlan) base(outside string) int {
+	if outside == "" {
+		return 0
+	}
+	return strings.Count(p.places[outside].Path, "/")
+}
+
+// findPlaces finds the organizations outside of the import below which its
+// rows go. None of their roots is locked.
+func (p *importPlan) findPlaces(c *change, bad *importErrors) error {
+	if p.topID != "" {
+		if _, err := c.target(p.topID, key.OrgsWrite); err != nil {
+			return err
+		}
+	}
+	ids := inOrder(p.external)
+	if p.topID != "" {
+		ids = append(ids, p.topID)
+	}
+	states, err := c.OrgStates(ids)
+	if err != nil {
+		return err
+	}
+	p.places = make(map[string]OrgState, len(ids))
+	for _, id := range ids {
+		if state, ok := states[id]; ok && c.call.Actor.Sees(state.Path) {
+			p.places[id] = state
+			continue
+		}
+		for _, line := range p.external[id] {
+			bad.add(line, problem.New(problem.ImportInvalid, "the parent %s is not in the import and does not exist", id))
+		}
+	}
+	return permit(c.call.Actor, key.OrgsWrite)
+}
+
+// confirm locks the roots of the places, all of which the actor has been seen
+// to see, and checks under these locks that what the plan relied on is as it
+// was.
+func (p *importPlan) confirm(c *change) error {
+	if p.topID != "" {
+		if _, err := c.target(p.topID, key.OrgsWrite); err != nil {
+			return err
+		}
+	}
+	roots := map[string]bool{}
+	for _, state := range p.places {
+		roots[SplitPath(state.Path)[0]] = true
+	}
+	for _, rootID := range slices.Sorted(maps.Keys(roots)) {
+		if err := c.lock(rootID); errors.Is(err, ErrAbsent) {
+			return errReplan
+		} else if err != nil {
+			return err
+		}
+	}
+	states, err := c.OrgStates(slices.Collect(maps.Keys(p.places)))
+	if err != nil {
+		return err
+	}
+	for id, before := range p.places {
+		after, ok := states[id]
+		if !ok || !sameState(before, after, p.settings[id]) || !c.call.Actor.Sees(before.Path) && p.isParent(id) {
+			return errReplan
+		}
+	}
+	for rootID, before := range p.schemas {
+		if after, err := c.schemaText(rootID); err != nil {
+			return err
+		} else if string(after) != before {
+			return errReplan
+		}
+	}
+	a := c.call.Actor
+	if err := permit(a, key.OrgsWrite); err != nil {
+		return err
+	}
+	if err := PermitBelow(a); err != nil {
+		return err
+	}
+	return permitMembers(a, p.customized, p.tagged)
+}
+
+// isParent reports whether rows go right below an organization outside of the
+// import, which takes an actor who sees it.
+func (p *importPlan) isParent(id string) bool { return id == p.topID || p.external[id] != nil }
+
+// checkIDs checks that no id is taken, of an organization of whatever state.
+// What it finds may not last: the rows themselves take the ids.
+func (s *Service) checkIDs(ctx context.Context, p *importPlan) error {
+	var bad importErrors
+	ids := make([]string, 0, importBatch)
+	for rows := range slices.Chunk(p.rows, importBatch) {
+		ids = ids[:0]
+		lines := make(map[string]int, len(rows))
+		for i := range rows {
+			ids, lines[rows[i].ID] = append(ids, rows[i].ID), rows[i].Line
+		}
+		var taken []string
+		if err := s.store.Read(ctx, func(tx Tx) (err error) {
+			taken, err = tx.TakenIDs(ids)
+			return err
+		}); err != nil {
+			return err
+		}
+		for _, id := range taken {
+			bad.add(lines[id], problem.New(problem.IDTaken, "the id %s is in use", id))
+		}
+	}
+	return bad.err()
+}
+
+// chunks returns where the chunks end into which the rows are divided.
+func (p *importPlan) chunks() []int {
+	var ends []int
+	rows, size := 0, 0
+	for i := range p.rows {
+		n := p.rows[i].size()
+		if rows == chunkRows || rows > 0 && size+n > chunkBytes {
+			ends = append(ends, i)
+			rows, size = 0, 0
+		}
+		rows, size = rows+1, size+n
+	}
+	return append(ends, len(p.rows))
+}
+
+// size is about how much text a row is.
+func (row *ImportRow) size() int {
+	return len(row.Name) + len(row.Description) + len(row.ExternalID) + len(row.Tags) + len(row.Customizations) + len(row.Locked)
+}
+
+// orgs returns the organizations of some of the rows, without their times.
+func (p *importPlan) orgs(from, to int) []*Organization {
+	orgs := make([]*Organization, 0, to-from)
+	var ids []string
+	for i := from; i < to; i++ {
+		row := &p.rows[i]
+		o := &Organization{ID: row.ID, ParentID: row.ParentID, Name: row.Name, Type: Type(row.Type), Description: row.Description,
+			ExternalID: row.ExternalID, Tags: row.Tags.split(), Version: 1}
+		o.Settings.Values, o.Settings.Locked = jsontext.Value("{}"), row.Locked.split()
+		if row.Customizations != nil {
+			o.Settings.Values = row.Customizations
+		}
+		if o.Type == "" {
+			o.Type = TypeOrganization
+		}
+		if o.ParentID == "" {
+			o.ParentID = p.topID
+		}
+		top := row
+		ids = append(ids[:0], row.ID)
+		for top.Parent >= 0 {
+			top = &p.rows[top.Parent]
+			ids = append(ids, top.ID)
+		}
+		slices.Reverse(ids)
+		o.Path = strings.Join(ids, "/") + "/"
+		if outside := cmp.Or(top.ParentID, p.topID); outside != "" {
+			o.Path = p.places[outside].Path + o.Path
+		}
+		o.RootID, _, _ = strings.Cut(o.Path, "/")
+		o.Depth = strings.Count(o.Path, "/") - 1
+		orgs = append(orgs, o)
+	}
+	return orgs
+}
+
+func tooManyParents() error {
+	return problem.New(problem.TooLarge, "The rows go below more than %d organizations that are not in the import.", maxImportParents).
+		WithFix("Split the file by subtree, so that each part goes below fewer of them.")
 }
 
 // inOrder returns the ids of parents in the order of the first lines that
 // name them.
 func inOrder(external map[string][]int) []string {
 	return slices.SortedFunc(maps.Keys(external), func(a, b string) int { return cmp.Compare(external[a][0], external[b][0]) })
-}
-
-// layersAbove returns the settings of all organizations above o, from those
-// at hand and, for what is above them, from the store.
-func (c *change) layersAbove(o *Organization, byID map[string]*Organization) ([]Layer, error) {
-	ids := o.PathIDs()
-	ids = ids[:len(ids)-1]
-	chain := make([]*Organization, len(ids))
-	for i := len(ids) - 1; i >= 0; i-- {
-		a := byID[ids[i]]
-		if a == nil {
-			stored, err := c.ancestors(chain[i+1])
-			if err != nil {
-				return nil, err
-			}
-			for j, a := range stored {
-				byID[a.ID], chain[j] = a, a
-			}
-			break
-		}
-		chain[i] = a
-	}
-	return layers(chain...), nil
 }
 
 // maxImportErrors bounds the lines that an error lists.

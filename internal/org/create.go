@@ -165,8 +165,9 @@ func (s *Service) startLog(c *change, root *Organization) error {
 
 // insert inserts organizations; an id that is in use is a problem of the
 // caller.
-func (c *change) insert(orgs []*Organization) error {
-	err := c.InsertOrgs(orgs)
+func (c *change) insert(orgs []*Organization) error { return taken(c.InsertOrgs(orgs)) }
+
+func taken(err error) error {
 	var taken *TakenError
 	if errors.As(err, &taken) {
 		return problem.New(problem.IDTaken, "The id %s is in use.", taken.ID).

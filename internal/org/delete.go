@@ -49,6 +49,9 @@ func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteO
 				WithFix("Repeat the request with ?cascade=true to delete the whole subtree, or with ?dry_run=true to see what that deletes.").
 				With("organizations", d.Organizations).With("api_keys", d.APIKeys)
 		}
+		if err := c.undisturbed(o); err != nil {
+			return nil, nil, err
+		}
 		deletionID := c.newID("del_")
 		if d.Counts, err = c.MarkDeleted(o.RootID, o.Path, deletionID, c.at); err != nil {
 			return nil, nil, err

@@ -23,15 +23,29 @@ import (
 type ImportRow struct {
 	Line           int // of the import, 1-based
 	Depth          int // below the topmost row above it; set by OrderImport
+	Parent         int // the place of its parent among the ordered rows, -1 for none; set by OrderImport
 	ID             string
 	ParentID       string // empty for none
 	Name           string
 	Type           string
 	Description    string
 	ExternalID     string
-	Tags           []string
+	Tags           textList
 	Customizations jsontext.Value // nil for none
-	Locked         []string
+	Locked         textList
+}
+
+// textList is a list of texts that are not empty and hold no NUL, in one text:
+// an import may have millions of tags.
+type textList string
+
+func joinTexts(list []string) textList { return textList(strings.Join(list, "\x00")) }
+
+func (l textList) split() []string {
+	if l == "" {
+		return nil
+	}
+	return strings.Split(string(l), "\x00")
 }
 
 // importColumns are the columns of a CSV import.
@@ -50,20 +64,24 @@ var byteOrderMark = []byte("\xef\xbb\xbf")
 // tags being an array, and also customizations and locked. Both are UTF-8; a
 // byte-order mark, CRLF and blank lines are allowed.
 //
-// The error is ImportInvalid and names the bad lines, or what r returned if
-// that is a *problem.Error.
-func ParseImport(r io.Reader, format string) ([]ImportRow, *problem.Error) {
+// The error is ImportInvalid and names the bad lines, or TooLarge if there are
+// more than maxRows rows, bad ones included, or what r returned if that is a
+// *problem.Error. Nothing is read past the first row too many.
+func ParseImport(r io.Reader, format string, maxRows int) ([]ImportRow, *problem.Error) {
+	var rows []ImportRow
+	if sized, ok := r.(interface{ Len() int }); ok {
+		rows = make([]ImportRow, 0, min(maxRows, sized.Len()/len("a,b\n")+1))
+	}
 	buffered := bufio.NewReaderSize(r, 64<<10)
 	if mark, _ := buffered.Peek(len(byteOrderMark)); bytes.Equal(mark, byteOrderMark) {
 		_, _ = buffered.Discard(len(byteOrderMark))
 	}
-	var rows []ImportRow
 	var err error
 	switch format {
 	case "csv":
-		rows, err = parseCSV(buffered)
+		rows, err = parseCSV(buffered, rows, maxRows)
 	case "ndjson":
-		rows, err = parseNDJSON(buffered)
+		rows, err = parseNDJSON(buffered, rows, maxRows)
 	default:
 		return nil, problem.New(problem.InvalidParameter, "The format of an import is csv or ndjson, not %q.", format)
 	}
@@ -92,7 +110,14 @@ func unreadable(err error) error {
 	return problem.New(problem.InvalidRequest, "The import could not be read to its end.").WithCause(err)
 }
 
-func parseCSV(r io.Reader) ([]ImportRow, error) {
+// tooManyRows is the error for an import of more rows than are allowed.
+func tooManyRows(maxRows int) error {
+	return problem.New(problem.TooLarge, "The import has more than %d rows.", maxRows).
+		WithFix("Split the file by subtree, and import what is above first: the rows of a later file may name organizations of an earlier one as their parents.").
+		With("limit_rows", maxRows)
+}
+
+func parseCSV(r io.Reader, rows []ImportRow, maxRows int) ([]ImportRow, error) {
 	in := csv.NewReader(r)
 	in.ReuseRecord = true
 	in.FieldsPerRecord = -1
@@ -124,12 +149,15 @@ func parseCSV(r io.Reader) ([]ImportRow, error) {
 			return nil, badLine(headerLine, "the column %s is missing", name)
 		}
 	}
-	var rows []ImportRow
 	var bad importErrors
-	for {
+	var tags []string
+	for n := 0; ; n++ {
 		record, err := in.Read()
 		if err == io.EOF {
 			return rows, bad.err()
+		}
+		if n == maxRows {
+			return nil, tooManyRows(maxRows)
 		}
 		if errors.As(err, &syntax) {
 			bad.add(syntax.StartLine, problem.New(problem.ImportInvalid, "the line is not valid CSV: %v", syntax.Err))
@@ -144,6 +172,7 @@ func parseCSV(r io.Reader) ([]ImportRow, error) {
 			continue
 		}
 		row := ImportRow{Line: line}
+		tags = tags[:0]
 		for i, field := range record {
 			switch columns[i] {
 			case "id":
@@ -161,12 +190,12 @@ func parseCSV(r io.Reader) ([]ImportRow, error) {
 			case "tags":
 				for tag := range strings.SplitSeq(field, ";") {
 					if tag = strings.TrimSpace(tag); tag != "" {
-						row.Tags = append(row.Tags, tag)
+						tags = append(tags, tag)
 					}
 				}
 			}
 		}
-		if p := row.check(); p != nil {
+		if p := row.check(tags, nil); p != nil {
 			bad.add(line, p)
 		} else if len(bad.fields) == 0 {
 			rows = append(rows, row)
@@ -174,22 +203,21 @@ func parseCSV(r io.Reader) ([]ImportRow, error) {
 	}
 }
 
-func parseNDJSON(r *bufio.Reader) ([]ImportRow, error) {
-	var rows []ImportRow
+func parseNDJSON(r *bufio.Reader, rows []ImportRow, maxRows int) ([]ImportRow, error) {
 	var bad importErrors
 	in := bufio.NewScanner(r)
 	in.Buffer(make([]byte, 0, 64<<10), maxImportLine)
-	line := 0
+	line, n := 0, 0
 	for in.Scan() {
 		line++
 		text := bytes.TrimSpace(in.Bytes())
 		if len(text) == 0 {
 			continue
 		}
-		row, p := parseRow(line, text)
-		if p == nil {
-			p = row.check()
+		if n++; n > maxRows {
+			return nil, tooManyRows(maxRows)
 		}
+		row, p := parseRow(line, text)
 		if p != nil {
 			bad.add(line, p)
 		} else if len(bad.fields) == 0 {
@@ -205,7 +233,7 @@ func parseNDJSON(r *bufio.Reader) ([]ImportRow, error) {
 	return rows, bad.err()
 }
 
-// parseRow parses a line of NDJSON. null stands for a member that is absent.
+// parseRow parses and checks a line of NDJSON. null stands for a member that is absent.
 func parseRow(line int, text []byte) (ImportRow, *problem.Error) {
 	var in struct {
 		ID             string         `json:"id"`
@@ -232,15 +260,16 @@ func parseRow(line int, text []byte) (ImportRow, *problem.Error) {
 		return ImportRow{}, problem.New(problem.ImportInvalid, "the line is not valid JSON: %v", err)
 	}
 	row := ImportRow{Line: line, ID: in.ID, ParentID: in.ParentID, Name: in.Name, Type: in.Type,
-		Description: in.Description, ExternalID: in.ExternalID, Tags: in.Tags, Locked: in.Locked}
+		Description: in.Description, ExternalID: in.ExternalID}
 	if in.Customizations.Kind() != 'n' {
 		row.Customizations = in.Customizations
 	}
-	return row, nil
+	return row, row.check(in.Tags, in.Locked)
 }
 
-// check checks the members of a row and brings them into their final form.
-func (row *ImportRow) check() (p *problem.Error) {
+// check checks the members of a row, with its tags and locks, and brings them
+// into their final form.
+func (row *ImportRow) check(tags, locked []string) (p *problem.Error) {
 	if row.ID == "" {
 		return problem.Body("/id", "is required")
 	}
@@ -266,11 +295,10 @@ func (row *ImportRow) check() (p *problem.Error) {
 	if row.ExternalID, p = CheckExternalID("/external_id", row.ExternalID); p != nil {
 		return p
 	}
-	if len(row.Tags) == 0 {
-		row.Tags = nil
-	} else if row.Tags, p = CheckTags("/tags", row.Tags); p != nil {
+	if tags, p = CheckTags("/tags", tags); p != nil {
 		return p
 	}
+	row.Tags = joinTexts(tags)
 	if row.Customizations != nil {
 		if row.Customizations, p = CheckSettings("/customizations", row.Customizations); p != nil {
 			return p
@@ -279,11 +307,10 @@ func (row *ImportRow) check() (p *problem.Error) {
 			row.Customizations = nil
 		}
 	}
-	if len(row.Locked) == 0 {
-		row.Locked = nil
-	} else if row.Locked, p = CheckLocks("/locked", row.Locked); p != nil {
+	if locked, p = CheckLocks("/locked", locked); p != nil {
 		return p
 	}
+	row.Locked = joinTexts(locked)
 	return nil
 }
 
@@ -291,13 +318,14 @@ func (row *ImportRow) check() (p *problem.Error) {
 // names.
 const maxCycleNames = 10
 
-// OrderImport returns the rows with every parent before its children and with
-// their depths, otherwise in their order level by level. external maps the ids
+// OrderImport brings the rows, in place, into an order with every parent before
+// its children, and gives them their depths and the places of their parents;
+// otherwise they stay in their order level by level. external maps the ids
 // of parents that are not among the rows to the lines that name them. The
 // error is ImportInvalid: ids that repeat, cycles (every line of each), or
-// more levels than a tree may have. It takes time and memory linear in the
+// more levels than a tree may have. The order is then as it was. It takes time and memory linear in the
 // number of rows.
-func OrderImport(rows []ImportRow) (ordered []ImportRow, external map[string][]int, err *problem.Error) {
+func OrderImport(rows []ImportRow) (external map[string][]int, err *problem.Error) {
 	var bad importErrors
 	byID := make(map[string]int, len(rows))
 	for i, row := range rows {
@@ -308,7 +336,7 @@ func OrderImport(rows []ImportRow) (ordered []ImportRow, external map[string][]i
 		byID[row.ID] = i
 	}
 	if err := bad.err(); err != nil {
-		return nil, nil, problem.From(err)
+		return nil, problem.From(err)
 	}
 	const none = -1
 	external = map[string][]int{}
@@ -337,29 +365,45 @@ func OrderImport(rows []ImportRow) (ordered []ImportRow, external map[string][]i
 	for lines := range maps.Values(external) {
 		slices.Reverse(lines)
 	}
-	ordered = make([]ImportRow, 0, len(rows))
-	depth := make([]int, len(rows))
+	place := make([]int, len(rows)) // among the ordered rows
 	placed := make([]bool, len(rows))
 	for next := 0; next < len(queue); next++ {
 		i := queue[next]
-		row := rows[i]
-		row.Depth, placed[i] = depth[i], true
+		row := &rows[i]
+		row.Depth, row.Parent, place[i], placed[i] = 0, none, next, true
+		if p := parent[i]; p != none {
+			row.Depth, row.Parent = rows[p].Depth+1, place[p]
+		}
 		if row.Depth == MaxDepth+1 { // what lies below it is too deep as a consequence
 			bad.add(row.Line, problem.New(problem.ImportInvalid, "%s would be more than %d levels below the top of the import", row.ID, MaxDepth))
 		}
-		ordered = append(ordered, row)
 		for c := firstChild[i]; c != none; c = nextSibling[c] {
-			depth[c] = row.Depth + 1
 			queue = append(queue, c)
 		}
 	}
-	if len(ordered) < len(rows) {
+	if len(queue) < len(rows) {
 		reportCycles(rows, parent, placed, &bad)
 	}
 	if err := bad.err(); err != nil {
-		return nil, nil, problem.From(err)
+		return nil, problem.From(err)
 	}
-	return ordered, external, nil
+	permute(rows, queue)
+	return external, nil
+}
+
+// permute puts the row from[i] at the place i, for each i. It uses from up.
+func permute(rows []ImportRow, from []int) {
+	for i := range from {
+		first, at := rows[i], i
+		for from[at] >= 0 && from[at] != i {
+			next := from[at]
+			rows[at], from[at] = rows[next], -1
+			at = next
+		}
+		if from[at] == i {
+			rows[at], from[at] = first, -1
+		}
+	}
 }
 
 // reportCycles adds an error for each row that is on a cycle, cycle by cycle.

@@ -37,6 +37,9 @@ func (s *Service) Move(ctx context.Context, call *Call, id, newParentID string) 
 		if m.from.ID == m.to.ID {
 			return nil, nil, nil
 		}
+		if err := c.undisturbed(o); err != nil {
+			return nil, nil, err
+		}
 		changes := []audit.Change{{Pointer: "/parent_id", Old: value(m.from.ID), New: value(m.to.ID)}}
 		if _, err := c.MoveSubtree(o.RootID, o.ID, m.to.ID, o.Path, m.newPath, m.to.Depth-m.from.Depth, c.at); err != nil {
 			return nil, nil, err

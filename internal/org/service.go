@@ -47,6 +47,7 @@ type Service struct {
 
 	keyring *audit.Keyring
 	changed changedRoots
+	imports imports
 	refused sync.Map // ids of logs that are signed no further
 }
 

@@ -63,17 +63,6 @@ func layers(orgs ...*Organization) []Layer {
 	return ls
 }
 
-// checkSettings checks new own settings of o against the locks of its
-// ancestors and the schema of its root. above holds the ancestors' layers.
-func (c *change) checkSettings(o *Organization, before string, after jsontext.Value, above []Layer) error {
-	text, err := c.schemaText(o.RootID)
-	if err != nil {
-		return err
-	}
-	_, err = checkSettings(above, layers(o)[0], jsontext.Value(before), text)
-	return err
-}
-
 // schemaText returns the schema of a root, nil if there is none.
 func (c *change) schemaText(rootID string) ([]byte, error) {
 	text, err := c.Schema(rootID)

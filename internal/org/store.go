@@ -202,6 +202,7 @@ type Tx interface {
 	// AuditEntries returns one page of audit entries, newest first.
 	AuditEntries(q AuditQuery) (AuditPage, error)
 	ErasureTx
+	ImportTx
 	PastTx
 	StatementTx
 

@@ -191,6 +191,7 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		var wg sync.WaitGroup
 		wg.Go(func() { s.purge(background) })
 		wg.Go(func() { s.closeMonths(background) })
+		wg.Go(func() { s.settleImports(background) })
 		wg.Wait()
 	}()
 	if c.SignInterval >= 0 {
@@ -373,6 +374,40 @@ func (s *Server) purge(ctx context.Context) {
 			s.config.Log.Info("removed access events past their retention", "events", n)
 		}
 		wait.Reset(purgeInterval)
+	}
+}
+
+const (
+	// settleInterval is how often imports are looked for that somebody has left
+	// in the middle.
+	settleInterval = 5 * time.Second
+	// importPatience is how long an import of another process may seem to stand
+	// still before it is taken over.
+	importPatience = 30 * time.Second
+)
+
+// settleImports brings imports to their end that a process has left in the
+// middle: this one, before it was started again, or another one.
+func (s *Server) settleImports(ctx context.Context) {
+	patience := time.Duration(0)
+	if s.config.Database != "" {
+		patience = importPatience
+	}
+	tick := time.NewTicker(settleInterval)
+	defer tick.Stop()
+	for {
+		n, err := s.Service.SettleImports(ctx, patience)
+		if err != nil && ctx.Err() == nil {
+			s.config.Log.Error("an import that was left in the middle could not be brought to its end; it is tried again", "error", err)
+		}
+		if n > 0 {
+			s.config.Log.Info("brought imports to their end that were left in the middle", "imports", n)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
 	}
 }
 

@@ -129,6 +129,7 @@ func (t *tx) OrgsHolding(q org.HoldingQuery) (orgs []*org.Organization, next []s
 	if len(q.After) == 1 {
 		w.bound(`path > ` + w.arg(q.After[0]))
 	}
+	w.want(`deleted_at <> 1`)
 	w.want(w.holding(q.Needle, `id`, `name`, `description`, `external_id`, `tags`, `settings`, `locked`))
 	var path string
 	more, err := t.page(w, q.Limit, func(r row) error {

@@ -39,7 +39,7 @@ func (t *tx) Org(id string) (o *org.Organization, err error) {
 	err = t.queryRow(func(r row) error {
 		o, tags, err = scanOrg(r)
 		return err
-	}, `SELECT `+orgColumns+` FROM orgs WHERE id = $1`, id)
+	}, `SELECT `+orgColumns+` FROM orgs WHERE id = $1 AND deleted_at <> 1`, id)
 	if err == nil && t.read != nil {
 		t.read[id] = stored{version: o.Version, nameKey: org.FoldName(o.Name), externalID: o.ExternalID, tags: tags}
 	}
@@ -72,7 +72,7 @@ func (t *tx) OrgsByID(ids []string) ([]*org.Organization, error) {
 		o, _, err := scanOrg(r)
 		orgs = append(orgs, o)
 		return err
-	}, `SELECT `+orgColumns+` FROM orgs WHERE id IN (SELECT value FROM json_each($1))`, list)
+	}, `SELECT `+orgColumns+` FROM orgs WHERE id IN (SELECT value FROM json_each($1)) AND deleted_at <> 1`, list)
 	return orgs, err
 }
 
@@ -95,6 +95,14 @@ func (t *tx) Versions(ids []string) (map[string]org.Version, error) {
 }
 
 func (t *tx) InsertOrgs(orgs []*org.Organization) error {
+	if err := t.insertOrgs(orgs, 0, ""); err != nil {
+		return err
+	}
+	return t.insertOwned(orgs)
+}
+
+// insertOrgs inserts the rows of organizations.
+func (t *tx) insertOrgs(orgs []*org.Organization, deletedAt int64, deletionID string) error {
 	args := make([][]any, len(orgs))
 	for i, o := range orgs {
 		tags, err1 := encodeStrings(o.Tags)
@@ -103,12 +111,13 @@ func (t *tx) InsertOrgs(orgs []*org.Organization) error {
 			return err
 		}
 		args[i] = []any{o.RootID, o.ID, o.ParentID, o.Path, o.Depth, o.Name, org.FoldName(o.Name), string(o.Type), o.Description,
-			o.ExternalID, tags, settings(o), locked, micros(o.Settings.UpdatedAt), micros(o.CreatedAt), micros(o.UpdatedAt), o.Version}
+			o.ExternalID, tags, settings(o), locked, micros(o.Settings.UpdatedAt), micros(o.CreatedAt), micros(o.UpdatedAt), o.Version,
+			deletedAt, deletionID}
 	}
-	err := t.execEach(`INSERT INTO orgs (root_id, id, parent_id, path, depth, name, name_key, type, description,
+	return t.execEach(`INSERT INTO orgs (root_id, id, parent_id, path, depth, name, name_key, type, description,
 			external_id, tags, settings, locked, settings_at, created_at, updated_at, version,
 			deleted_at, deletion_id, deletion_top)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, 0, '', 0)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, 0)
 		ON CONFLICT DO NOTHING`,
 		len(orgs), func(i int) []any { return args[i] },
 		func(i int, rows int64) error {
@@ -117,13 +126,18 @@ func (t *tx) InsertOrgs(orgs []*org.Organization) error {
 			}
 			return nil
 		})
-	if err != nil {
-		return err
-	}
+}
+
+// insertOwned inserts the tags and the places of new organizations.
+func (t *tx) insertOwned(orgs []*org.Organization) error {
+	var tags [][]any
 	for _, o := range orgs {
-		if err := t.insertTags(o.RootID, o.ID, o.Tags); err != nil {
-			return err
+		for _, tag := range o.Tags {
+			tags = append(tags, []any{o.RootID, tag, o.ID})
 		}
+	}
+	if err := t.execEach(insertTag, len(tags), func(i int) []any { return tags[i] }, nil); err != nil {
+		return err
 	}
 	return t.insertPlaces(orgs)
 }
@@ -136,12 +150,13 @@ func settings(o *org.Organization) string {
 	return string(o.Settings.Values)
 }
 
+const insertTag = `INSERT INTO org_tags (root_id, tag, org_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
+
 func (t *tx) insertTags(rootID, id string, tags []string) error {
 	if len(tags) == 0 {
 		return nil
 	}
-	return t.execEach(`INSERT INTO org_tags (root_id, tag, org_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
-		len(tags), func(i int) []any { return []any{rootID, tags[i], id} }, nil)
+	return t.execEach(insertTag, len(tags), func(i int) []any { return []any{rootID, tags[i], id} }, nil)
 }
 
 func (t *tx) UpdateOrg(o *org.Organization) error {
@@ -253,7 +268,7 @@ func (t *tx) CountSubtree(rootID, path string) (c org.Counts, err error) {
 
 func (t *tx) DeepestBelow(rootID, path string) (depth int, err error) {
 	err = t.queryRow(into(&depth), `SELECT coalesce(max(depth), 0) FROM orgs
-		WHERE root_id = $1 AND path >= $2 AND path < $3`, rootID, path, subtreeEnd(path))
+		WHERE root_id = $1 AND path >= $2 AND path < $3 AND deleted_at <> 1`, rootID, path, subtreeEnd(path))
 	return depth, err
 }
 
@@ -273,13 +288,13 @@ func (t *tx) MarkDeleted(rootID, path, deletionID string, at time.Time) (org.Cou
 func (t *tx) MarkRestored(rootID, deletionID string) (c org.Counts, err error) {
 	clear(t.read)
 	err = t.queryRow(into(&c.APIKeys), `SELECT count(*) FROM orgs o CROSS JOIN api_keys k
-		WHERE o.root_id = $1 AND o.deletion_id = $2 AND o.deletion_id <> ''
+		WHERE o.root_id = $1 AND o.deletion_id = $2 AND o.deletion_id <> '' AND o.deleted_at <> 1
 		AND k.root_id = o.root_id AND k.org_id = o.id AND k.revoked_at = 0`, rootID, deletionID)
 	if err != nil {
 		return c, err
 	}
 	c.Organizations, err = t.exec(`UPDATE orgs SET deleted_at = 0, deletion_id = '', deletion_top = 0, version = version + 1
-		WHERE root_id = $1 AND deletion_id = $2 AND deletion_id <> ''`, rootID, deletionID)
+		WHERE root_id = $1 AND deletion_id = $2 AND deletion_id <> '' AND deleted_at <> 1`, rootID, deletionID)
 	return c, err
 }
 

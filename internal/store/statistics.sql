@@ -19,6 +19,8 @@ INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES
 	('orgs', 'orgs_deletion', '10000 1000 100 1'),
 	('orgs', 'orgs_expiry', '1000 2 1'),
 	('orgs', 'orgs_purging', '10 2 1'),
+	('orgs', 'orgs_staged', '100000 100 20 1'),
+	('imports', 'imports', '10 1'),
 	('org_tags', 'org_tags', '1000000 100000 1000 1'),
 	('org_tags', 'org_tags_any', '1000000 10000 1'),
 	('org_places', 'org_places', '1000000 100000 20 1 1'),

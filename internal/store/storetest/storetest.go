@@ -43,6 +43,8 @@ func Run(t *testing.T, open func(testing.TB) Store) {
 		"Schema":             testSchema,
 		"Keys":               testKeys,
 		"KeyRotation":        testKeyRotation,
+		"Imports":            testImports,
+		"Staged":             testStaged,
 		"OrgQueries":         testOrgQueries,
 		"OrgQueriesBounded":  testOrgQueriesBounded,
 		"OrgModel":           testOrgModel,

@@ -1,0 +1,212 @@
+package org
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// Bounds of the work that checking the settings of one import takes. It is
+// done outside of transactions.
+const (
+	// maxImportMerged bounds the bytes that are merged: a row with settings
+	// costs what is in effect above it, and the locks there.
+	maxImportMerged = 64 << 20
+	maxImportCheck  = 30 * time.Second
+)
+
+// inherited is what an organization hands down to those below it.
+type inherited struct {
+	values    jsontext.Value // in effect; nil unless a schema has to be checked
+	locked    []Layer        // of those that lock anything, without their values, root first
+	lockBytes int
+	schema    *Schema // nil for none
+}
+
+// below returns what an organization hands down that inherits it.
+func (in *inherited) below(own Layer) *inherited {
+	out := *in
+	if in.schema != nil {
+		out.values = in.merge(own)
+	}
+	if len(own.Locked) > 0 {
+		out.locked = append(slices.Clip(in.locked), Layer{OrgID: own.OrgID, Locked: own.Locked})
+		for _, pointer := range own.Locked {
+			out.lockBytes += len(pointer)
+		}
+	}
+	return &out
+}
+
+// merge returns the settings in effect of an organization that inherits in.
+func (in *inherited) merge(own Layer) jsontext.Value {
+	// What is in effect above was there before any lock for what is below.
+	chain := append([]Layer{{Values: in.values}}, in.locked...)
+	return Effective(append(chain, own))
+}
+
+// cost is how many bytes are merged to check own settings, or to hand them
+// down.
+func (in *inherited) cost(own jsontext.Value) int {
+	if in.schema == nil {
+		return in.lockBytes
+	}
+	return in.lockBytes + len(in.values) + len(own)
+}
+
+// settingsChecker checks the settings of an import's rows against the locks
+// and the schema above them. What an organization hands down is made once.
+type settingsChecker struct {
+	now    func() time.Time
+	places map[string]*inherited // by the organization outside of the import
+	rows   map[int]*inherited
+	left   int // of maxImportMerged
+}
+
+func newSettingsChecker(now func() time.Time) *settingsChecker {
+	return &settingsChecker{now: now, places: map[string]*inherited{}, rows: map[int]*inherited{}, left: maxImportMerged}
+}
+
+func (k *settingsChecker) spend(n int) error {
+	if k.left -= n; k.left < 0 {
+		return problem.New(problem.TooLarge, "The settings of these rows take too much work to check: merged with what they inherit they are more than %d MiB.", maxImportMerged>>20).
+			WithFix("Split the file by subtree, or import the organizations without customizations and set these afterwards.")
+	}
+	return nil
+}
+
+// findSettings finds what the places hand down to rows that have settings, and
+// adds those above them to the places.
+func (p *importPlan) findSettings(c *change, k *settingsChecker) error {
+	direct := slices.DeleteFunc(slices.Sorted(maps.Keys(p.settings)), func(id string) bool {
+		_, ok := p.places[id]
+		return !ok
+	})
+	above := map[string]bool{}
+	for _, id := range direct {
+		for _, a := range SplitPath(p.places[id].Path) {
+			above[a] = true
+		}
+	}
+	if len(above) > maxImportAbove {
+		return tooManyParents()
+	}
+	layersOf := make(map[string]Layer, len(above))
+	for ids := range slices.Chunk(slices.Sorted(maps.Keys(above)), 50) {
+		orgs, err := c.OrgsByID(ids)
+		if err != nil {
+			return err
+		}
+		for _, o := range orgs {
+			if err := k.spend(len(o.Settings.Values)); err != nil {
+				return err
+			}
+			layersOf[o.ID] = layers(o)[0]
+			p.places[o.ID], p.settings[o.ID] = o.state(), true
+		}
+	}
+	for _, id := range direct {
+		chain := SplitPath(p.places[id].Path)
+		rootID := chain[0]
+		if _, ok := p.schemas[rootID]; !ok {
+			text, err := c.schemaText(rootID)
+			if err != nil {
+				return err
+			}
+			p.schemas[rootID] = string(text)
+		}
+		in := &inherited{}
+		if text := p.schemas[rootID]; text != "" {
+			schema, err := CompileSchema([]byte(text))
+			if err != nil {
+				return err
+			}
+			in.schema, in.values = schema, jsontext.Value("{}")
+		}
+		for _, a := range chain {
+			if made := k.places[a]; made != nil {
+				in = made
+				continue
+			}
+			if err := k.spend(in.cost(layersOf[a].Values)); err != nil {
+				return err
+			}
+			in = in.below(layersOf[a])
+			k.places[a] = in
+		}
+	}
+	return nil
+}
+
+// state returns what tells whether the organization stays as it is.
+func (o *Organization) state() OrgState {
+	return OrgState{ID: o.ID, Path: o.Path, Type: o.Type, CreatedAt: o.CreatedAt, Version: o.Version}
+}
+
+// check checks the settings of the rows that have not failed.
+func (k *settingsChecker) check(ctx context.Context, rows []ImportRow, outside []string, failed []bool, bad *importErrors) error {
+	end := k.now().Add(maxImportCheck)
+	for i := range rows {
+		row := &rows[i]
+		if row.Customizations == nil || failed[i] {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if k.now().After(end) {
+			return problem.New(problem.TooLarge, "The settings of these rows take more than %d s to check.", maxImportCheck/time.Second).
+				WithFix("Split the file by subtree, or simplify the schema of the root.")
+		}
+		in, err := k.above(rows, outside, i)
+		if err != nil {
+			return err
+		}
+		if err := k.spend(in.cost(row.Customizations)); err != nil {
+			return err
+		}
+		if p := CheckLocked(in.locked, jsontext.Value("{}"), row.Customizations); p != nil {
+			bad.add(row.Line, p)
+		} else if in.schema != nil {
+			if p := in.schema.Check(in.merge(Layer{OrgID: row.ID, Values: row.Customizations, Locked: row.Locked.split()})); p != nil {
+				if p.Code == problem.Unavailable {
+					return p // it ran out of time, which says nothing about the row
+				}
+				bad.add(row.Line, p)
+			}
+		}
+	}
+	return nil
+}
+
+// above returns what a row inherits.
+func (k *settingsChecker) above(rows []ImportRow, outside []string, i int) (*inherited, error) {
+	parent := rows[i].Parent
+	if parent < 0 {
+		if in := k.places[outside[i]]; in != nil {
+			return in, nil
+		}
+		return &inherited{}, nil
+	}
+	if in := k.rows[parent]; in != nil {
+		return in, nil
+	}
+	in, err := k.above(rows, outside, parent)
+	if err != nil {
+		return nil, err
+	}
+	if row := &rows[parent]; row.Customizations != nil || row.Locked != "" {
+		if err := k.spend(in.cost(row.Customizations)); err != nil {
+			return nil, err
+		}
+		in = in.below(Layer{OrgID: row.ID, Values: row.Customizations, Locked: row.Locked.split()})
+	}
+	k.rows[parent] = in
+	return in, nil
+}
