@@ -53,6 +53,8 @@ type HoldingQuery struct {
 	Needle string // in lower case; may be empty
 	After  []string
 	Limit  int
+	// MaxBytes bounds the page in bytes.
+	MaxBytes int
 }
 
 // Erasure says what was erased, or would be.

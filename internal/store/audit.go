@@ -325,6 +325,14 @@ func (t *tx) SignedHeads(since time.Time, limit int) ([]*audit.Head, error) {
 const recordValues = `coalesce((SELECT content FROM audit_values AS v
 	WHERE v.root_id = e.root_id AND v.epoch = e.epoch AND v.seq = e.seq), '')`
 
+// valuesLength is the length of recordValues in bytes, which is known without
+// reading them, and recordOverhead about what the rest of a record takes.
+const (
+	valuesLength = `coalesce((SELECT octet_length(content) FROM audit_values AS v
+	WHERE v.root_id = e.root_id AND v.epoch = e.epoch AND v.seq = e.seq), 0)`
+	recordOverhead = 300
+)
+
 // scanRecord scans recordColumns and recordValues. The first epoch of the log
 // has the number first.
 func scanRecord(rec *audit.Record, first int64) func(row) error {
@@ -376,6 +384,12 @@ func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 		order:   `epoch DESC, seq DESC`,
 		key:     `epoch, seq`,
 		result:  recordColumns + `, ` + recordValues,
+
+		maxBytes: q.MaxBytes,
+		bytes:    `(octet_length(leaf) + ` + valuesLength + `)`,
+	}
+	if q.SmallValues > 0 {
+		w.bytes = `octet_length(leaf)`
 	}
 	w.bound(`root_id = ` + w.arg(q.RootID))
 	if q.Org != "" {
@@ -429,12 +443,18 @@ func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 		w.want(w.holding(q.Holding, `text_of(leaf)`, recordValues))
 	}
 
+	if q.SmallValues > 0 {
+		w.result = recordColumns + `, coalesce((SELECT CASE WHEN octet_length(content) <= ` + w.arg(int64(q.SmallValues)) + ` THEN content ELSE '' END
+			FROM audit_values AS v WHERE v.root_id = e.root_id AND v.epoch = e.epoch AND v.seq = e.seq), '')`
+	}
+
 	var epoch, seq int64
 	more, err := t.page(w, q.Limit, func(r row) error {
 		var rec audit.Record
 		if err := scanRecord(&rec, first)(r); err != nil {
 			return err
 		}
+		w.take(recordOverhead + len(rec.Leaf) + len(rec.Values))
 		page.Records = append(page.Records, rec)
 		epoch, seq = first+rec.Epoch, rec.Seq
 		return nil

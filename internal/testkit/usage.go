@@ -118,7 +118,7 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]bool, 
 			}
 			var made []usage.Adjustment
 			for q := (org.AdjustmentQuery{RootID: rootID, OrgID: id, Limit: 100}); ; {
-				page, err := tx.Adjustments(q)
+				page, more, err := tx.Adjustments(q)
 				if err != nil {
 					return err
 				}
@@ -134,7 +134,7 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]bool, 
 					}
 					q.Before = org.AdjustmentPosition{Month: a.Month, ID: a.ID}
 				}
-				if len(page) < q.Limit {
+				if !more {
 					break
 				}
 			}

@@ -2,6 +2,7 @@ package web
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"mime"
@@ -39,6 +40,8 @@ type Request struct {
 	// what is recorded, instead of this request and its count.
 	Decision *Decision
 
+	server     *Server
+	route      *Route
 	token      string
 	body       []byte
 	bodyRead   bool
@@ -46,6 +49,41 @@ type Request struct {
 	idempotent *org.Idempotency
 	kept       bool     // the answer was stored with what the request did
 	extra      []string // header fields of the answer, whatever it is
+}
+
+// pageBytes is about how many bytes of content a page of a list has at most.
+const pageBytes = 1 << 20
+
+// PageBytes returns how many bytes of content a page of a list may have, however
+// many rows the request asks for. The row that goes beyond is the last one.
+func (r *Request) PageBytes() int { return pageBytes }
+
+// Recheck checks that the request may still be made, and brings its Actor and
+// Org up to date.
+func (r *Request) Recheck(ctx context.Context) error {
+	login, err := r.server.service.Authenticate(ctx, r.token, r.IP)
+	if err != nil {
+		return err
+	}
+	r.Actor = login.Actor
+	return r.server.permit(r.route, r)
+}
+
+// Watched returns the context of the request for work that goes on page by page:
+// between two pages it is checked that the request may still be made, by the
+// same actor with the same reach as at its start.
+func (r *Request) Watched() context.Context {
+	began := r.Actor
+	return org.WithRecheck(r.Context(), func(ctx context.Context) error {
+		if err := r.Recheck(ctx); err != nil {
+			return err
+		}
+		if r.Actor.Reach != began.Reach || r.Actor.Path != began.Path {
+			return problem.New(problem.Conflict, "What this key reaches was changed while the request was answered.").
+				WithFix("Repeat the request.")
+		}
+		return nil
+	})
 }
 
 // Local reports whether the request comes straight from this machine.

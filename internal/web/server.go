@@ -212,7 +212,8 @@ func (s *Server) handler(rt *Route) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
 		start := s.now()
-		r := &Request{Request: hr, ID: requestID(hr), IP: s.clientIP(hr), Trusted: s.trusts(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody}
+		r := &Request{Request: hr, ID: requestID(hr), IP: s.clientIP(hr), Trusted: s.trusts(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody,
+			server: s, route: rt}
 		w.Header()["X-Request-Id"] = []string{r.ID}
 		resp, err := s.answer(rt, r)
 		if err == nil && resp.Feed != nil {
