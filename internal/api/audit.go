@@ -83,7 +83,9 @@ func (a *API) followChildrenAudit(r *web.Request) (*web.Response, error) {
 		}
 		position = next
 		return web.Messages{Len: len(entries), More: more, Position: a.sealPosition(next, scope),
-			ID:     func(i int) string { return a.sealPosition(org.AuditPosition(entries[i].Epoch, entries[i].Seq)+1, scope) },
+			ID: func(i int) string {
+				return a.sealPosition(org.AuditPosition(entries[i].Epoch, entries[i].Seq)+1, scope)
+			},
 			Append: func(b []byte, i int) []byte { return appendEntry(b, &entries[i]) }}, nil
 	}}), nil
 }

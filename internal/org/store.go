@@ -416,6 +416,7 @@ type AuditQuery struct {
 	// contain it, whatever the case of their ASCII letters.
 	Holding string
 	Org     string // only entries of this organization
+	Noun    string // only actions on it: "organization" lets "organization.created" through
 	Before  int64  // only entries at a smaller AuditPosition; 0 for all
 	After   int64  // with Ascending: only entries at After or a greater AuditPosition
 	// Ascending returns the oldest first, for exports and following.
@@ -457,7 +458,7 @@ type AccessQuery struct {
 	APIKeyID string
 	// Holding, in lower case, lets through only events with a text that
 	// contains it, whatever the case of its ASCII letters.
-	Holding string
+	Holding  string
 	Before   AccessPosition // only events before it; zero for all
 	Limit    int
 	MaxBytes int
@@ -502,9 +503,9 @@ type Month struct {
 // AdjustmentQuery selects the adjustments of an organization, newest month
 // first and then by id descending.
 type AdjustmentQuery struct {
-	RootID string
-	OrgID  string
-	Month  usage.Month // in which they are counted; empty for all
+	RootID   string
+	OrgID    string
+	Month    usage.Month // in which they are counted; empty for all
 	Before   AdjustmentPosition
 	Limit    int
 	MaxBytes int

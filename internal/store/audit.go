@@ -307,7 +307,14 @@ func (t *tx) UnsignedHeads(rootID string, after *audit.Head, limit int) ([]*audi
 	return heads, err
 }
 
-const recordColumns = `root_id, epoch, seq, id, at, org_id, path, action, actor_id, leaf, leaf_hash`
+const (
+	recordColumns = recordPlace + `, leaf, leaf_hash`
+	recordPlace   = `root_id, epoch, seq, id, at, org_id, path, action, actor_id`
+	// recordLeaf is the rest of the entry e, of which a window has only the
+	// place.
+	recordLeaf = `(SELECT leaf` + ofEntry + `, (SELECT leaf_hash` + ofEntry
+	ofEntry    = ` FROM audit_entries AS l WHERE l.root_id = e.root_id AND l.epoch = e.epoch AND l.seq = e.seq)`
+)
 
 func (t *tx) SignedHeads(since time.Time, limit int) ([]*audit.Head, error) {
 	var heads []*audit.Head
@@ -365,11 +372,17 @@ func (t *tx) AuditEntry(rootID, id string) (*audit.Record, error) {
 		WHERE root_id = $1 AND id = $2 AND epoch >= $3`, rootID, id, head.Ordinal)
 }
 
+// epochs returns the ordinals of the first and the last epoch of a root's open
+// log, -1 without one.
+func (t *tx) epochs(rootID string) (first, last int64, err error) {
+	err = t.queryRow(into(&first, &last), `SELECT coalesce(min(epoch), -1), coalesce(max(epoch), -1) FROM audit_heads
+		WHERE root_id = $1 AND log_id = (SELECT log_id FROM audit_heads WHERE root_id = $1 AND closed_at = 0)`, rootID)
+	return first, last, err
+}
+
 func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 	page := org.AuditPage{Next: -1}
-	var first, last int64
-	err := t.queryRow(into(&first, &last), `SELECT coalesce(min(epoch), -1), coalesce(max(epoch), -1) FROM audit_heads
-		WHERE root_id = $1 AND log_id = (SELECT log_id FROM audit_heads WHERE root_id = $1 AND closed_at = 0)`, q.RootID)
+	first, last, err := t.epochs(q.RootID)
 	if err != nil || first < 0 {
 		return page, err
 	}
@@ -383,7 +396,6 @@ func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 		from:    `audit_entries AS a`,
 		order:   `epoch DESC, seq DESC`,
 		key:     `epoch, seq`,
-		result:  recordColumns + `, ` + recordValues,
 
 		maxBytes: q.MaxBytes,
 		bytes:    `(octet_length(leaf) + ` + valuesLength + `)`,
@@ -435,6 +447,10 @@ func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 	if q.Action != "" {
 		w.want(`action = ` + w.arg(q.Action))
 	}
+	if q.Noun != "" {
+		// '/' follows '.'.
+		w.want(`action >= ` + w.arg(q.Noun+".") + ` AND action < ` + w.arg(q.Noun+"/"))
+	}
 	if q.Actor != "" {
 		w.want(`actor_id = ` + w.arg(q.Actor))
 	}
@@ -443,8 +459,14 @@ func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 		w.want(w.holding(q.Holding, `text_of(leaf)`, recordValues))
 	}
 
+	columns := recordColumns
+	if len(w.filter) > 0 && q.Holding == "" && !t.d.sendsAhead {
+		// SQLite would read the leaves of all entries that the filter looks at.
+		w.columns, columns = recordPlace, recordPlace+`, `+recordLeaf
+	}
+	w.result = columns + `, ` + recordValues
 	if q.SmallValues > 0 {
-		w.result = recordColumns + `, coalesce((SELECT CASE WHEN octet_length(content) <= ` + w.arg(int64(q.SmallValues)) + ` THEN content ELSE '' END
+		w.result = columns + `, coalesce((SELECT CASE WHEN octet_length(content) <= ` + w.arg(int64(q.SmallValues)) + ` THEN content ELSE '' END
 			FROM audit_values AS v WHERE v.root_id = e.root_id AND v.epoch = e.epoch AND v.seq = e.seq), '')`
 	}
 
