@@ -190,8 +190,8 @@ func (s *Service) CustomizationsAt(ctx context.Context, actor *key.Actor, now *O
 				return err
 			}
 		}
-		out = customizationsOf(chain, explain)
-		return nil
+		out, err = customizationsOf(chain, explain)
+		return err
 	})
 	return out, err
 }
