@@ -95,7 +95,7 @@ func (a *API) getAccessLog(r *web.Request) (*web.Response, error) {
 		return nil, err
 	}
 	fetch := func(ctx context.Context, n int) ([]access.Event, []string, error) {
-		aq.Limit = n
+		aq.Limit, aq.MaxBytes = n, r.PageBytes()
 		page, err := a.service.AccessEvents(ctx, aq)
 		if err != nil || page.Next == nil {
 			return page.Events, nil, err
@@ -144,18 +144,15 @@ func (a *API) followAccessLog(r *web.Request) (*web.Response, error) {
 	}
 	return web.Follow(&web.Feed{Next: func(ctx context.Context) (web.Messages, error) {
 		aq := within(selected, r)
-		aq.Limit = feedPage
+		aq.Limit, aq.MaxBytes = feedPage, web.FeedBytes
 		feed, err := a.service.AccessFeed(ctx, aq, position)
 		if err != nil {
 			return web.Messages{}, err
 		}
-		m := web.Messages{List: make([]web.Message, len(feed.Events)), More: feed.More, Position: a.sealPosition(feed.Position, scope)}
-		for i := range feed.Events {
-			e := &feed.Events[i]
-			m.List[i] = web.Message{ID: a.sealPosition(e.Seq, scope), Data: appendEvent(nil, e)}
-		}
 		position = feed.Position
-		return m, nil
+		return web.Messages{Len: len(feed.Events), More: feed.More, Position: a.sealPosition(feed.Position, scope),
+			ID:     func(i int) string { return a.sealPosition(feed.Events[i].Seq, scope) },
+			Append: func(b []byte, i int) []byte { return appendEvent(b, &feed.Events[i]) }}, nil
 	}}), nil
 }
 

@@ -76,17 +76,17 @@ func (a *API) followChildrenAudit(r *web.Request) (*web.Response, error) {
 		if err != nil {
 			return web.Messages{}, err
 		}
-		aq.After, aq.Limit = position, feedPage
+		aq.After, aq.Limit, aq.MaxBytes = position, feedPage, web.FeedBytes
 		entries, next, more, err := a.service.AuditFeed(ctx, aq)
 		if err != nil {
 			return web.Messages{}, err
 		}
-		m := web.Messages{List: make([]web.Message, len(entries)), More: more, Position: a.sealPosition(next, scope)}
-		for i, e := range entries {
-			m.List[i] = web.Message{ID: a.sealPosition(org.AuditPosition(e.Epoch, e.Seq)+1, scope), Data: appendEntry(nil, &e)}
-		}
 		position = next
-		return m, nil
+		return web.Messages{Len: len(entries), More: more, Position: a.sealPosition(next, scope),
+			ID: func(i int) string {
+				return a.sealPosition(org.AuditPosition(entries[i].Epoch, entries[i].Seq)+1, scope)
+			},
+			Append: func(b []byte, i int) []byte { return appendEntry(b, &entries[i]) }}, nil
 	}}), nil
 }
 

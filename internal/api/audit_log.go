@@ -146,7 +146,7 @@ func (a *API) exportLog(r *web.Request) (*web.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx := r.Context()
+	ctx := r.Watched()
 	return &web.Response{Status: http.StatusOK, ContentType: "application/x-ndjson",
 		Stream: func(w io.Writer) error { return x.Write(ctx, w) }}, nil
 }

@@ -269,7 +269,8 @@ func (a *API) listChildConsumption(r *web.Request) (*web.Response, error) {
 		return nil, problem.New(problem.PermissionDenied, "This key reaches its own organization only.").WithFix("Use a key with the reach subtree.")
 	}
 	q := parameters(r, "month", "meter", "sort", "format", "limit", "cursor")
-	cq := org.ChildQuery{RootID: r.Org.RootID, ParentID: r.Org.ID, Month: q.month("month", usage.MonthOf(a.now())), Meter: q.text("meter")}
+	cq := org.ChildrenQuery{ChildQuery: org.ChildQuery{RootID: r.Org.RootID, ParentID: r.Org.ID,
+		Month: q.month("month", usage.MonthOf(a.now())), Meter: q.text("meter")}}
 	if cq.Meter == "" {
 		cq.Meter = usage.APICalls
 	}
@@ -283,7 +284,7 @@ func (a *API) listChildConsumption(r *web.Request) (*web.Response, error) {
 		if err != nil {
 			q.fail(problem.New(problem.InvalidCursor, "The cursor was not made for this query."))
 		}
-		cq.After = &org.ChildPosition{Value: usage.Decimal(n), OrgID: after[1]}
+		cq.Position = &org.ChildPosition{Value: usage.Decimal(n), OrgID: after[1]}
 	}
 	if q.err != nil {
 		return nil, q.err
@@ -295,27 +296,41 @@ func (a *API) listChildConsumption(r *web.Request) (*web.Response, error) {
 	if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
-	fetch := func(ctx context.Context, n int) ([]childRow, []string, error) {
-		cq.Limit = n
-		list, more, err := a.service.Children(ctx, cq)
-		if err != nil {
-			return nil, nil, err
-		}
+	row := func(list []org.ChildTotal) []childRow {
 		rows := make([]childRow, len(list))
 		for i, c := range list {
 			rows[i] = childRow{org.PlainID(c.OrgID), nullable(c.Name), cq.Month, m.Slug, m.Unit, m.Aggregation, c.Own, c.Total - c.Own, c.Total}
 		}
-		if !more {
-			return rows, nil, nil
+		return rows
+	}
+	fetch := func(ctx context.Context, n int) ([]childRow, []string, error) {
+		cq.Limit, cq.MaxBytes = n, r.PageBytes()
+		list, more, err := a.service.Children(ctx, cq)
+		if err != nil || !more {
+			return row(list), nil, err
 		}
-		last := cq.Position(&list[len(list)-1])
-		cq.After = &last
-		return rows, []string{strconv.FormatInt(int64(last.Value), 10), last.OrgID}, nil
+		last := cq.PositionOf(&list[len(list)-1])
+		cq.Position = &last
+		return row(list), []string{strconv.FormatInt(int64(last.Value), 10), last.OrgID}, nil
+	}
+	if format != formatJSON && !q.paged() && cq.Sort != org.ByID {
+		// Each page would take a look at all children.
+		children, err := a.service.AllChildren(r.Watched(), cq)
+		if err != nil {
+			return nil, err
+		}
+		return stream(q, format, childColumns, func(_ context.Context, n int) ([]childRow, []string, error) {
+			page := children[:min(n, len(children))]
+			if children = children[len(page):]; len(children) == 0 {
+				return row(page), nil, nil
+			}
+			return row(page), []string{}, nil
+		}, (*childRow).cells, appendRow), nil
 	}
 	if format != formatJSON {
 		return table(a, q, format, childColumns, fetch, (*childRow).cells, appendRow)
 	}
-	rows, next, err := fetch(r.Context(), limit)
+	rows, next, err := fetch(r.Watched(), limit)
 	if err != nil {
 		return nil, err
 	}
@@ -365,7 +380,7 @@ func (a *API) listAdjustments(r *web.Request) (*web.Response, error) {
 		return nil, err
 	}
 	fetch := func(ctx context.Context, n int) ([]adjustmentBody, []string, error) {
-		aq.Limit = n
+		aq.Limit, aq.MaxBytes = n, r.PageBytes()
 		list, more, err := a.service.Adjustments(ctx, aq)
 		if err != nil {
 			return nil, nil, err

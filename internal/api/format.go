@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/web"
 )
 
@@ -81,7 +82,7 @@ const streamPage = 500
 // table answers with the rows of a list that has pages: with one page and the
 // link to the next if the request has a limit or a cursor, else with all rows.
 func table[T any](a *API, q *query, format string, columns []string, fetch func(ctx context.Context, n int) ([]T, []string, error), row func(*T) []string, appendJSON func([]byte, *T) []byte) (*web.Response, error) {
-	if !q.values.Has("limit") && !q.values.Has("cursor") {
+	if !q.paged() {
 		return stream(q, format, columns, fetch, row, appendJSON), nil
 	}
 	rows, next, err := fetch(q.r.Context(), q.limit())
@@ -91,10 +92,16 @@ func table[T any](a *API, q *query, format string, columns []string, fetch func(
 	return a.next(q, stream(q, format, columns, all(rows), row, appendJSON), next), nil
 }
 
+// paged reports whether the request asks for one page, and not for all rows.
+func (q *query) paged() bool { return q.values.Has("limit") || q.values.Has("cursor") }
+
 // stream answers with all rows that fetch returns, page after page, in
-// constant memory. fetch is called until it returns no next position.
+// constant memory. fetch is called until it returns no next position. It has
+// returned before anything of its page is written, and before each call the
+// request is checked again: a stream ends, and the client sees that it was cut
+// off, when the request may not be made any more.
 func stream[T any](q *query, format string, columns []string, fetch func(ctx context.Context, n int) ([]T, []string, error), row func(*T) []string, appendJSON func([]byte, *T) []byte) *web.Response {
-	ctx := q.r.Context()
+	ctx := q.r.Watched()
 	resp := &web.Response{Status: http.StatusOK, ContentType: "text/csv; charset=utf-8; header=present"}
 	if format == formatNDJSON {
 		resp.ContentType = "application/x-ndjson"
@@ -109,7 +116,12 @@ func stream[T any](q *query, format string, columns []string, fetch func(ctx con
 			}
 		}
 		var buf []byte
-		for {
+		for first := true; ; first = false {
+			if !first {
+				if err := org.GoOn(ctx); err != nil {
+					return err
+				}
+			}
 			rows, next, err := fetch(ctx, streamPage)
 			if err != nil {
 				return err

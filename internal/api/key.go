@@ -72,14 +72,13 @@ func (a *API) listKeys(r *web.Request) (*web.Response, error) {
 	if after != nil {
 		start = after[0]
 	}
-	keys, err := a.service.Keys(r.Context(), r.Actor, r.Org.ID, start, limit+1)
+	keys, more, err := a.service.Keys(r.Context(), r.Actor, r.Org.ID, start, limit, r.PageBytes())
 	if err != nil {
 		return nil, err
 	}
 	var next []string
-	if len(keys) > limit {
-		keys = keys[:limit]
-		next = []string{keys[limit-1].ID}
+	if more {
+		next = []string{keys[len(keys)-1].ID}
 	}
 	bodies := make([]keyBody, len(keys))
 	for i, k := range keys {

@@ -2,7 +2,6 @@ package api
 
 import (
 	"net/http"
-	"slices"
 
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
@@ -65,22 +64,16 @@ func (a *API) listLimits(r *web.Request) (*web.Response, error) {
 	if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
-	limits, err := a.service.Limits(r.Context(), r.Actor, r.Org.ID)
+	var position org.LimitPosition
+	if after != nil {
+		position = org.LimitPosition{OrgID: after[0], Meter: after[1]}
+	}
+	limits, more, err := a.service.Limits(r.Context(), r.Actor, r.Org.ID, position, n)
 	if err != nil {
 		return nil, err
 	}
-	if after != nil {
-		// The order is that of the path, then of the meters.
-		path := r.Org.PathIDs()
-		depth := slices.Index(path, after[0])
-		limits = slices.DeleteFunc(limits, func(l org.LimitUse) bool {
-			d := slices.Index(path, l.OrgID)
-			return d < depth || d == depth && l.Meter <= after[1]
-		})
-	}
 	var next []string
-	if len(limits) > n {
-		limits = limits[:n]
+	if more {
 		next = []string{limits[n-1].OrgID, limits[n-1].Meter}
 	}
 	b := []byte{'['}

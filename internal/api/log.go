@@ -58,7 +58,7 @@ func (a *API) getChildrenAudit(r *web.Request) (*web.Response, error) {
 		return nil, err
 	}
 	fetch := func(ctx context.Context, n int) ([]*audit.Entry, []string, error) {
-		aq.Limit = n
+		aq.Limit, aq.MaxBytes = n, r.PageBytes()
 		entries, next, err := a.service.AuditEntries(ctx, aq)
 		if err != nil || next < 0 {
 			return entries, nil, err

@@ -460,7 +460,7 @@ func (a *API) listDescendants(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) orgPage(r *web.Request, q *query, oq org.OrgQuery) (*web.Response, error) {
-	oq.Limit = q.limit()
+	oq.Limit, oq.MaxBytes = q.limit(), r.PageBytes()
 	oq.After = a.cursorOf(q, oq.PositionLength())
 	if q.err != nil {
 		return nil, q.err

@@ -177,6 +177,17 @@ func (r *compactRange) root() Hash {
 	return Hash(node)
 }
 
+// Outline decodes the record without its values: of its changes there are the
+// pointers. folded says that there are more than a leaf has room for, and then
+// there are none.
+func (r *Record) Outline() (e *Entry, folded bool, err error) {
+	var l leaf
+	if err := l.parse(r.Leaf); err != nil {
+		return nil, false, fmt.Errorf("audit: leaf %d of epoch %d: %w", r.Seq, r.Epoch, err)
+	}
+	return l.entry(), l.folded != nil, nil
+}
+
 // Entry decodes the record. It checks that leaf and values have the form that
 // Append gives them, not that they belong together: Verify does that.
 func (r *Record) Entry() (*Entry, error) {

@@ -646,6 +646,17 @@ func TestVerifyUnusable(t *testing.T) {
 
 // TestVerifyStops checks that a long export with a hole near its beginning is
 // given up there.
+// Lines of any length make an export, wherever in it they stand.
+func TestVerifyLongLines(t *testing.T) {
+	drafts := samples(12)
+	for n, d := range drafts {
+		value := jsontext.Value(`"` + strings.Repeat("x", 50_000+n*7_000) + `"`)
+		d.Changes = []Change{{Pointer: "/name", Old: value, New: value}}
+	}
+	tr := newTrail(t, drafts...)
+	mustHold(t, tr.whole(), firstKey(t))
+}
+
 func TestVerifyStops(t *testing.T) {
 	tr := newTrail(t, samples(5000)...)
 	checkpoint := tr.sign()

@@ -116,7 +116,7 @@ func (s *Service) PutAccessRetention(ctx context.Context, call *Call, rootID str
 // AccessEvents returns one page of access events, of those that are kept.
 func (s *Service) AccessEvents(ctx context.Context, q AccessQuery) (AccessPage, error) {
 	var page AccessPage
-	err := s.store.Read(ctx, func(tx Tx) error {
+	err := s.store.ReadHeavy(ctx, func(tx Tx) error {
 		r, err := accessRetention(tx, q.RootID)
 		if err != nil {
 			return err
@@ -138,8 +138,12 @@ func later(a, b time.Time) time.Time {
 // AccessFeed returns the access events that became visible after a position,
 // of those that are kept.
 func (s *Service) AccessFeed(ctx context.Context, q AccessQuery, after int64) (AccessFeed, error) {
+	last, err := s.AccessHead(ctx, q.RootID)
+	if err != nil || last <= after {
+		return AccessFeed{Position: after}, err
+	}
 	var feed AccessFeed
-	err := s.store.Read(ctx, func(tx Tx) error {
+	err = s.store.ReadHeavy(ctx, func(tx Tx) error {
 		r, err := accessRetention(tx, q.RootID)
 		if err != nil {
 			return err

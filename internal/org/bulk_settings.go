@@ -2,7 +2,6 @@ package org
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"time"

@@ -1,8 +1,11 @@
 package org
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"math"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -41,6 +44,18 @@ func (s *Service) Consumption(ctx context.Context, actor *key.Actor, id string, 
 	return list[0], nil
 }
 
+// maxMonthMeters is how many totals a history has at most, in all its months.
+const maxMonthMeters = 12_000
+
+// meterIndex returns the places of meters by their slugs.
+func meterIndex(meters []usage.Meter) map[string]int {
+	index := make(map[string]int, len(meters))
+	for i := range meters {
+		index[meters[i].Slug] = i
+	}
+	return index
+}
+
 // History returns what an organization consumed in each month from first to
 // last.
 func (s *Service) History(ctx context.Context, actor *key.Actor, id string, first, last usage.Month) ([]*Consumption, error) {
@@ -48,22 +63,32 @@ func (s *Service) History(ctx context.Context, actor *key.Actor, id string, firs
 	if err != nil {
 		return nil, err
 	}
+	months := usage.Months(first, last)
+	read := s.store.Read
+	if len(months) > 1 {
+		read = s.store.ReadHeavy
+	}
 	var list []*Consumption
-	err = s.store.Read(ctx, func(tx Tx) error {
+	err = read(ctx, func(tx Tx) error {
 		list = nil
 		meters, err := meters(tx, snap.RootID)
 		if err != nil {
 			return err
 		}
+		if n := maxMonthMeters / len(meters); len(months) > max(n, 1) {
+			return problem.Param("from", "must be at most %d months before the parameter to, as this root has %d meters", n-1, len(meters))
+		}
+		index := meterIndex(meters)
 		limits, err := chainLimits(tx, snap.RootID, snap.Path)
 		if err != nil {
 			return err
 		}
+		least := tightest(limits)
 		known, err := closedMonths(tx, snap.RootID)
 		if err != nil {
 			return err
 		}
-		for _, month := range usage.Months(first, last) {
+		for _, month := range months {
 			totals, err := tx.Totals(snap.RootID, id, month)
 			if err != nil {
 				return err
@@ -71,12 +96,12 @@ func (s *Service) History(ctx context.Context, actor *key.Actor, id string, firs
 			c := &Consumption{OrgID: id, Month: month, Closed: s.isClosed(known, month), Meters: make([]MeterTotal, len(meters))}
 			for i := range meters {
 				c.Meters[i].Meter = meters[i]
-				c.Meters[i].Limit = tightest(limits, meters[i].Slug)
-				for _, t := range totals {
-					if t.Meter == meters[i].Slug {
-						c.Meters[i].Own += t.Own
-						c.Meters[i].Total += t.Total
-					}
+				c.Meters[i].Limit = least[meters[i].Slug]
+			}
+			for _, t := range totals {
+				if i, ok := index[t.Meter]; ok {
+					c.Meters[i].Own += t.Own
+					c.Meters[i].Total += t.Total
 				}
 			}
 			list = append(list, c)
@@ -123,11 +148,12 @@ func (s *Service) Daily(ctx context.Context, actor *key.Actor, id string, month 
 		return nil, nil
 	}
 	var list []DayConsumption
-	err = s.store.Read(ctx, func(tx Tx) error {
+	err = s.store.ReadHeavy(ctx, func(tx Tx) error {
 		meters, err := meters(tx, snap.RootID)
 		if err != nil {
 			return err
 		}
+		index := meterIndex(meters)
 		totals, err := tx.DayTotals(snap.RootID, id, days[0], usage.DayOf(month.End().Add(-1)))
 		if err != nil {
 			return err
@@ -143,11 +169,9 @@ func (s *Service) Daily(ctx context.Context, actor *key.Actor, id string, month 
 				list[i].Meters[j].Meter = meters[j]
 			}
 			for ; len(totals) > 0 && totals[0].Day == day; totals = totals[1:] {
-				for j := range meters {
-					if m := &list[i].Meters[j]; m.Slug == totals[0].Meter {
-						m.Own += totals[0].Own
-						m.Total += totals[0].Total
-					}
+				if j, ok := index[totals[0].Meter]; ok {
+					list[i].Meters[j].Own += totals[0].Own
+					list[i].Meters[j].Total += totals[0].Total
 				}
 			}
 		}
@@ -169,35 +193,131 @@ func PlainID(name string) string {
 	return id
 }
 
-// Position returns where a child is in the order of the query.
-func (q *ChildQuery) Position(c *ChildTotal) ChildPosition {
-	p := ChildPosition{OrgID: c.OrgID}
-	switch q.Sort {
-	case ByOwn:
-		p.Value = c.Own
-	case ByDescendants:
-		p.Value = c.Total - c.Own
-	case ByTotal:
-		p.Value = c.Total
-	}
-	return p
+// ChildrenQuery selects what the children of an organization consumed, in an
+// order.
+type ChildrenQuery struct {
+	ChildQuery                // its After is not used
+	Sort       ChildSort      // with Descending of the ChildQuery
+	Position   *ChildPosition // nil for the start
 }
+
+// PositionOf returns where a child is in the order of the query.
+func (q *ChildrenQuery) PositionOf(c *ChildTotal) ChildPosition {
+	return ChildPosition{Value: q.Sort.value(c), OrgID: c.OrgID}
+}
+
+func (s ChildSort) value(c *ChildTotal) usage.Decimal {
+	switch s {
+	case ByOwn:
+		return c.Own
+	case ByDescendants:
+		return c.Total - c.Own
+	case ByTotal:
+		return c.Total
+	}
+	return 0
+}
+
+// compare orders children by what the query sorts by, and those of one value by
+// their ids, ascending.
+func (q *ChildrenQuery) compare(a, b *ChildPosition) int {
+	n := cmp.Compare(a.Value, b.Value)
+	if q.Descending {
+		n = -n
+	}
+	return cmp.Or(n, strings.Compare(a.OrgID, b.OrgID))
+}
+
+// childrenStep is how many children are read at a time to sort them, and
+// maxSorted how many bytes of them are sorted at most.
+const (
+	childrenStep = 2000
+	maxSorted    = 32 << 20
+)
 
 // Children returns one page of what the children of an organization consumed,
 // which the actor must see, and whether there are more. What a child consumed
 // is what it did while it was one, so that all children together consumed what
 // the organization's descendants did.
-func (s *Service) Children(ctx context.Context, q ChildQuery) (list []ChildTotal, more bool, err error) {
-	limit := q.Limit
-	q.Limit++
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
-		list, err = tx.ChildTotals(q)
+//
+// By id a page costs what it shows. In any other order it takes a look at all
+// children, some at a time.
+func (s *Service) Children(ctx context.Context, q ChildrenQuery) (list []ChildTotal, more bool, err error) {
+	if q.Sort == ByID {
+		if q.Position != nil {
+			q.After = q.Position.OrgID
+		}
+		return s.childPage(ctx, q.ChildQuery)
+	}
+	list, more, err = s.sortChildren(ctx, q, q.Limit)
+	size := 0
+	for i := range list {
+		if size += childSize(&list[i]); q.MaxBytes > 0 && size >= q.MaxBytes && i+1 < len(list) {
+			return list[:i+1], true, err
+		}
+	}
+	return list, more, err
+}
+
+// AllChildren returns what all children of an organization consumed, in the
+// order of the query: Children to its end, read once. It is not for the order
+// of ids, in which Children costs no more.
+func (s *Service) AllChildren(ctx context.Context, q ChildrenQuery) ([]ChildTotal, error) {
+	list, _, err := s.sortChildren(ctx, q, math.MaxInt)
+	return list, err
+}
+
+func (s *Service) childPage(ctx context.Context, q ChildQuery) (list []ChildTotal, more bool, err error) {
+	err = s.store.ReadHeavy(ctx, func(tx Tx) (err error) {
+		list, more, err = tx.ChildTotals(q)
 		return err
 	})
-	if len(list) > limit {
-		return list[:limit], true, err
+	return list, more, err
+}
+
+func childSize(c *ChildTotal) int { return 200 + len(c.OrgID) + len(c.Name) }
+
+// sortChildren goes through all children and returns the first n after the
+// position of the query.
+func (s *Service) sortChildren(ctx context.Context, q ChildrenQuery, n int) (list []ChildTotal, more bool, err error) {
+	best := func() {
+		slices.SortFunc(list, func(a, b ChildTotal) int {
+			x, y := q.PositionOf(&a), q.PositionOf(&b)
+			return q.compare(&x, &y)
+		})
+		if len(list) > n {
+			list, more = list[:n:n], true
+		}
 	}
-	return list, false, err
+	page := q.ChildQuery
+	page.Descending, page.After, page.Limit, page.MaxBytes = false, "", childrenStep, 0
+	size := 0
+	for going := true; going; {
+		var step []ChildTotal
+		if step, going, err = s.childPage(ctx, page); err != nil {
+			return nil, false, err
+		}
+		for i := range step {
+			if size += childSize(&step[i]); size > maxSorted {
+				return nil, false, problem.New(problem.Conflict, "The organization has too many children to sort them.").
+					WithFix("Read them with sort=org_id, in as many pages as there are.")
+			}
+			if at := q.PositionOf(&step[i]); q.Position == nil || q.compare(&at, q.Position) > 0 {
+				list = append(list, step[i])
+			}
+		}
+		if len(list)/2 > n {
+			best()
+		}
+		if going {
+			page.After = step[len(step)-1].OrgID
+			if err := GoOn(ctx); err != nil {
+				return nil, false, err
+			}
+		}
+	}
+	best()
+	return list, more, nil
 }
 
 // MeterOf returns a meter of a root by its slug, for a parameter of a request.
@@ -215,16 +335,11 @@ func (s *Service) MeterOf(ctx context.Context, rootID, slug string) (*usage.Mete
 // Adjustments returns one page of the adjustments of an organization, which
 // the actor must see, and whether there are more.
 func (s *Service) Adjustments(ctx context.Context, q AdjustmentQuery) (list []usage.Adjustment, more bool, err error) {
-	limit := q.Limit
-	q.Limit++
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
-		list, err = tx.Adjustments(q)
+	err = s.store.ReadHeavy(ctx, func(tx Tx) (err error) {
+		list, more, err = tx.Adjustments(q)
 		return err
 	})
-	if len(list) > limit {
-		return list[:limit], true, err
-	}
-	return list, false, err
+	return list, more, err
 }
 
 // NewAdjustment corrects what an organization consumed.

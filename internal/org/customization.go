@@ -42,8 +42,18 @@ func newObject() *tree { return &tree{members: map[string]*tree{}} }
 // parseTree parses one JSON value. It allows what RFC 7493 allows: valid
 // UTF-8 and no member twice.
 func parseTree(v jsontext.Value) (*tree, error) {
-	dec := jsontext.NewDecoder(bytes.NewReader(v))
-	t, err := readTree(dec)
+	return readValue(v, false)
+}
+
+// readValue is parseTree. A compact value has the form that CheckSettings gives
+// it: its parts are then used as they are, and share its memory.
+func readValue(v jsontext.Value, compact bool) (*tree, error) {
+	dec := jsontext.NewDecoder(bytes.NewBuffer(v))
+	var src jsontext.Value
+	if compact {
+		src = v
+	}
+	t, err := readTree(dec, src)
 	if err != nil {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
@@ -58,11 +68,15 @@ func parseTree(v jsontext.Value) (*tree, error) {
 	return t, nil
 }
 
-func readTree(dec *jsontext.Decoder) (*tree, error) {
+func readTree(dec *jsontext.Decoder, src jsontext.Value) (*tree, error) {
 	if dec.PeekKind() != '{' {
 		v, err := dec.ReadValue()
 		if err != nil {
 			return nil, err
+		}
+		if src != nil {
+			end := dec.InputOffset()
+			return &tree{text: src[end-int64(len(v)) : end : end]}, nil
 		}
 		v = v.Clone()
 		return &tree{text: v}, v.Format()
@@ -77,7 +91,7 @@ func readTree(dec *jsontext.Decoder) (*tree, error) {
 			return nil, err
 		}
 		n := name.String()
-		m, err := readTree(dec)
+		m, err := readTree(dec, src)
 		if err != nil {
 			return nil, err
 		}
@@ -93,7 +107,7 @@ func stored(v jsontext.Value) *tree {
 	if v == nil {
 		return newObject()
 	}
-	t, err := parseTree(v)
+	t, err := readValue(v, true)
 	if err != nil {
 		panic("org: malformed settings: " + err.Error())
 	}
@@ -399,12 +413,15 @@ func Effective(layers []Layer) jsontext.Value { return effective(layers).value()
 
 // Explain is Effective that also says where each value comes from: sources
 // maps the JSON Pointer of everything in the result that is not an object with
-// members to the organization that set it.
-func Explain(layers []Layer) (result jsontext.Value, sources map[string]string) {
+// members to the organization that set it. It gives up, and whole is false, if
+// pointers and organizations take more than max bytes.
+func Explain(layers []Layer, max int) (result jsontext.Value, sources map[string]string, whole bool) {
 	t := effective(layers)
-	sources = map[string]string{}
-	t.sources("", sources)
-	return t.value(), sources
+	s := sourceMap{sources: map[string]string{}, left: max}
+	if !s.add(t) {
+		return nil, nil, false
+	}
+	return t.value(), s.sources, true
 }
 
 func effective(layers []Layer) *tree {
@@ -435,15 +452,32 @@ func overlay(inherited, own *tree, orgID string) *tree {
 	return inherited
 }
 
-func (t *tree) sources(pointer string, to map[string]string) {
+// sourceMap collects where values come from.
+type sourceMap struct {
+	sources map[string]string
+	pointer []byte // of the object that is being looked at
+	left    int    // bytes
+}
+
+// add adds the members of t, and reports whether there was room for all.
+func (s *sourceMap) add(t *tree) bool {
+	end := len(s.pointer)
 	for _, name := range t.names {
-		m, at := t.members[name], pointer+"/"+escapePointer(name)
-		if len(m.members) == 0 {
-			to[at] = m.from
-		} else {
-			m.sources(at, to)
+		s.pointer = append(append(s.pointer[:end], '/'), escapePointer(name)...)
+		m := t.members[name]
+		if len(m.members) > 0 {
+			if !s.add(m) {
+				return false
+			}
+			continue
 		}
+		if s.left -= len(s.pointer) + len(m.from) + 6; s.left < 0 {
+			return false
+		}
+		s.sources[string(s.pointer)] = m.from
 	}
+	s.pointer = s.pointer[:end]
+	return true
 }
 
 // maxFields bounds the fields of an error.

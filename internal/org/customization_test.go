@@ -235,7 +235,7 @@ func TestEffective(t *testing.T) {
 			if got := Effective(tt.layers); string(got) != tt.want {
 				t.Errorf("Effective = %s, want %s", got, tt.want)
 			}
-			got, sources := Explain(tt.layers)
+			got, sources, _ := Explain(tt.layers, 1<<20)
 			if string(got) != tt.want || !maps.Equal(sources, tt.sources) {
 				t.Errorf("Explain = %s, %v; want %s, %v", got, sources, tt.want, tt.sources)
 			}
@@ -272,7 +272,7 @@ func somePath(t *rapid.T) []Layer {
 func TestEffectiveProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		layers := somePath(t)
-		result, sources := Explain(layers)
+		result, sources, _ := Explain(layers, 1<<20)
 		for i, layer := range layers {
 			above := Effective(layers[:i+1])
 			for _, lock := range layer.Locked {
@@ -350,7 +350,7 @@ func TestCheckLockedAgreesWithEffective(t *testing.T) {
 		own := layers[len(layers)-1]
 		ancestors := layers[:len(layers)-1]
 		refused := CheckLocked(ancestors, jsontext.Value(`{}`), own.Values) != nil
-		_, sources := Explain(layers)
+		_, sources, _ := Explain(layers, 1<<20)
 		var overruled bool
 		var walk func(pointer string, v *tree)
 		walk = func(pointer string, v *tree) {
@@ -452,5 +452,39 @@ func TestApply(t *testing.T) {
 				t.Errorf("= %s, %v; want %s, ok %v", got, err, tt.want, tt.ok)
 			}
 		})
+	}
+}
+
+// An answer that says where each value comes from is bounded, whatever its
+// pointers are: a few settings below long names have pointers without end.
+func TestExplainIsBounded(t *testing.T) {
+	long := strings.Repeat("n", 1000)
+	deep := strings.Repeat(`{"`+long+`":`, 30) + "{"
+	var members []string
+	for n := range 3000 {
+		members = append(members, fmt.Sprintf(`"m%d":0`, n))
+	}
+	deep += strings.Join(members, ",") + strings.Repeat("}", 31)
+	values, p := CheckSettings("", jsontext.Value(deep))
+	if p != nil {
+		t.Fatal(p)
+	}
+	var wide []string
+	for n := range 5000 {
+		wide = append(wide, fmt.Sprintf(`"m%d":0`, n))
+	}
+	many := jsontext.Value("{" + strings.Join(wide, ",") + "}")
+	for name, tt := range map[string]struct {
+		layers []Layer
+		whole  bool
+	}{
+		"one below long names":  {[]Layer{{OrgID: "r", Values: values}}, false},
+		"many below long names": {slices.Repeat([]Layer{{OrgID: "r", Values: values}}, 32), false},
+		"many members":          {slices.Repeat([]Layer{{OrgID: "r", Values: many}}, 32), true},
+	} {
+		result, sources, whole := Explain(tt.layers, maxSources)
+		if whole != tt.whole || whole && len(sources) != len(wide) || !whole && (result != nil || sources != nil) {
+			t.Errorf("%s: whole %t, %d sources", name, whole, len(sources))
+		}
 	}
 }

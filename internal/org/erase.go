@@ -53,6 +53,8 @@ type HoldingQuery struct {
 	Needle string // in lower case; may be empty
 	After  []string
 	Limit  int
+	// MaxBytes bounds the page in bytes.
+	MaxBytes int
 }
 
 // Erasure says what was erased, or would be.
@@ -83,6 +85,9 @@ const eraseStep = 5000
 // eraseBytes bounds the values of the audit entries that one transaction
 // erases something of, beyond the first.
 const eraseBytes = 32 << 20
+
+// erasePage is about how many bytes a search reads at a time.
+const erasePage = 4 << 20
 
 // eraseRun is a search for a subject, and what it has found.
 type eraseRun struct {
@@ -156,7 +161,7 @@ func (run *eraseRun) search(ctx context.Context) error {
 	}
 	needle := run.subject.Needle()
 
-	aq := AuditQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, From: snap.TrailSince(), Holding: needle, Ascending: true, Limit: 100}
+	aq := AuditQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, From: snap.TrailSince(), Holding: needle, Ascending: true, Limit: 100, MaxBytes: erasePage}
 	for aq.After >= 0 {
 		var page AuditPage
 		if err := run.read(ctx, func(tx Tx) (err error) {
@@ -173,7 +178,7 @@ func (run *eraseRun) search(ctx context.Context) error {
 		aq.After = page.Next
 	}
 
-	eq := AccessQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, Holding: needle, Limit: 1000}
+	eq := AccessQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, Holding: needle, Limit: 1000, MaxBytes: erasePage}
 	for more := true; more; {
 		var page AccessPage
 		if err := run.read(ctx, func(tx Tx) (err error) {
@@ -192,7 +197,7 @@ func (run *eraseRun) search(ctx context.Context) error {
 		}
 	}
 
-	hq := HoldingQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Self: self, Needle: needle, Limit: 1000}
+	hq := HoldingQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Self: self, Needle: needle, Limit: 1000, MaxBytes: erasePage}
 	for more := true; more; more = hq.After != nil {
 		var keys []*key.Key
 		if err := run.read(ctx, func(tx Tx) (err error) {
@@ -240,7 +245,7 @@ func (run *eraseRun) read(ctx context.Context, fn func(Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return run.s.store.Read(ctx, fn)
+	return run.s.store.ReadHeavy(ctx, fn)
 }
 
 // found makes room for n more to erase.

@@ -428,7 +428,7 @@ func (s *Service) VerifierKey(l *LogState) (string, error) {
 // readSigned runs fn with an epoch of a log as it was last signed.
 func (s *Service) readSigned(ctx context.Context, rootID string, epoch int64, fn func(tx Tx, l *LogState) error) error {
 	return s.await(ctx, func() error {
-		return s.store.Read(ctx, func(tx Tx) error {
+		return s.store.ReadHeavy(ctx, func(tx Tx) error {
 			l, err := s.signedLog(tx, rootID, epoch)
 			if err != nil {
 				return err
@@ -609,16 +609,21 @@ func (s *Service) ExportLog(ctx context.Context, rootID string, epoch, seq int64
 // end returns the position after the last entry of the export.
 func (x *LogExport) end() int64 { return AuditPosition(x.until.Head.Epoch, x.until.Signature.Size) }
 
-// exportPage is how many entries an export reads at a time.
-const exportPage = 500
+// exportPage is how many entries an export reads at a time, and exportBytes
+// about how many bytes of them.
+const (
+	exportPage  = 500
+	exportBytes = 1 << 20
+)
 
-// Write writes the export, in constant memory.
+// Write writes the export, in constant memory. Nothing is being read while it
+// writes, and it ends when GoOn says so.
 func (x *LogExport) Write(ctx context.Context, w io.Writer) error {
 	out, err := audit.NewExport(w, x.rootID, x.until.Head.LogID, x.key, x.epoch, x.seq)
 	if err != nil {
 		return err
 	}
-	q := AuditQuery{RootID: x.rootID, OrgID: x.rootID, Path: x.rootID + "/", Scope: ScopeSubtree, Ascending: true, Limit: exportPage,
+	q := AuditQuery{RootID: x.rootID, OrgID: x.rootID, Path: x.rootID + "/", Scope: ScopeSubtree, Ascending: true, Limit: exportPage, MaxBytes: exportBytes,
 		After: AuditPosition(x.epoch, x.seq)}
 	for {
 		end := x.end()
@@ -678,7 +683,10 @@ func (x *LogExport) entries(ctx context.Context, out *audit.Export, q AuditQuery
 }
 
 func (x *LogExport) page(ctx context.Context, q AuditQuery) (page AuditPage, err error) {
-	err = x.service.store.Read(ctx, func(tx Tx) (err error) {
+	if err := GoOn(ctx); err != nil {
+		return page, err
+	}
+	err = x.service.store.ReadHeavy(ctx, func(tx Tx) (err error) {
 		page, err = tx.AuditEntries(q)
 		return err
 	})

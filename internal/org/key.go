@@ -116,17 +116,16 @@ func liveKey(tx Tx, orgID, keyID string) (*key.Key, error) {
 }
 
 // Keys returns one page of an organization's keys by id, those after the
-// given one, without the revoked.
-func (s *Service) Keys(ctx context.Context, actor *key.Actor, orgID, after string, limit int) ([]*key.Key, error) {
+// given one, without the revoked, and whether there are more. See Tx.Keys.
+func (s *Service) Keys(ctx context.Context, actor *key.Actor, orgID, after string, limit, maxBytes int) (keys []*key.Key, more bool, err error) {
 	if _, err := s.Find(ctx, actor, orgID); err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	var keys []*key.Key
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		keys, err = tx.Keys(orgID, after, limit)
+	err = s.store.ReadHeavy(ctx, func(tx Tx) (err error) {
+		keys, more, err = tx.Keys(orgID, after, limit, maxBytes)
 		return err
 	})
-	return keys, err
+	return keys, more, err
 }
 
 // KeyUpdate is a change of a key: what is nil stays.

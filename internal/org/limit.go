@@ -208,24 +208,39 @@ func (s *Service) DeleteLimit(ctx context.Context, call *Call, id, meter string)
 	})
 }
 
-// Limits returns the limits that bind an organization, from the root down,
-// with what was consumed under them this month.
-func (s *Service) Limits(ctx context.Context, actor *key.Actor, id string) ([]LimitUse, error) {
+// LimitPosition is a place in the order of the limits that bind an
+// organization: from the root down, and then by meter. Zero is the start.
+type LimitPosition struct{ OrgID, Meter string }
+
+// Limits returns at most limit of the limits that bind an organization, those
+// after a position, with what was consumed under them this month, and whether
+// there are more.
+func (s *Service) Limits(ctx context.Context, actor *key.Actor, id string, after LimitPosition, limit int) (list []LimitUse, more bool, err error) {
 	snap, err := s.Find(ctx, actor, id)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	month := usage.MonthOf(s.now())
-	var list []LimitUse
-	err = s.store.Read(ctx, func(tx Tx) error {
+	err = s.store.ReadHeavy(ctx, func(tx Tx) error {
 		limits, err := chainLimits(tx, snap.RootID, snap.Path)
 		if err != nil {
 			return err
 		}
+		if after != (LimitPosition{}) {
+			path := snap.PathIDs()
+			depth := slices.Index(path, after.OrgID)
+			limits = slices.DeleteFunc(limits, func(l Limit) bool {
+				d := slices.Index(path, l.OrgID)
+				return d < depth || d == depth && l.Meter <= after.Meter
+			})
+		}
+		if more = len(limits) > limit; more {
+			limits = limits[:limit]
+		}
 		list, err = limitUses(tx, actor, snap.Path, limits, month)
 		return err
 	})
-	return list, err
+	return list, more, err
 }
 
 // limitUses adds to limits on organizations of a path what was consumed.
@@ -271,16 +286,28 @@ func (s *Service) MeterLimits(ctx context.Context, actor *key.Actor, o *Snapshot
 
 // Limit returns the limit that is set on an organization for a meter.
 func (s *Service) Limit(ctx context.Context, actor *key.Actor, id, meter string) (*LimitUse, error) {
-	list, err := s.Limits(ctx, actor, id)
-	for i := range list {
-		if list[i].OrgID == id && list[i].Meter == meter {
-			return &list[i], nil
-		}
+	snap, err := s.Find(ctx, actor, id)
+	if err != nil {
+		return nil, err
 	}
-	if err == nil {
+	month := usage.MonthOf(s.now())
+	var list []LimitUse
+	err = s.store.Read(ctx, func(tx Tx) error {
+		limits, err := tx.Limits(snap.RootID, []string{id})
+		if err != nil {
+			return err
+		}
+		limits = slices.DeleteFunc(limits, func(l Limit) bool { return l.Meter != meter })
+		list, err = limitUses(tx, actor, snap.Path, limits, month)
+		return err
+	})
+	if err == nil && len(list) == 0 {
 		err = noLimit(id, meter)
 	}
-	return nil, err
+	if err != nil {
+		return nil, err
+	}
+	return &list[0], nil
 }
 
 // pathOf returns the part of path that ends with the organization id.
@@ -289,13 +316,13 @@ func pathOf(path, id string) string {
 	return path[:end]
 }
 
-// tightest returns the smallest of the limits on a meter, nil if there is
-// none. Of two that are equal it is the hard one.
-func tightest(limits []Limit, meter string) *usage.Decimal {
-	var least *usage.Decimal
+// tightest returns the smallest of the limits on each meter that has one.
+func tightest(limits []Limit) map[string]*usage.Decimal {
+	least := map[string]*usage.Decimal{}
 	for i := range limits {
-		if l := &limits[i]; l.Meter == meter && (least == nil || l.Amount < *least) {
-			least = &l.Amount
+		l := &limits[i]
+		if have := least[l.Meter]; have == nil || l.Amount < *have {
+			least[l.Meter] = &l.Amount
 		}
 	}
 	return least

@@ -22,7 +22,7 @@ func (s *Service) List(ctx context.Context, actor *key.Actor, q OrgQuery) (OrgPa
 		}
 	}
 	var page OrgPage
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
+	err := s.store.ReadHeavy(ctx, func(tx Tx) (err error) {
 		page, err = tx.Orgs(q)
 		return err
 	})
@@ -59,7 +59,8 @@ func (s *Service) Ancestors(ctx context.Context, actor *key.Actor, id string) ([
 		return nil, err
 	}
 	var visible []*Organization
-	err = s.store.Read(ctx, func(tx Tx) error {
+	err = s.store.ReadHeavy(ctx, func(tx Tx) error {
+		visible = nil
 		chain, err := ancestors(tx, snap.Organization)
 		if err != nil {
 			return err

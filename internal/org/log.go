@@ -10,7 +10,7 @@ import (
 // names must be one that the actor sees.
 func (s *Service) AuditEntries(ctx context.Context, q AuditQuery) ([]*audit.Entry, int64, error) {
 	var page AuditPage
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
+	err := s.store.ReadHeavy(ctx, func(tx Tx) (err error) {
 		page, err = tx.AuditEntries(q)
 		return err
 	})

@@ -177,7 +177,7 @@ func (c *change) reaching(chain, other []*Organization) ([]*key.Key, error) {
 		if in[o.ID] || !c.call.Actor.Sees(o.Path) {
 			continue
 		}
-		keys, err := c.Keys(o.ID, "", maxPreviewKeys)
+		keys, _, err := c.Keys(o.ID, "", maxPreviewKeys, 0)
 		if err != nil {
 			return nil, err
 		}

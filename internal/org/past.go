@@ -19,26 +19,52 @@ type PastTx interface {
 	// that there may be others after next; a page may be short and still have
 	// more.
 	ChildrenAt(rootID, parentID string, at time.Time, after string, limit int) (ids []string, next string, more bool, err error)
+	// AuditPositionAt returns the position in a root's open log after all its
+	// entries that had been made at a moment; 0 if there were none.
+	AuditPositionAt(rootID string, at time.Time) (int64, error)
+	// AuditValues returns the values of the entries of a root's open log at some
+	// positions, in their order: as many of the first ones as make maxBytes, and
+	// one at least.
+	AuditValues(rootID string, positions []int64, maxBytes int) ([][]byte, error)
 }
 
 // maxHistory bounds the audit entries that one request reads to rebuild a past
-// state.
-const maxHistory = 50_000
+// state, and maxHistoryBytes what it reads of them.
+const (
+	maxHistory      = 50_000
+	maxHistoryBytes = 32 << 20
+)
 
 // past rebuilds the state of a root's organizations at a moment from the
 // audit trail. What an organization was follows from its own entries; where it
 // was, and whether it lived, from its own and its ancestors'.
+//
+// It reads the store a page at a time and holds no transaction in between: what
+// the past was does not change. Between two pages the work can end, see
+// WithRecheck.
 type past struct {
-	tx     Tx
-	rootID string
-	at     time.Time
-	states map[string]*Organization // nil for one that did not exist
-	read   int                      // entries
+	ctx     context.Context
+	store   Store
+	rootID  string
+	at      time.Time
+	before  int64                    // the position in the log after all that had been made
+	states  map[string]*Organization // nil for one that did not exist
+	pages   map[string]AuditPage     // the newest entries of organizations that were read ahead
+	entries int                      // that were read
+	bytes   int                      // of them
 }
 
 func longHistory() error {
-	return problem.New(problem.Conflict, "The audit trail holds too many changes to rebuild this state: more than %d.", maxHistory).
-		WithFix("Read the changes themselves from children_audit.")
+	return problem.New(problem.Conflict, "The audit trail holds too many or too large changes to rebuild this state: more than %d, or %d MiB of them.",
+		maxHistory, maxHistoryBytes>>20).WithFix("Read the changes themselves from children_audit.")
+}
+
+// run runs fn on the store.
+func (p *past) run(fn func(Tx) error) error {
+	if err := GoOn(p.ctx); err != nil {
+		return err
+	}
+	return p.store.ReadHeavy(p.ctx, fn)
 }
 
 // own returns an organization as its own entries say; nil if it did not exist.
@@ -47,41 +73,12 @@ func (p *past) own(id string) (*Organization, error) {
 	if o, ok := p.states[id]; ok {
 		return o, nil
 	}
-	fold := NewFold()
-	q := AuditQuery{RootID: p.rootID, OrgID: id, Scope: ScopeSelf, Ascending: true, Limit: 20}
-	for q.After >= 0 {
-		if p.read > maxHistory {
-			return nil, longHistory()
-		}
-		page, err := p.tx.AuditEntries(q)
-		if err != nil {
-			return nil, err
-		}
-		q.After, q.Limit = page.Next, 500
-		p.read += len(page.Records)
-		for i := range page.Records {
-			r := &page.Records[i]
-			if r.Timestamp.After(p.at) {
-				q.After = -1
-				break
-			}
-			if !strings.HasPrefix(r.Action, "organization.") {
-				continue
-			}
-			e, err := r.Entry()
-			if err != nil {
-				return nil, err
-			}
-			if e.Action == "organization.created" {
-				delete(fold.Orgs, id) // it was purged with an ancestor, and the id used again
-			}
-			if err := fold.Add(e); err != nil {
-				return nil, err
-			}
-		}
+	o, err := p.rebuild(id)
+	if err != nil {
+		return nil, err
 	}
-	p.states[id] = fold.Orgs[id]
-	return fold.Orgs[id], nil
+	p.states[id] = o
+	return o, nil
 }
 
 // chain returns the organizations from the root down to one of them, with
@@ -133,7 +130,11 @@ func (p *past) reached(a *key.Actor, chain []*Organization) (bool, error) {
 	if len(chain) < len(ids) || a.Reach == key.ReachSelf && len(chain) > len(ids) {
 		return false, nil
 	}
-	now, err := p.tx.OrgsByID(ids)
+	var now []*Organization
+	err := p.run(func(tx Tx) (err error) {
+		now, err = tx.OrgsByID(ids)
+		return err
+	})
 	if err != nil {
 		return false, err
 	}
@@ -181,9 +182,15 @@ func (s *Service) readPast(ctx context.Context, actor *key.Actor, rootID string,
 	if at.After(s.Now()) {
 		return problem.Param("as_of", "is in the future")
 	}
-	return s.store.Read(ctx, func(tx Tx) error {
-		return fn(&past{tx: tx, rootID: rootID, at: at, states: map[string]*Organization{}})
+	p := &past{ctx: ctx, store: s.store, rootID: rootID, at: at, states: map[string]*Organization{}, pages: map[string]AuditPage{}}
+	err := p.run(func(tx Tx) (err error) {
+		p.before, err = tx.AuditPositionAt(rootID, at)
+		return err
 	})
+	if err != nil {
+		return err
+	}
+	return fn(p)
 }
 
 // OrgAt returns an organization, which the actor sees now, as it was. The
@@ -215,8 +222,8 @@ func (s *Service) CustomizationsAt(ctx context.Context, actor *key.Actor, now *O
 				return err
 			}
 		}
-		out = customizationsOf(chain, explain)
-		return nil
+		out, err = customizationsOf(chain, explain)
+		return err
 	})
 	return out, err
 }
@@ -232,7 +239,9 @@ type PastPage struct {
 // DescendantsAt returns a page of the descendants that an organization, which
 // the actor sees now, had, depth first and siblings by id, down to depth levels
 // below it, 0 for all.
-func (s *Service) DescendantsAt(ctx context.Context, actor *key.Actor, now *Organization, at time.Time, depth int, after string, limit int) (PastPage, error) {
+//
+// maxBytes bounds the page as in queries.
+func (s *Service) DescendantsAt(ctx context.Context, actor *key.Actor, now *Organization, at time.Time, depth int, after string, limit, maxBytes int) (PastPage, error) {
 	var page PastPage
 	err := s.readPast(ctx, actor, now.RootID, at, func(p *past) error {
 		chain, err := p.visible(actor, now)
@@ -247,7 +256,7 @@ func (s *Service) DescendantsAt(ctx context.Context, actor *key.Actor, now *Orga
 		if depth > 0 {
 			maxDepth = top.Depth + depth
 		}
-		page, err = p.walk(top, maxDepth, after, limit)
+		page, err = p.walk(top, maxDepth, after, limit, maxBytes)
 		return err
 	})
 	return page, err
@@ -264,7 +273,7 @@ type pastFrame struct {
 // walk lists what was below top. A position is the ids from top's child down
 // to where the walk has come, with a slash behind each; without the last slash
 // the walk goes on beside that organization, not below it.
-func (p *past) walk(top *Organization, maxDepth int, after string, limit int) (PastPage, error) {
+func (p *past) walk(top *Organization, maxDepth int, after string, limit, maxBytes int) (PastPage, error) {
 	stack := []*pastFrame{{org: top, more: true}}
 	if after != "" {
 		ids := SplitPath(after)
@@ -285,15 +294,24 @@ func (p *past) walk(top *Organization, maxDepth int, after string, limit int) (P
 		}
 	}
 	var page PastPage
+	size := 0
 	position := func(slash string) string { return stack[len(stack)-1].org.Path[len(top.Path):] + slash }
 	for len(stack) > 0 {
 		frame := stack[len(stack)-1]
 		if len(frame.ids) == 0 && frame.more && frame.org.Depth < maxDepth {
-			var err error
-			if frame.ids, frame.next, frame.more, err = p.tx.ChildrenAt(p.rootID, frame.org.ID, p.at, frame.next, 100); err != nil {
+			err := p.run(func(tx Tx) (err error) {
+				frame.ids, frame.next, frame.more, err = tx.ChildrenAt(p.rootID, frame.org.ID, p.at, frame.next, 100)
+				return err
+			})
+			if err != nil {
 				return PastPage{}, err
 			}
-			p.read += len(frame.ids) + 1
+			p.entries += len(frame.ids) + 1
+			if ahead := frame.ids[:min(len(frame.ids), limit-len(page.Orgs))]; len(ahead) > 1 {
+				if err := p.prefetch(ahead); err != nil {
+					return PastPage{}, err
+				}
+			}
 			if len(frame.ids) == 0 && frame.more {
 				// One look at many that were not there then.
 				page.Next = position(frame.next)
@@ -317,15 +335,25 @@ func (p *past) walk(top *Organization, maxDepth int, after string, limit int) (P
 		} else {
 			o = below(frame.org, o)
 			page.Orgs = append(page.Orgs, o)
+			size += orgSize(o)
 			stack = append(stack, &pastFrame{org: o, more: true})
 			page.Next = position("")
 		}
-		if len(page.Orgs) == limit || p.read > maxHistory/2 {
+		if len(page.Orgs) == limit || size >= maxBytes || p.entries > maxHistory/2 || p.bytes > maxHistoryBytes/2 {
 			return page, nil
 		}
 	}
 	page.Next = ""
 	return page, nil
+}
+
+// orgSize is about how many bytes an organization takes in an answer.
+func orgSize(o *Organization) int {
+	n := 300 + len(o.Name) + len(o.Description) + len(o.ExternalID) + len(o.Path) + len(o.Settings.Values)
+	for _, tag := range o.Tags {
+		n += len(tag) + 3
+	}
+	return n
 }
 
 // notErased is the error for a state of which values have been erased.

@@ -183,22 +183,27 @@ func busy(detail string) *problem.Error {
 // Customizations returns an organization's settings; explain adds where each
 // value comes from.
 func (s *Service) Customizations(ctx context.Context, actor *key.Actor, id string, explain bool) (*Customizations, error) {
+	// What was read is merged after the read: 33 organizations with 64 KiB each
+	// take longer to merge than to read.
 	var chain []*Organization
-	err := s.store.Read(ctx, func(tx Tx) error {
+	err := s.store.ReadHeavy(ctx, func(tx Tx) error {
 		o, err := tx.Org(id)
 		if errors.Is(err, ErrAbsent) || err == nil && (o.DeletedAt != nil || !actor.Sees(o.Path)) {
 			return NotFound()
 		} else if err != nil {
 			return err
 		}
-		chain, err = ancestors(tx, o)
-		chain = append(chain, o)
+		parents, err := ancestors(tx, o)
+		chain = append(parents, o)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	out := customizationsOf(chain, explain)
+	out, err := customizationsOf(chain, explain)
+	if err != nil {
+		return nil, err
+	}
 	out.ETag = etag("customizations", chain)
 	return out, nil
 }
@@ -221,16 +226,24 @@ func (s *Service) CheckCustomizations(ctx context.Context, call *Call, id string
 
 // customizationsOf returns the settings of the last organization of a path,
 // root first.
-func customizationsOf(chain []*Organization, explain bool) *Customizations {
+func customizationsOf(chain []*Organization, explain bool) (*Customizations, error) {
 	o := chain[len(chain)-1]
 	out := &Customizations{OrgID: o.ID, Own: o.Settings.Values, Locked: o.Settings.Locked, UpdatedAt: o.Settings.UpdatedAt}
-	if explain {
-		out.Effective, out.Sources = Explain(layers(chain...))
-	} else {
+	if !explain {
 		out.Effective = Effective(layers(chain...))
+		return out, nil
 	}
-	return out
+	var whole bool
+	if out.Effective, out.Sources, whole = Explain(layers(chain...), maxSources); !whole {
+		return nil, problem.New(problem.Conflict, "The JSON Pointers of all settings in effect take more than %d MiB.", maxSources>>20).
+			WithFix("Leave out explain, and look at the settings of each organization above.")
+	}
+	return out, nil
 }
+
+// maxSources bounds what the sources of settings take in an answer, in bytes: a
+// member far below long names has a long pointer.
+const maxSources = 4 << 20
 
 // SettingsPut replaces an organization's own settings. A nil Locked leaves
 // the locks as they are.
@@ -318,7 +331,8 @@ func (in *SettingsPut) apply(from *basis, values jsontext.Value, locked []string
 		after.Settings.Locked = locked
 	}
 	if len(changes) == 0 {
-		return after, nil, customizationsOf(append(slices.Clone(from.above), before), false), nil
+		out, err := customizationsOf(append(slices.Clone(from.above), before), false)
+		return after, nil, out, err
 	}
 	effective, err := checkSettings(layers(from.above...), layers(&after)[0], before.Settings.Values, from.schema)
 	if err != nil {

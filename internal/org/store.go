@@ -32,6 +32,11 @@ func (e *TakenError) Error() string { return "the id " + e.ID + " is taken" }
 type Store interface {
 	// Read runs fn on one consistent snapshot. Nothing that fn writes is kept.
 	Read(ctx context.Context, fn func(Tx) error) error
+	// ReadHeavy is Read for what costs as much as its caller likes: pages of
+	// lists, logs and the past. Only a part of the store's connections do such
+	// work at a time, so that Read always finds one. Whoever gets none in time
+	// fails with problem.Unavailable. Between two rows fn ends once ctx is done.
+	ReadHeavy(ctx context.Context, fn func(Tx) error) error
 
 	// Write runs fn in one transaction and returns nil only once its changes
 	// are durable. If fn fails, nothing of it is kept and its error is
@@ -147,8 +152,10 @@ type Tx interface {
 	// stored version is still k.Version-1; ErrStale otherwise.
 	UpdateKey(k *key.Key) error
 	// Keys returns the keys of an organization that are not revoked, by id
-	// ascending, those with an id greater than after, at most limit.
-	Keys(orgID, after string, limit int) ([]*key.Key, error)
+	// ascending, those with an id greater than after: at most limit, and none
+	// after the first maxBytes bytes of them, 0 for any number. more says that
+	// there are others.
+	Keys(orgID, after string, limit, maxBytes int) (keys []*key.Key, more bool, err error)
 
 	// NewLog starts the audit log of a new root, or the next epoch of a log
 	// whose last one was closed. The head has its random log id, its epoch
@@ -246,10 +253,12 @@ type Tx interface {
 	// PutAdjustments inserts adjustments, or adds to those with the same
 	// organization, month and id. Errors are those of AddUsage.
 	PutAdjustments([]usage.Adjustment) error
-	// Adjustments returns at most q.Limit adjustments, newest month first.
-	Adjustments(q AdjustmentQuery) ([]usage.Adjustment, error)
-	// ChildTotals returns what the children of an organization consumed.
-	ChildTotals(q ChildQuery) ([]ChildTotal, error)
+	// Adjustments returns one page of adjustments, newest month first, and
+	// whether there are more.
+	Adjustments(q AdjustmentQuery) (list []usage.Adjustment, more bool, err error)
+	// ChildTotals returns one page of what the children of an organization
+	// consumed, by id, and whether there are more.
+	ChildTotals(q ChildQuery) (list []ChildTotal, more bool, err error)
 
 	// HoldMonth tells whether a month of a root is closed, and keeps anybody
 	// from closing it until the transaction ends. ErrAbsent for one that is
@@ -374,6 +383,9 @@ type OrgQuery struct {
 	ExternalID string
 	After      []string // the position where the last page ended
 	Limit      int
+	// MaxBytes bounds the page in bytes, as in the other queries: no row follows
+	// those that make so many. A page has one row at least; 0 is no bound.
+	MaxBytes int
 }
 
 // Matches reports whether a live organization satisfies the filters by name,
@@ -425,11 +437,16 @@ type AuditQuery struct {
 	// contain it, whatever the case of their ASCII letters.
 	Holding string
 	Org     string // only entries of this organization
+	Noun    string // only actions on it: "organization" lets "organization.created" through
 	Before  int64  // only entries at a smaller AuditPosition; 0 for all
 	After   int64  // with Ascending: only entries at After or a greater AuditPosition
 	// Ascending returns the oldest first, for exports and following.
 	Ascending bool
 	Limit     int
+	MaxBytes  int
+	// SmallValues leaves out values that are longer, of entries that have them:
+	// Record.Values is then nil. 0 returns all.
+	SmallValues int
 }
 
 // AuditPosition returns the position of an entry in the order of its log. That
@@ -462,9 +479,10 @@ type AccessQuery struct {
 	APIKeyID string
 	// Holding, in lower case, lets through only events with a text that
 	// contains it, whatever the case of its ASCII letters.
-	Holding string
-	Before  AccessPosition // only events before it; zero for all
-	Limit   int
+	Holding  string
+	Before   AccessPosition // only events before it; zero for all
+	Limit    int
+	MaxBytes int
 }
 
 // AccessPosition is a place in the order of events: newest first, and of those
@@ -506,11 +524,12 @@ type Month struct {
 // AdjustmentQuery selects the adjustments of an organization, newest month
 // first and then by id descending.
 type AdjustmentQuery struct {
-	RootID string
-	OrgID  string
-	Month  usage.Month // in which they are counted; empty for all
-	Before AdjustmentPosition
-	Limit  int
+	RootID   string
+	OrgID    string
+	Month    usage.Month // in which they are counted; empty for all
+	Before   AdjustmentPosition
+	Limit    int
+	MaxBytes int
 }
 
 // AdjustmentPosition is a place in the order of adjustments; zero for the
@@ -528,10 +547,10 @@ type ChildQuery struct {
 	ParentID   string
 	Month      usage.Month
 	Meter      string
-	Sort       ChildSort
 	Descending bool
-	After      *ChildPosition // nil for the start
+	After      string // only children beyond this id; empty for all
 	Limit      int
+	MaxBytes   int
 }
 
 // ChildSort is what children are sorted by.

@@ -23,16 +23,21 @@ func (s *Service) AuditHead(ctx context.Context, rootID string) (head *audit.Hea
 // others now.
 func (s *Service) AuditFeed(ctx context.Context, q AuditQuery) (entries []*audit.Entry, position int64, more bool, err error) {
 	q.Ascending = true
+	// Most of the time there is nothing, which is quickly seen.
+	head, err := s.AuditHead(ctx, q.RootID)
+	if err != nil {
+		return nil, 0, false, err
+	}
+	if AuditPosition(head.Epoch, head.Size) <= q.After {
+		return nil, q.After, false, nil
+	}
 	page := AuditPage{Next: -1}
-	err = s.store.Read(ctx, func(tx Tx) error {
+	err = s.store.ReadHeavy(ctx, func(tx Tx) error {
 		head, err := tx.Head(q.RootID, "", -1)
 		if err != nil {
 			return err
 		}
-		if position = AuditPosition(head.Epoch, head.Size); position <= q.After {
-			position = q.After
-			return nil
-		}
+		position = max(AuditPosition(head.Epoch, head.Size), q.After)
 		page, err = tx.AuditEntries(q)
 		return err
 	})

@@ -24,8 +24,13 @@ func scanEvent(r row) (e access.Event, err error) {
 	return e, err
 }
 
+// eventSize is about what an event takes in an answer, in bytes.
+func eventSize(e *access.Event) int {
+	return 300 + len(e.ID) + len(e.OrgID) + len(e.User) + len(e.Action) + len(e.UserAgent) + len(e.Method) + len(e.Path) + len(e.RequestID)
+}
+
 func (t *tx) AccessEvents(q org.AccessQuery) (org.AccessPage, error) {
-	w := &window{columns: eventColumns, result: eventColumns, from: `access_events AS a`, order: `at DESC, seq DESC`, key: `at, seq`}
+	w := &window{columns: eventColumns, result: eventColumns, from: `access_events AS a`, order: `at DESC, seq DESC`, key: `at, seq`, maxBytes: q.MaxBytes}
 	w.bound(`root_id = ` + w.arg(q.RootID))
 	if q.Scope == org.ScopeSelf {
 		w.bound(`org_id = ` + w.arg(q.OrgID))
@@ -51,6 +56,7 @@ func (t *tx) AccessEvents(q org.AccessQuery) (org.AccessPage, error) {
 	var at, seq int64
 	more, err := t.page(w, q.Limit, func(r row) error {
 		e, err := scanEvent(r)
+		w.take(eventSize(&e))
 		page.Events = append(page.Events, e)
 		at, seq = micros(e.Timestamp), e.Seq
 		return err
@@ -86,7 +92,7 @@ func (t *tx) AccessFeed(q org.AccessQuery, after int64) (org.AccessFeed, error) 
 	if err != nil || last <= after {
 		return feed, err
 	}
-	w := &window{columns: eventColumns, result: eventColumns, from: `access_events AS a`, order: `seq`, key: `seq`}
+	w := &window{columns: eventColumns, result: eventColumns, from: `access_events AS a`, order: `seq`, key: `seq`, maxBytes: q.MaxBytes}
 	w.bound(`root_id = ` + w.arg(q.RootID))
 	w.bound(`seq > ` + w.arg(after))
 	if q.Scope == org.ScopeSelf {
@@ -98,6 +104,7 @@ func (t *tx) AccessFeed(q org.AccessQuery, after int64) (org.AccessFeed, error) 
 	w.wantEvents(&q)
 	feed.More, err = t.page(w, q.Limit, func(r row) error {
 		e, err := scanEvent(r)
+		w.take(eventSize(&e))
 		feed.Events = append(feed.Events, e)
 		feed.Position = e.Seq
 		return err

@@ -307,7 +307,14 @@ func (t *tx) UnsignedHeads(rootID string, after *audit.Head, limit int) ([]*audi
 	return heads, err
 }
 
-const recordColumns = `root_id, epoch, seq, id, at, org_id, path, action, actor_id, leaf, leaf_hash`
+const (
+	recordColumns = recordPlace + `, leaf, leaf_hash`
+	recordPlace   = `root_id, epoch, seq, id, at, org_id, path, action, actor_id`
+	// recordLeaf is the rest of the entry e, of which a window has only the
+	// place.
+	recordLeaf = `(SELECT leaf` + ofEntry + `, (SELECT leaf_hash` + ofEntry
+	ofEntry    = ` FROM audit_entries AS l WHERE l.root_id = e.root_id AND l.epoch = e.epoch AND l.seq = e.seq)`
+)
 
 func (t *tx) SignedHeads(since time.Time, limit int) ([]*audit.Head, error) {
 	var heads []*audit.Head
@@ -324,6 +331,14 @@ func (t *tx) SignedHeads(since time.Time, limit int) ([]*audit.Head, error) {
 // recordValues is the expression for the values of the entry e.
 const recordValues = `coalesce((SELECT content FROM audit_values AS v
 	WHERE v.root_id = e.root_id AND v.epoch = e.epoch AND v.seq = e.seq), '')`
+
+// valuesLength is the length of recordValues in bytes, which is known without
+// reading them, and recordOverhead about what the rest of a record takes.
+const (
+	valuesLength = `coalesce((SELECT octet_length(content) FROM audit_values AS v
+	WHERE v.root_id = e.root_id AND v.epoch = e.epoch AND v.seq = e.seq), 0)`
+	recordOverhead = 300
+)
 
 // scanRecord scans recordColumns and recordValues. The first epoch of the log
 // has the number first.
@@ -357,11 +372,17 @@ func (t *tx) AuditEntry(rootID, id string) (*audit.Record, error) {
 		WHERE root_id = $1 AND id = $2 AND epoch >= $3`, rootID, id, head.Ordinal)
 }
 
+// epochs returns the ordinals of the first and the last epoch of a root's open
+// log, -1 without one.
+func (t *tx) epochs(rootID string) (first, last int64, err error) {
+	err = t.queryRow(into(&first, &last), `SELECT coalesce(min(epoch), -1), coalesce(max(epoch), -1) FROM audit_heads
+		WHERE root_id = $1 AND log_id = (SELECT log_id FROM audit_heads WHERE root_id = $1 AND closed_at = 0)`, rootID)
+	return first, last, err
+}
+
 func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 	page := org.AuditPage{Next: -1}
-	var first, last int64
-	err := t.queryRow(into(&first, &last), `SELECT coalesce(min(epoch), -1), coalesce(max(epoch), -1) FROM audit_heads
-		WHERE root_id = $1 AND log_id = (SELECT log_id FROM audit_heads WHERE root_id = $1 AND closed_at = 0)`, q.RootID)
+	first, last, err := t.epochs(q.RootID)
 	if err != nil || first < 0 {
 		return page, err
 	}
@@ -375,7 +396,12 @@ func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 		from:    `audit_entries AS a`,
 		order:   `epoch DESC, seq DESC`,
 		key:     `epoch, seq`,
-		result:  recordColumns + `, ` + recordValues,
+
+		maxBytes: q.MaxBytes,
+		bytes:    `(octet_length(leaf) + ` + valuesLength + `)`,
+	}
+	if q.SmallValues > 0 {
+		w.bytes = `octet_length(leaf)`
 	}
 	w.bound(`root_id = ` + w.arg(q.RootID))
 	if q.Org != "" {
@@ -421,6 +447,10 @@ func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 	if q.Action != "" {
 		w.want(`action = ` + w.arg(q.Action))
 	}
+	if q.Noun != "" {
+		// '/' follows '.'.
+		w.want(`action >= ` + w.arg(q.Noun+".") + ` AND action < ` + w.arg(q.Noun+"/"))
+	}
 	if q.Actor != "" {
 		w.want(`actor_id = ` + w.arg(q.Actor))
 	}
@@ -429,12 +459,24 @@ func (t *tx) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
 		w.want(w.holding(q.Holding, `text_of(leaf)`, recordValues))
 	}
 
+	columns := recordColumns
+	if len(w.filter) > 0 && q.Holding == "" && !t.d.sendsAhead {
+		// SQLite would read the leaves of all entries that the filter looks at.
+		w.columns, columns = recordPlace, recordPlace+`, `+recordLeaf
+	}
+	w.result = columns + `, ` + recordValues
+	if q.SmallValues > 0 {
+		w.result = columns + `, coalesce((SELECT CASE WHEN octet_length(content) <= ` + w.arg(int64(q.SmallValues)) + ` THEN content ELSE '' END
+			FROM audit_values AS v WHERE v.root_id = e.root_id AND v.epoch = e.epoch AND v.seq = e.seq), '')`
+	}
+
 	var epoch, seq int64
 	more, err := t.page(w, q.Limit, func(r row) error {
 		var rec audit.Record
 		if err := scanRecord(&rec, first)(r); err != nil {
 			return err
 		}
+		w.take(recordOverhead + len(rec.Leaf) + len(rec.Values))
 		page.Records = append(page.Records, rec)
 		epoch, seq = first+rec.Epoch, rec.Seq
 		return nil

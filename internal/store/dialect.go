@@ -35,6 +35,9 @@ type dialect struct {
 	// order only if the outer query asks for it. SQLite always keeps it, and
 	// would read and sort the whole subquery if asked.
 	ordersSubquery bool
+	// sendsAhead says that rows are made and sent whether or not anybody will
+	// want them. SQLite makes one at a time.
+	sendsAhead bool
 }
 
 var (
@@ -70,4 +73,5 @@ var postgresDialect = &dialect{
 		return partitionedTable.ReplaceAllString(types.Replace(text), "$0\nCREATE TABLE ${1}"+otherTimes+" PARTITION OF $1 DEFAULT;")
 	},
 	ordersSubquery: true,
+	sendsAhead:     true,
 }

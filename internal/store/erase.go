@@ -90,7 +90,7 @@ func oneRow(_ int, rows int64) error {
 }
 
 func (t *tx) KeysHolding(q org.HoldingQuery) (keys []*key.Key, next []string, err error) {
-	w := &window{columns: keyColumns, from: `api_keys AS k`, order: `org_id, id`, key: `org_id, id`, result: keyColumns}
+	w := &window{columns: keyColumns, from: `api_keys AS k`, order: `org_id, id`, key: `org_id, id`, result: keyColumns, maxBytes: q.MaxBytes}
 	w.bound(`root_id = ` + w.arg(q.RootID))
 	if q.Self {
 		w.bound(`org_id = ` + w.arg(q.OrgID))
@@ -109,6 +109,7 @@ func (t *tx) KeysHolding(q org.HoldingQuery) (keys []*key.Key, next []string, er
 		if err != nil {
 			return err
 		}
+		w.take(keySize(k))
 		keys, orgID, id = append(keys, k), k.OrgID, k.ID
 		return nil
 	}, into(&orgID, &id))
@@ -119,7 +120,7 @@ func (t *tx) KeysHolding(q org.HoldingQuery) (keys []*key.Key, next []string, er
 }
 
 func (t *tx) OrgsHolding(q org.HoldingQuery) (orgs []*org.Organization, next []string, err error) {
-	w := &window{columns: orgColumns, from: `orgs AS o`, order: `path`, key: `path`, result: orgColumns}
+	w := &window{columns: orgColumns, from: `orgs AS o`, order: `path`, key: `path`, result: orgColumns, maxBytes: q.MaxBytes, bytes: orgBytes}
 	w.bound(`root_id = ` + w.arg(q.RootID))
 	if q.Self {
 		w.bound(`path = ` + w.arg(q.Path))
@@ -133,10 +134,11 @@ func (t *tx) OrgsHolding(q org.HoldingQuery) (orgs []*org.Organization, next []s
 	w.want(w.holding(q.Needle, `id`, `name`, `description`, `external_id`, `tags`, `settings`, `locked`))
 	var path string
 	more, err := t.page(w, q.Limit, func(r row) error {
-		o, _, err := scanOrg(r)
+		o, _, size, err := scanSized(r)
 		if err != nil {
 			return err
 		}
+		w.take(size)
 		orgs, path = append(orgs, o), o.Path
 		return nil
 	}, into(&path))

@@ -117,14 +117,32 @@ func (t *tx) UpdateKey(k *key.Key) error {
 	return err
 }
 
-func (t *tx) Keys(orgID, after string, limit int) ([]*key.Key, error) {
-	var keys []*key.Key
-	err := t.query(func(r row) error {
+// keySize is about what a key takes in an answer, in bytes.
+func keySize(k *key.Key) int {
+	n := 500 + len(k.Name)
+	for _, list := range [][]string{k.Permissions, k.AllowedCIDRs} {
+		for _, s := range list {
+			n += len(s) + 3
+		}
+	}
+	return n
+}
+
+func (t *tx) Keys(orgID, after string, limit, maxBytes int) (keys []*key.Key, more bool, err error) {
+	w := &window{maxBytes: maxBytes}
+	err = t.query(func(r row) error {
+		if more = len(keys) == limit || w.full(); more {
+			return errEnough
+		}
 		k, err := scanKey(r)
+		if err != nil {
+			return err
+		}
 		keys = append(keys, k)
-		return err
+		w.take(keySize(k))
+		return nil
 	}, `SELECT `+keyColumns+` FROM api_keys
 		WHERE root_id = (SELECT root_id FROM orgs WHERE id = $1) AND org_id = $1 AND id > $2 AND revoked_at = 0
-		ORDER BY id LIMIT $3`, orgID, after, int64(limit))
-	return keys, err
+		ORDER BY id LIMIT $3`, orgID, after, int64(limit)+1)
+	return keys, more, err
 }

@@ -16,14 +16,21 @@ const orgColumns = `root_id, id, parent_id, path, depth, name, type, description
 
 // scanOrg reads orgColumns and then extra columns.
 func scanOrg(r row, extra ...any) (*org.Organization, string, error) {
+	o, tags, _, err := scanSized(r, extra...)
+	return o, tags, err
+}
+
+// scanSized is scanOrg that also tells how many bytes the row has.
+func scanSized(r row, extra ...any) (*org.Organization, string, int, error) {
 	o := &org.Organization{}
 	var tags, values, locked string
 	var settingsAt, createdAt, updatedAt, deletedAt int64
 	dest := append([]any{&o.RootID, &o.ID, &o.ParentID, &o.Path, &o.Depth, &o.Name, (*string)(&o.Type), &o.Description,
 		&o.ExternalID, &tags, &values, &locked, &settingsAt, &createdAt, &updatedAt, &o.Version, &deletedAt, &o.DeletionID}, extra...)
 	if err := r.Scan(dest...); err != nil {
-		return nil, "", err
+		return nil, "", 0, err
 	}
+	size := orgOverhead + len(values) + len(locked) + len(tags) + len(o.Name) + len(o.Description) + len(o.ExternalID) + len(o.Path)
 	var err1, err2 error
 	o.Tags, err1 = decodeStrings(tags)
 	o.Settings.Locked, err2 = decodeStrings(locked)
@@ -31,8 +38,15 @@ func scanOrg(r row, extra ...any) (*org.Organization, string, error) {
 	o.Settings.UpdatedAt = fromMicros(settingsAt)
 	o.CreatedAt, o.UpdatedAt = fromMicros(createdAt), fromMicros(updatedAt)
 	o.DeletedAt = optionalTime(deletedAt)
-	return o, tags, errors.Join(err1, err2)
+	return o, tags, size, errors.Join(err1, err2)
 }
+
+// orgOverhead is about what the rest of an organization takes in an answer, and
+// orgBytes at most what scanSized makes of a row.
+const (
+	orgOverhead = 300
+	orgBytes    = `(octet_length(settings) + octet_length(locked) + octet_length(description))`
+)
 
 func (t *tx) Org(id string) (o *org.Organization, err error) {
 	var tags string
@@ -318,7 +332,7 @@ func (t *tx) PutSchema(rootID string, schema []byte) error {
 }
 
 func (t *tx) Orgs(q org.OrgQuery) (org.OrgPage, error) {
-	w := &window{columns: orgColumns + `, name_key`, from: `orgs AS o`, result: orgColumns + `, name_key`}
+	w := &window{columns: orgColumns + `, name_key`, from: `orgs AS o`, result: orgColumns + `, name_key`, maxBytes: q.MaxBytes, bytes: orgBytes}
 	if q.RootID == "" && q.Path != "" {
 		q.RootID = org.SplitPath(q.Path)[0]
 	}
@@ -426,10 +440,11 @@ func (t *tx) Orgs(q org.OrgQuery) (org.OrgPage, error) {
 	var next []string
 	more, err := t.page(w, q.Limit, func(r row) error {
 		var nameKey string
-		o, _, err := scanOrg(r, &nameKey)
+		o, _, size, err := scanSized(r, &nameKey)
 		if err != nil {
 			return err
 		}
+		w.take(size)
 		p.Orgs = append(p.Orgs, o)
 		next = position(o, nameKey)
 		return nil

@@ -56,3 +56,47 @@ func (t *tx) ChildrenAt(rootID, parentID string, at time.Time, after string, lim
 	}
 	return ids, next, more, err
 }
+
+// AuditPositionAt looks for the place by halves: the times of a log's entries are
+// in their order.
+func (t *tx) AuditPositionAt(rootID string, at time.Time) (int64, error) {
+	first, last, err := t.epochs(rootID)
+	if err != nil || first < 0 {
+		return 0, err
+	}
+	for epoch := last; epoch >= first; epoch-- {
+		var low, high int64
+		if err := t.queryRow(into(&high), `SELECT size FROM audit_heads WHERE root_id = $1 AND epoch = $2`, rootID, epoch); err != nil {
+			return 0, err
+		}
+		for low < high {
+			middle := low + (high-low)/2
+			var made int64
+			if err := t.queryRow(into(&made), `SELECT at FROM audit_entries WHERE root_id = $1 AND epoch = $2 AND seq = $3`, rootID, epoch, middle); err != nil {
+				return 0, err
+			}
+			if made <= micros(at) {
+				low = middle + 1
+			} else {
+				high = middle
+			}
+		}
+		if low > 0 {
+			return org.AuditPosition(epoch-first, low), nil
+		}
+	}
+	return 0, nil
+}
+
+func (t *tx) AuditValues(rootID string, positions []int64, maxBytes int) (values [][]byte, err error) {
+	first, _, err := t.epochs(rootID)
+	size := 0
+	for i := 0; i < len(positions) && err == nil && (i == 0 || size < maxBytes); i++ {
+		var content string
+		err = t.queryRow(into(&content), `SELECT content FROM audit_values WHERE root_id = $1 AND epoch = $2 AND seq = $3`,
+			rootID, first+positions[i]>>org.EpochBits, positions[i]&(1<<org.EpochBits-1))
+		values = append(values, []byte(content))
+		size += len(content)
+	}
+	return values, err
+}

@@ -79,7 +79,11 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 	}
 
 	s := &Store{log: o.logger()}
-	e := &postgresEngine{pool: pool, instance: rand.Text(), texts: &sync.Map{}}
+	e := &postgresEngine{pool: pool, instance: rand.Text(), texts: &sync.Map{}, config: config.ConnConfig.Copy()}
+	e.health = newPinger(e.askHealth)
+	n := int(config.MaxConns)
+	e.heavy = newShare(n / 4)
+	e.writers = newShare(n - n/4 - (n+7)/8)
 	// Without its partition a month's rows go where all others are. Partition
 	// tries again, and reports it.
 	_ = e.makePartitions(ctx, time.Now())
@@ -99,6 +103,13 @@ type postgresEngine struct {
 	texts    *sync.Map // text → text in the dialect
 	listener *listener
 	closed   atomic.Bool
+
+	// Heavy reads and changes, which wait for each other's locks, leave some
+	// connections of the pool to other reads.
+	heavy, writers share
+	health         *pinger
+	pings          *pgx.Conn // the connection of health; nil if there is none
+	config         *pgx.ConnConfig
 }
 
 func (e *postgresEngine) kind() string { return Postgres }
@@ -111,15 +122,43 @@ func (e *postgresEngine) close() error {
 	if e.closed.CompareAndSwap(false, true) {
 		e.listener.stop()
 		<-e.listener.done
+		e.health.close(func() error { e.dropHealth(); return nil })
 		e.pool.Close()
 	}
 	return nil
 }
 
-func (e *postgresEngine) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+func (e *postgresEngine) ping(ctx context.Context) error { return e.health.ping(ctx) }
+
+// askHealth asks again on a new connection if the old one does not work any
+// more: the server may have closed it long ago.
+func (e *postgresEngine) askHealth(ctx context.Context) error {
+	if e.pings != nil {
+		if err := e.pings.Ping(ctx); err == nil {
+			return nil
+		}
+		e.dropHealth()
+	}
+	c, err := pgx.ConnectConfig(ctx, e.config.Copy())
+	if err != nil {
+		return unreachable(err)
+	}
+	e.pings = c
+	if err := c.Ping(ctx); err != nil {
+		e.dropHealth()
+		return postgresProblem(err)
+	}
+	return nil
+}
+
+func (e *postgresEngine) dropHealth() {
+	if e.pings == nil {
+		return
+	}
+	closing, cancel := context.WithTimeout(context.Background(), aliveInterval)
 	defer cancel()
-	return postgresProblem(e.pool.Ping(ctx))
+	e.pings.Close(closing)
+	e.pings = nil
 }
 
 // acquire returns a connection. ctx bounds the wait.
@@ -139,21 +178,28 @@ func (e *postgresEngine) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	return nil, unreachable(err)
 }
 
-func (e *postgresEngine) read(ctx context.Context, fn func(*tx) error) error {
+func (e *postgresEngine) read(ctx context.Context, heavy bool, fn func(*tx) error) error {
+	if heavy {
+		if err := e.heavy.enter(ctx); err != nil {
+			return err
+		}
+		defer e.heavy.leave()
+	}
 	for attempt := 1; ; attempt++ {
-		err, again := e.readOnce(ctx, fn)
+		err, again := e.readOnce(ctx, heavy, fn)
 		if !again || attempt == attempts {
 			return err
 		}
 	}
 }
 
-func (e *postgresEngine) readOnce(ctx context.Context, fn func(*tx) error) (err error, again bool) {
+func (e *postgresEngine) readOnce(ctx context.Context, heavy bool, fn func(*tx) error) (err error, again bool) {
 	c, err := e.acquire(ctx)
 	if err != nil {
 		return err, false
 	}
 	defer c.Release()
+	caller := ctx
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), transactionTimeout)
 	defer cancel()
 	begun, err := c.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
@@ -162,6 +208,9 @@ func (e *postgresEngine) readOnce(ctx context.Context, fn func(*tx) error) (err 
 	}
 	defer begun.Rollback(ctx)
 	t := &tx{conn: &postgresConn{ctx: ctx, tx: begun, texts: e.texts}, d: postgresDialect}
+	if heavy {
+		t.ctx = caller
+	}
 	err = fn(t)
 	if t.err != nil {
 		return postgresProblem(t.err), retryable(t.err)
@@ -170,6 +219,10 @@ func (e *postgresEngine) readOnce(ctx context.Context, fn func(*tx) error) (err 
 }
 
 func (e *postgresEngine) write(ctx context.Context, fn func(*tx) error, committed func(touched)) error {
+	if err := e.writers.enter(ctx); err != nil {
+		return err
+	}
+	defer e.writers.leave()
 	for attempt := 1; ; attempt++ {
 		if err := ctx.Err(); err != nil && attempt == 1 {
 			return err

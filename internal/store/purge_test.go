@@ -156,7 +156,7 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 					}
 				}
 				if err := s.Read(t.Context(), func(tx org.Tx) error {
-					left, err := tx.ChildTotals(org.ChildQuery{RootID: "r", ParentID: "top", Month: month, Meter: "m1", Sort: org.ByID, Limit: 10})
+					left, _, err := tx.ChildTotals(org.ChildQuery{RootID: "r", ParentID: "top", Month: month, Meter: "m1", Limit: 10})
 					if len(left) > 0 {
 						t.Errorf("children of the id that is free: %v", left)
 					}

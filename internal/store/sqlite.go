@@ -112,6 +112,8 @@ type sqliteEngine struct {
 	failed     time.Time // when a group was last undone
 
 	readers readers
+	health  *pinger
+	pings   *sqliteConn // the connection of health; nil if there is none
 
 	// closing guards queue against sends after its close.
 	closing sync.RWMutex
@@ -143,7 +145,8 @@ func (e *sqliteEngine) open(ctx context.Context, o Options) error {
 		n = max(4, 2*runtime.GOMAXPROCS(0))
 	}
 	e.writer = writer
-	e.readers = readers{uri: e.uri, tokens: make(chan struct{}, n)}
+	e.readers = readers{uri: e.uri, tokens: make(chan struct{}, n), heavy: newShare(n / 2)}
+	e.health = newPinger(e.askHealth)
 	go e.run()
 	return nil
 }
@@ -162,14 +165,28 @@ func (e *sqliteEngine) close() error {
 	close(e.queue)
 	e.closing.Unlock()
 	<-e.done
-	return errors.Join(e.readers.close(), e.writer.close(), e.lock.Close())
+	pings := e.health.close(func() error { return e.pings.close() })
+	return errors.Join(pings, e.readers.close(), e.writer.close(), e.lock.Close())
 }
 
-func (e *sqliteEngine) ping(ctx context.Context) error {
-	return e.read(ctx, func(t *tx) error {
-		var n int64
-		return t.queryRow(into(&n), `SELECT 1`)
-	})
+func (e *sqliteEngine) ping(ctx context.Context) error { return e.health.ping(ctx) }
+
+// askHealth reads a page of the database file.
+func (e *sqliteEngine) askHealth(context.Context) (err error) {
+	if e.pings == nil {
+		if e.pings, err = openSQLite(e.uri, true); err != nil {
+			return sqliteProblem(err)
+		}
+	}
+	if err = e.pings.query(func(row) error { return errEnough }, `SELECT 1 FROM sqlite_schema`); err != errEnough {
+		e.pings.close()
+		e.pings = nil
+		if err == nil {
+			err = errors.New("the database has no tables")
+		}
+		return sqliteProblem(err)
+	}
+	return nil
 }
 
 // partition has nothing to do: SQLite has no partitions.
@@ -177,7 +194,13 @@ func (e *sqliteEngine) partition(_ context.Context, _, expired time.Time) (time.
 	return expired, nil
 }
 
-func (e *sqliteEngine) read(ctx context.Context, fn func(*tx) error) error {
+func (e *sqliteEngine) read(ctx context.Context, heavy bool, fn func(*tx) error) error {
+	if heavy {
+		if err := e.readers.heavy.enter(ctx); err != nil {
+			return err
+		}
+		defer e.readers.heavy.leave()
+	}
 	c, err := e.readers.get(ctx)
 	if err != nil {
 		return err
@@ -189,6 +212,9 @@ func (e *sqliteEngine) read(ctx context.Context, fn func(*tx) error) error {
 		return sqliteProblem(err)
 	}
 	t := &tx{conn: c, d: sqliteDialect}
+	if heavy {
+		t.ctx = ctx
+	}
 	err = fn(t)
 	if t.err != nil {
 		return sqliteProblem(t.err)
@@ -280,6 +306,7 @@ func sqliteProblem(err error) error {
 type readers struct {
 	uri    string
 	tokens chan struct{} // one for each connection in use
+	heavy  share         // those of them that do heavy work
 
 	mu     sync.Mutex
 	idle   []*sqliteConn

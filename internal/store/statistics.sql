@@ -44,7 +44,7 @@ INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES
 	('access_claims', 'access_claims_at', '10000000 1000000 2 1'),
 	('access_retentions', 'access_retentions', '100 1'),
 	('usage_totals', 'usage_totals', '10000000 1000000 100000 3 3 1'),
-	('usage_totals', 'usage_totals_parent', '10000000 1000000 100000 100 20'),
+	('usage_totals', 'usage_totals_child', '10000000 1000000 100000 100 20 1'),
 	('meters', 'meters', '1000 10 1'),
 	('usage_months', 'usage_months', '10000 20 1'),
 	('usage_months', 'usage_months_open', '1000 500 1'),

@@ -21,7 +21,8 @@ import (
 type Options struct {
 	// Readers is the greatest number of connections that read at once; 0 for
 	// a number that suits the machine. On PostgreSQL it bounds all
-	// connections but that of the listener.
+	// connections but those of the listener and of Ping. With fewer than 4
+	// there is none to set aside for what is not heavy.
 	Readers int
 	// Log hears of what could be stored only in part; nil for nobody.
 	Log *slog.Logger
@@ -85,7 +86,8 @@ var (
 type engine interface {
 	kind() string
 	writersPerRoot() int
-	read(ctx context.Context, fn func(*tx) error) error
+	// read with heavy is Store.ReadHeavy.
+	read(ctx context.Context, heavy bool, fn func(*tx) error) error
 	// write calls committed with what the transaction changed, after the commit
 	// and before write returns. It does so too when the outcome of the commit
 	// is unknown.
@@ -102,7 +104,12 @@ func (s *Store) Kind() string { return s.engine.kind() }
 
 // Read implements org.Store.
 func (s *Store) Read(ctx context.Context, fn func(org.Tx) error) error {
-	return s.engine.read(ctx, s.traced(func(t *tx) error { return fn(t) }))
+	return s.engine.read(ctx, false, s.traced(func(t *tx) error { return fn(t) }))
+}
+
+// ReadHeavy implements org.Store.
+func (s *Store) ReadHeavy(ctx context.Context, fn func(org.Tx) error) error {
+	return s.engine.read(ctx, true, s.traced(func(t *tx) error { return fn(t) }))
 }
 
 // Write implements org.Store.
@@ -111,7 +118,7 @@ func (s *Store) Write(ctx context.Context, fn func(org.Tx) error) error {
 }
 
 func (s *Store) read(ctx context.Context, fn func(*tx) error) error {
-	return s.engine.read(ctx, s.traced(fn))
+	return s.engine.read(ctx, false, s.traced(fn))
 }
 
 func (s *Store) write(ctx context.Context, fn func(*tx) error) error {
@@ -132,7 +139,7 @@ func (s *Store) Partition(ctx context.Context, now, expired time.Time) (time.Tim
 	return s.engine.partition(ctx, now, expired)
 }
 
-// Ping reports whether the database answers.
+// Ping reports whether the database answers. It has a connection of its own.
 func (s *Store) Ping(ctx context.Context) error { return s.engine.ping(ctx) }
 
 // Close waits for the transactions under way and closes the database. Later

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,6 +41,8 @@ type tx struct {
 	conn conn
 	d    *dialect
 	err  error // the first error of the engine: it fails the transaction
+	// ctx ends the transaction between rows once it is done; nil for never.
+	ctx context.Context
 
 	locked []string          // the roots whose trees this transaction may change
 	rows   []string          // the organizations whose rows UpdateOrg has changed
@@ -117,8 +121,28 @@ func (t *tx) query(scan func(row) error, text string, args ...any) error {
 	if err := t.settle(text, false); err != nil {
 		return t.fail(err)
 	}
-	return t.fail(t.conn.query(scan, text, args...))
+	var gone error // neither an error of the engine nor one of scan
+	if t.ctx != nil {
+		if err := t.ctx.Err(); err != nil {
+			return err
+		}
+		next := scan
+		scan = func(r row) error {
+			if gone = t.ctx.Err(); gone != nil {
+				return errEnough
+			}
+			return next(r)
+		}
+	}
+	err := t.conn.query(scan, text, args...)
+	if err == errEnough {
+		return gone
+	}
+	return t.fail(err)
 }
+
+// errEnough is what a scan function returns to see no further row.
+var errEnough = errors.New("no further row is wanted")
 
 // queryRow scans the only row of a result; org.ErrAbsent if there is none.
 func (t *tx) queryRow(scan func(row) error, text string, args ...any) error {
@@ -219,6 +243,14 @@ type window struct {
 	filter  []string // what the page wants of it
 	result  string   // the columns of a row of the page
 	scan    int      // how many rows of the list to look at; 0 for MaxScan
+	// maxBytes bounds the page: a row is of it if those before it have taken
+	// fewer. 0 for no bound.
+	maxBytes int
+	taken    int // bytes, by the rows of the page so far
+	// bytes is an expression for how many a row takes, in terms of the columns;
+	// it may come to less than what take is told. With it a database server
+	// sends nothing that the page has no room for. Empty where rows are small.
+	bytes string
 
 	args       []any
 	windowArgs int // how many of args belong to where
@@ -239,9 +271,15 @@ func (w *window) bound(condition string) {
 
 func (w *window) want(condition string) { w.filter = append(w.filter, condition) }
 
-// page calls scan for at most limit rows. It reports whether there may be
-// more; if so, and if the page is not full, last has been called with the
-// position up to which the list was looked at.
+// take says how many bytes a row of the page has.
+func (w *window) take(n int) { w.taken += n }
+
+func (w *window) full() bool { return w.maxBytes > 0 && w.taken >= w.maxBytes }
+
+// page calls scan for at most limit rows, and for none once the page is full.
+// It reports whether there may be more; if so, and if it is not for the limit
+// or the bytes, last has been called with the position up to which the list was
+// looked at.
 func (t *tx) page(w *window, limit int, scan, last func(row) error) (more bool, err error) {
 	list := "FROM " + w.from + where(w.where) + " ORDER BY " + w.order + " LIMIT "
 	bound := w.args[:w.windowArgs:w.windowArgs]
@@ -249,19 +287,26 @@ func (t *tx) page(w *window, limit int, scan, last func(row) error) (more bool, 
 	if size == 0 {
 		size = MaxScan
 	}
-	text := "SELECT " + w.result + " FROM (SELECT " + w.columns + " " + list + strconv.Itoa(size) + ") AS e" + where(w.filter)
+	rows := " FROM (SELECT " + w.columns + " " + list + strconv.Itoa(size) + ") AS e" + where(w.filter)
+	if w.maxBytes > 0 && w.bytes != "" && t.d.sendsAhead {
+		rows = " FROM (SELECT e.*, sum(" + w.bytes + ") OVER (ORDER BY " + w.order + " ROWS UNBOUNDED PRECEDING) - " + w.bytes + " AS ahead" +
+			rows + ") AS e WHERE ahead < " + w.arg(int64(w.maxBytes))
+	}
+	text := "SELECT " + w.result + rows
 	if t.d.ordersSubquery {
 		text += " ORDER BY " + w.order
 	}
 	n := 0
 	err = t.query(func(r row) error {
-		if n++; n > limit {
-			return nil
+		if n == limit || w.full() {
+			more = true
+			return errEnough
 		}
+		n++
 		return scan(r)
 	}, text+" LIMIT "+w.arg(int64(limit)+1), w.args...)
-	if err != nil || n > limit {
-		return n > limit, err
+	if more = more || w.full(); err != nil || more {
+		return more, err
 	}
 	err = t.queryRow(last, "SELECT "+w.key+" "+list+"1 OFFSET "+strconv.Itoa(size-1), bound...)
 	if err == org.ErrAbsent {

@@ -563,7 +563,7 @@ func (t *tx) PutAdjustments(list []usage.Adjustment) error {
 	})
 }
 
-func (t *tx) Adjustments(q org.AdjustmentQuery) ([]usage.Adjustment, error) {
+func (t *tx) Adjustments(q org.AdjustmentQuery) (list []usage.Adjustment, more bool, err error) {
 	text := `SELECT month, id, for_month, meter, quantity, reason, origin, created_by, created_at FROM usage_adjustments
 		WHERE root_id = $1 AND org_id = $2`
 	args := []any{q.RootID, q.OrgID}
@@ -576,58 +576,86 @@ func (t *tx) Adjustments(q org.AdjustmentQuery) ([]usage.Adjustment, error) {
 		args = append(args, string(q.Before.Month), q.Before.ID)
 		text += ` AND (month, id) < (` + argument(n+1) + `, ` + argument(n+2) + `)`
 	}
-	args = append(args, q.Limit)
-	var list []usage.Adjustment
-	err := t.query(func(r row) error {
+	args = append(args, int64(q.Limit)+1)
+	w := &window{maxBytes: q.MaxBytes}
+	err = t.query(func(r row) error {
+		if more = len(list) == q.Limit || w.full(); more {
+			return errEnough
+		}
 		a := usage.Adjustment{RootID: q.RootID, OrgID: q.OrgID}
 		var at int64
 		err := r.Scan((*string)(&a.Month), &a.ID, (*string)(&a.For), &a.Meter, (*int64)(&a.Quantity), &a.Reason, (*string)(&a.Origin), &a.CreatedBy, &at)
 		a.CreatedAt = fromMicros(at)
 		list = append(list, a)
+		w.take(300 + len(a.ID) + len(a.Meter) + len(a.Reason))
 		return err
 	}, text+` ORDER BY month DESC, id DESC LIMIT `+argument(len(args)), args...)
-	return list, err
+	return list, more, err
 }
 
 // argument returns the nth placeholder, from 1.
 func argument(n int) string { return "$" + strconv.Itoa(n) }
 
-func (t *tx) ChildTotals(q org.ChildQuery) ([]org.ChildTotal, error) {
-	args := []any{q.RootID, string(q.Month), q.ParentID, q.Meter}
-	value := map[org.ChildSort]string{org.ByOwn: "own", org.ByTotal: "total", org.ByDescendants: "total - own"}[q.Sort]
+// ChildTotals reads the children that there are and the totals, both in the order
+// of ids and from the position on, and merges them: a page costs what it shows.
+func (t *tx) ChildTotals(q org.ChildQuery) (list []org.ChildTotal, more bool, err error) {
 	direction, beyond := "", ">"
 	if q.Descending {
 		direction, beyond = " DESC", "<"
 	}
-	var order, position string
-	if value == "" {
-		order = "org_id" + direction
-		if q.After != nil {
-			args = append(args, q.After.OrgID)
-			position = " WHERE org_id " + beyond + " $5"
+	page := func(text, id string, scan func(row) error, args ...any) error {
+		if q.After != "" {
+			args = append(args, q.After)
+			text += ` AND ` + id + ` ` + beyond + ` ` + argument(len(args))
 		}
-	} else {
-		order = value + direction + ", org_id"
-		if q.After != nil {
-			args = append(args, int64(q.After.Value), q.After.OrgID)
-			position = " WHERE " + value + " " + beyond + " $5 OR " + value + " = $5 AND org_id > $6"
-		}
+		args = append(args, int64(q.Limit)+1)
+		return t.query(scan, text+` ORDER BY `+id+direction+` LIMIT `+argument(len(args)), args...)
 	}
-	args = append(args, q.Limit)
-	var list []org.ChildTotal
-	err := t.query(func(r row) error {
+	var live, consumed []org.ChildTotal
+	err = page(`SELECT id, name FROM orgs WHERE root_id = $1 AND parent_id = $2 AND deleted_at = 0`, `id`, func(r row) error {
 		var c org.ChildTotal
-		err := r.Scan(&c.OrgID, &c.Name, (*int64)(&c.Own), (*int64)(&c.Total))
-		list = append(list, c)
+		err := r.Scan(&c.OrgID, &c.Name)
+		live = append(live, c)
 		return err
-	}, `SELECT org_id, name, own, total FROM (
-			SELECT t.org_id AS org_id, COALESCE((SELECT o.name FROM orgs AS o WHERE o.root_id = t.root_id AND o.id = t.org_id
-				AND o.parent_id = t.parent_id AND o.deleted_at = 0), '') AS name, t.own AS own, t.total AS total
-			FROM usage_totals AS t WHERE t.root_id = $1 AND t.month = $2 AND t.parent_id = $3 AND t.meter = $4
-			UNION ALL
-			SELECT o.id, o.name, 0, 0 FROM orgs AS o WHERE o.root_id = $1 AND o.parent_id = $3 AND o.deleted_at = 0
-				AND NOT EXISTS (SELECT 1 FROM usage_totals AS t WHERE t.root_id = $1 AND t.month = $2 AND t.org_id = o.id
-					AND t.parent_id = $3 AND t.meter = $4)
-		) AS children`+position+` ORDER BY `+order+` LIMIT `+argument(len(args)), args...)
-	return list, err
+	}, q.RootID, q.ParentID)
+	if err != nil {
+		return nil, false, err
+	}
+	err = page(`SELECT org_id, own, total FROM usage_totals WHERE root_id = $1 AND month = $2 AND parent_id = $3 AND meter = $4`, `org_id`, func(r row) error {
+		var c org.ChildTotal
+		err := r.Scan(&c.OrgID, (*int64)(&c.Own), (*int64)(&c.Total))
+		consumed = append(consumed, c)
+		return err
+	}, q.RootID, string(q.Month), q.ParentID, q.Meter)
+	if err != nil {
+		return nil, false, err
+	}
+	w := &window{maxBytes: q.MaxBytes}
+	for len(live)+len(consumed) > 0 {
+		if len(list) == q.Limit || w.full() {
+			return list, true, nil
+		}
+		var c org.ChildTotal
+		order := 0
+		switch {
+		case len(live) == 0:
+			order = 1
+		case len(consumed) == 0:
+			order = -1
+		default:
+			order = strings.Compare(live[0].OrgID, consumed[0].OrgID)
+			if q.Descending {
+				order = -order
+			}
+		}
+		if order >= 0 {
+			c, consumed = consumed[0], consumed[1:]
+		}
+		if order <= 0 {
+			c.OrgID, c.Name, live = live[0].OrgID, live[0].Name, live[1:]
+		}
+		list = append(list, c)
+		w.take(200 + len(c.OrgID) + len(c.Name))
+	}
+	return list, false, nil
 }

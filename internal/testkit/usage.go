@@ -143,7 +143,7 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 			}
 			var made []usage.Adjustment
 			for q := (org.AdjustmentQuery{RootID: rootID, OrgID: name, Limit: 100}); ; {
-				page, err := tx.Adjustments(q)
+				page, more, err := tx.Adjustments(q)
 				if err != nil {
 					return err
 				}
@@ -159,7 +159,7 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 					}
 					q.Before = org.AdjustmentPosition{Month: a.Month, ID: a.ID}
 				}
-				if len(page) < q.Limit {
+				if !more {
 					break
 				}
 			}

@@ -19,23 +19,25 @@ type Feed struct {
 	// Next returns the messages after those that it returned last; at once,
 	// and none if there are none. Before each call the Actor and the Org of
 	// the request are brought up to date: what a key may see can change while
-	// it follows.
+	// it follows. Nothing of the messages is kept until the next call, so they
+	// should be no more than FeedBytes.
 	Next func(ctx context.Context) (Messages, error)
 }
 
+// FeedBytes is how many bytes of content a feed reads at a time.
+const FeedBytes = 256 << 10
+
 // Messages are some messages of a Feed.
 type Messages struct {
-	List []Message
+	Len int
+	// ID returns the id of the ith message, and Append appends its data, in one
+	// line as JSON is.
+	ID     func(i int) string
+	Append func(b []byte, i int) []byte
 	// Position is the id to resume at: that of the last message, or a later
 	// one if the feed has looked at more and found nothing to send.
 	Position string
 	More     bool // there may be more now
-}
-
-// Message is one message of a Feed.
-type Message struct {
-	ID   string
-	Data []byte // in one line, as JSON is
 }
 
 const (
@@ -97,75 +99,116 @@ func (f *feeds) leave(actorID string) {
 func (s *Server) Stop() { s.stopping() }
 
 // follow sends a feed until one of its ends. The answer's header has been
-// written.
+// written. A feed that has nothing to send holds no messages and no buffer.
 func (s *Server) follow(w http.ResponseWriter, rt *Route, r *Request, f *Feed) {
 	// A read deadline that passes would cancel the request.
 	http.NewResponseController(w).SetReadDeadline(time.Time{})
-	out := &patientWriter{w, stallTimeout}
+	out := &feedWriter{out: &patientWriter{w, stallTimeout}, sent: time.Now()}
 	ctx := r.Context()
-	b := []byte("retry: 1000\n")
-	sent, position := time.Now(), ""
+	wait := time.NewTimer(feedInterval)
+	defer wait.Stop()
+	out.text("retry: 1000\n")
 	for first := true; ; first = false {
-		m, err := s.next(ctx, r, f)
-		if ctx.Err() != nil {
+		more, err := s.sendNext(ctx, r, f, out, first)
+		switch {
+		case ctx.Err() != nil || out.err != nil:
+			return
+		case err != nil:
+			out.text("event: problem\ndata: ")
+			out.text(string(s.failed(rt, r, err).Body))
+			out.text("\n\n")
+			out.send()
 			return
 		}
-		if err != nil {
-			p := s.failed(rt, r, err)
-			b = append(b, "event: problem\ndata: "...)
-			b = append(b, p.Body...)
-			out.Write(append(b, "\n\n"...))
-			out.flush()
+		if out.send(); out.err != nil {
 			return
 		}
-		for i := range m.List {
-			b = append(b, "id: "...)
-			b = append(b, m.List[i].ID...)
-			b = append(b, "\ndata: "...)
-			b = append(b, m.List[i].Data...)
-			b = append(b, "\n\n"...)
-			position = m.List[i].ID
-		}
-		if first || len(m.List) == 0 && time.Since(sent) >= heartbeatInterval {
-			// An id without data is remembered and makes no message.
-			b = append(b, ": following\n"...)
-			if position != m.Position {
-				b = append(b, "id: "...)
-				b = append(b, m.Position...)
-				b = append(b, '\n')
-				position = m.Position
-			}
-			b = append(b, '\n')
-		}
-		if len(b) > 0 {
-			if _, err := out.Write(b); err != nil {
-				return
-			}
-			if err := out.flush(); err != nil {
-				return
-			}
-			b, sent = b[:0], time.Now()
-		}
-		wait := feedInterval
-		if m.More {
-			wait = 0
+		if more {
+			wait.Reset(0)
+		} else {
+			wait.Reset(feedInterval)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.stopped:
 			return
-		case <-time.After(wait):
+		case <-wait.C:
 		}
 	}
 }
 
-// next checks that the request may still be made, and then asks the feed.
-func (s *Server) next(ctx context.Context, r *Request, f *Feed) (Messages, error) {
-	if err := r.StillAllowed(); err != nil {
-		return Messages{}, err
+// sendNext checks that the request may still be made, and then writes what the
+// feed has now.
+func (s *Server) sendNext(ctx context.Context, r *Request, f *Feed, out *feedWriter, first bool) (more bool, err error) {
+	if err := r.Recheck(ctx); err != nil {
+		return false, err
 	}
-	return f.Next(ctx)
+	m, err := f.Next(ctx)
+	if err != nil {
+		return false, err
+	}
+	for i := range m.Len {
+		if out.message(&m, i); out.err != nil {
+			return false, nil
+		}
+	}
+	if first || m.Len == 0 && time.Since(out.sent) >= heartbeatInterval {
+		out.text(": following\n")
+		// An id without data is remembered and makes no message.
+		if out.position != m.Position {
+			out.text("id: " + m.Position + "\n")
+			out.position = m.Position
+		}
+		out.text("\n")
+	}
+	return m.More, nil
+}
+
+// feedPiece is about how many bytes of a feed are written at once.
+const feedPiece = 16 << 10
+
+// feedWriter writes a feed in pieces. It has a buffer only while there is
+// something to write, and after an error it writes nothing more.
+type feedWriter struct {
+	out      *patientWriter
+	b        []byte
+	wrote    bool      // since the last flush
+	sent     time.Time // the last flush
+	position string    // the last id
+	err      error
+}
+
+func (f *feedWriter) text(s string) { f.b = append(f.b, s...) }
+
+func (f *feedWriter) message(m *Messages, i int) {
+	if f.b == nil {
+		f.b = make([]byte, 0, feedPiece+feedPiece/4)
+	}
+	f.position = m.ID(i)
+	f.text("id: ")
+	f.text(f.position)
+	f.text("\ndata: ")
+	f.b = m.Append(f.b, i)
+	if f.text("\n\n"); len(f.b) >= feedPiece {
+		f.write()
+	}
+}
+
+func (f *feedWriter) write() {
+	if f.err == nil && len(f.b) > 0 {
+		_, f.err = f.out.Write(f.b)
+		f.wrote = true
+	}
+	f.b = nil
+}
+
+// send writes what there is, to the client and not only to the connection.
+func (f *feedWriter) send() {
+	if f.write(); f.err == nil && f.wrote {
+		f.err = f.out.flush()
+		f.wrote, f.sent = false, time.Now()
+	}
 }
 
 // patientWriter moves the deadline of the connection with every write: an

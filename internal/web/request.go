@@ -2,6 +2,7 @@ package web
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"mime"
@@ -40,15 +41,62 @@ type Request struct {
 	// what is recorded, instead of this request and its count.
 	Decision *Decision
 
+	server     *Server
+	route      *Route
 	token      string
-	secret     [32]byte     // its hash
-	again      func() error // checks that the request may still be made
+	secret     [32]byte // its hash
 	body       []byte
 	bodyRead   bool
 	maxBody    int64
 	idempotent *org.Idempotency
 	kept       bool     // the answer was stored with what the request did
 	extra      []string // header fields of the answer, whatever it is
+}
+
+// pageBytes is about how many bytes of content a page of a list has at most.
+const pageBytes = 1 << 20
+
+// PageBytes returns how many bytes of content a page of a list may have, however
+// many rows the request asks for. The row that goes beyond is the last one.
+func (r *Request) PageBytes() int { return pageBytes }
+
+// Recheck checks again what was checked of the request before its handler ran:
+// the key, that it sees the target, the permissions. It brings Actor and Org up
+// to date. What takes long asks it again and again: a right can end meanwhile.
+// What else the rule of a route takes is about a change, and is checked again
+// where that is made.
+func (r *Request) Recheck(ctx context.Context) error {
+	if r.route.Rule.Open {
+		return nil
+	}
+	login, err := r.server.service.Authenticate(ctx, r.token, r.IP)
+	if err != nil {
+		return err
+	}
+	r.Actor = login.Actor
+	if rule := &r.route.Rule; rule.Check == nil && rule.Target != "" {
+		if r.Org, err = r.server.service.Find(ctx, r.Actor, r.PathValue(rule.Target)); err != nil {
+			return err
+		}
+	}
+	return r.route.Rule.permits(r.Actor)
+}
+
+// Watched returns the context of the request for work that goes on page by page:
+// between two pages it is checked that the request may still be made, by the
+// same actor with the same reach as at its start.
+func (r *Request) Watched() context.Context {
+	began := r.Actor
+	return org.WithRecheck(r.Context(), func(ctx context.Context) error {
+		if err := r.Recheck(ctx); err != nil {
+			return err
+		}
+		if r.Actor.Reach != began.Reach || r.Actor.Path != began.Path {
+			return problem.New(problem.Conflict, "What this key reaches was changed while the request was answered.").
+				WithFix("Repeat the request.")
+		}
+		return nil
+	})
 }
 
 // Local reports whether the request comes straight from this machine.
@@ -150,17 +198,7 @@ func (r *Request) Raw() ([]byte, error) {
 		return nil, tooLarge(r.maxBody)
 	}
 	r.body, r.bodyRead = b, true
-	return b, r.StillAllowed()
-}
-
-// StillAllowed checks again what was checked of the request before its handler
-// ran: the key, the organization, the permissions. It brings Actor and Org up
-// to date. What takes long asks it again and again: a right can end meanwhile.
-func (r *Request) StillAllowed() error {
-	if r.again == nil {
-		return nil
-	}
-	return r.again()
+	return b, r.Recheck(r.Context())
 }
 
 func tooLarge(limit int64) *problem.Error {

@@ -160,7 +160,8 @@ func (s *Server) handler(rt *Route) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
 		start := s.now()
-		r := &Request{Request: hr, ID: requestID(hr), IP: s.clientIP(hr), Trusted: s.trusts(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody}
+		r := &Request{Request: hr, ID: requestID(hr), IP: s.clientIP(hr), Trusted: s.trusts(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody,
+			server: s, route: rt}
 		w.Header()["X-Request-Id"] = []string{r.ID}
 		resp, err := s.answer(rt, r)
 		if err == nil && resp.Feed != nil {
@@ -260,7 +261,6 @@ func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
 	if err := s.permit(rt, r); err != nil {
 		return nil, err
 	}
-	r.again = func() error { return s.still(rt, r) }
 	if rt.Prepare != nil {
 		// Preconditions and the Idempotency-Key of a request that is decided
 		// about are for its product.
@@ -317,23 +317,6 @@ func (rule *Rule) permits(a *key.Actor) error {
 		}
 	}
 	return nil
-}
-
-// still checks again that a request may be made that was let through before:
-// its key, that it sees the target, its permissions. What else its rule takes
-// is about a change, and is checked again where that is made.
-func (s *Server) still(rt *Route, r *Request) error {
-	login, err := s.service.Authenticate(r.Context(), r.token, r.IP)
-	if err != nil {
-		return err
-	}
-	r.Actor = login.Actor
-	if rule := &rt.Rule; rule.Check == nil && rule.Target != "" {
-		if r.Org, err = s.service.Find(r.Context(), r.Actor, r.PathValue(rule.Target)); err != nil {
-			return err
-		}
-	}
-	return rt.Rule.permits(r.Actor)
 }
 
 func (s *Server) authenticate(r *Request) error {

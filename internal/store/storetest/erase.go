@@ -104,8 +104,9 @@ func testErase(t *testing.T, s Store) {
 		return tx.BlankReasons([]usage.Adjustment{{RootID: "r", OrgID: "r", ID: "adj_1"}, {RootID: "q", OrgID: "q", ID: "adj_2"}})
 	})
 	var reasons []string
-	for _, a := range get(t, s, func(tx org.Tx) ([]usage.Adjustment, error) {
-		return tx.Adjustments(org.AdjustmentQuery{RootID: "r", OrgID: "r", Limit: 10})
+	for _, a := range get(t, s, func(tx org.Tx) (list []usage.Adjustment, err error) {
+		list, _, err = tx.Adjustments(org.AdjustmentQuery{RootID: "r", OrgID: "r", Limit: 10})
+		return list, err
 	}) {
 		reasons = append(reasons, a.ID+" "+a.Reason)
 	}

@@ -799,7 +799,10 @@ func testKeys(t *testing.T, s Store) {
 
 	list := func(after string, limit int) []string {
 		var found []string
-		for _, k := range get(t, s, func(tx org.Tx) ([]*key.Key, error) { return tx.Keys("a", after, limit) }) {
+		for _, k := range get(t, s, func(tx org.Tx) (keys []*key.Key, err error) {
+			keys, _, err = tx.Keys("a", after, limit, 0)
+			return keys, err
+		}) {
 			found = append(found, k.ID)
 		}
 		return found

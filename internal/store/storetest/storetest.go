@@ -53,6 +53,7 @@ func Run(t *testing.T, open func(testing.TB) Store) {
 		"AuditPages":         testAuditPages,
 		"AuditBounded":       testAuditBounded,
 		"AuditConcurrent":    testAuditConcurrent,
+		"PagesBounded":       testPagesBounded,
 		"LogHashes":          testLogHashes,
 		"Signatures":         testSignatures,
 		"Epochs":             testEpochs,

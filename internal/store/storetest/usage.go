@@ -227,8 +227,9 @@ func testAddUsage(t *testing.T, s Store) {
 	wantEqual(t, days("a", "2026-11-01", "2026-11-02"), []usage.DayTotal{{RootID: "r", OrgID: "a", ParentID: "r", Day: "2026-11-02", Meter: "m", Own: 1, Total: 5}})
 	wantEqual(t, len(days("b", "2026-11-01", "2026-11-30")), 2)
 
-	list := get(t, s, func(tx org.Tx) ([]usage.Adjustment, error) {
-		return tx.Adjustments(org.AdjustmentQuery{RootID: "r", OrgID: "b", Limit: 10})
+	list := get(t, s, func(tx org.Tx) (list []usage.Adjustment, err error) {
+		list, _, err = tx.Adjustments(org.AdjustmentQuery{RootID: "r", OrgID: "b", Limit: 10})
+		return list, err
 	})
 	sums := map[usage.Origin]usage.Decimal{}
 	for _, a := range list {
