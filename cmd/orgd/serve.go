@@ -107,6 +107,11 @@ func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 		AuditAnchor: f.auditAnchor, Witnesses: f.witnesses, Demo: f.demo}
 	if !f.demo {
 		c.OperatorKey, c.AuditKey = os.Getenv("ORGD_OPERATOR_KEY"), os.Getenv("ORGD_AUDIT_KEY")
+		// For tests that compare with and without: no flag, since nobody should
+		// want it.
+		if c.NoBudget = os.Getenv("ORGD_NO_BUDGETS") == "true"; c.NoBudget {
+			log.Warn("ORGD_NO_BUDGETS: nothing bounds what one customer uses at the same time")
+		}
 	}
 	if c.Database != "" {
 		if u, err := url.Parse(c.Database); err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {

@@ -33,7 +33,7 @@ type session struct {
 func clientCommands() []*cobra.Command {
 	var commands []*cobra.Command
 	for _, f := range []func(*session) *cobra.Command{
-		orgCommand, keyCommand, importCommand, exportCommand, accessCommand, auditCommand, usageCommand,
+		orgCommand, keyCommand, importCommand, exportCommand, accessCommand, auditCommand, usageCommand, quotaCommand,
 	} {
 		s := &session{}
 		cmd := f(s)

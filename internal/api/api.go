@@ -14,6 +14,7 @@ import (
 	"github.com/maypok86/otter/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/web"
@@ -32,6 +33,7 @@ type API struct {
 	sealer   cipher.AEAD // of cursors
 	document document
 	metrics  prometheus.Gatherer
+	budget   *budget.Budget
 }
 
 // Flusher makes what was recorded visible to readers.
@@ -55,6 +57,7 @@ type Config struct {
 	// Secret seals the cursors. Servers with the same secret take each other's.
 	Secret  []byte
 	Metrics prometheus.Gatherer
+	Budget  *budget.Budget // the server's own; nil for none
 }
 
 // New returns the API.
@@ -80,7 +83,7 @@ func New(c Config) (*API, error) {
 		return nil, err
 	}
 	return &API{service: c.Service, flusher: c.Flusher, limiter: c.Limiter, queries: queries, status: c.Status, log: c.Log, now: c.Now, basePath: c.BasePath,
-		sealer: sealer, document: doc, metrics: c.Metrics}, nil
+		sealer: sealer, document: doc, metrics: c.Metrics, budget: c.Budget}, nil
 }
 
 // Routes returns every call of the API. Nothing else is served.
@@ -91,7 +94,7 @@ func (a *API) Routes() []web.Route {
 		rule.May = may
 		return rule
 	}
-	return slices.Concat(a.forwardAuthRoutes(), a.verifyRoutes(), a.limitRoutes(), a.auditLogRoutes(), a.accessRoutes(), []web.Route{
+	return bounded(slices.Concat(a.forwardAuthRoutes(), a.verifyRoutes(), a.limitRoutes(), a.auditLogRoutes(), a.accessRoutes(), []web.Route{
 		{Method: "GET", Pattern: "/org", Operation: "whoAmI", Action: "WHO_AM_I", Handle: a.whoAmI},
 		{Method: "GET", Pattern: "/orgs", Operation: "listOrgs", Action: "LIST_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsRead}}, Handle: a.listOrgs},
 		{Method: "POST", Pattern: "/orgs", Operation: "createOrg", Action: "CREATE_ORG", Rule: web.Rule{Permissions: []string{key.OrgsWrite}, May: mayCreate}, Handle: a.createOrg},
@@ -128,7 +131,7 @@ func (a *API) Routes() []web.Route {
 		{Method: "GET", Pattern: "/openapi.json", Operation: "openapiJSON", Rule: open, Handle: a.openapiJSON},
 		{Method: "GET", Pattern: "/openapi.yaml", Operation: "openapiYAML", Rule: open, Handle: a.openapiYAML},
 		{Method: "GET", Pattern: "/docs", Operation: "docs", Rule: open, Handle: a.docs},
-	}, a.trailRoutes(), a.consumptionRoutes(), a.meterRoutes(), a.usageEventRoutes())
+	}, a.trailRoutes(), a.consumptionRoutes(), a.meterRoutes(), a.usageEventRoutes(), a.quotaRoutes()))
 }
 
 var open = web.Rule{Open: true}

@@ -83,6 +83,9 @@ var samples = map[string]sample{
 	"ingestUsage":               {path: "/orgs/ORG/consumption/events", body: `{"id":"NEW","meter":"api_calls","quantity":1}`},
 	"ingestEvents":              {path: "/api/v1/events", body: `{"specversion":"1.0","id":"NEW","source":"test","type":"api_calls","data":{"quantity":1}}`, elsewhere: true},
 	"listMeters":                {path: "/orgs/ORG/meters"},
+	"getQuota":                  {path: "/orgs/ORG/quota"},
+	"putQuota":                  {path: "/orgs/ORG/quota", body: `{"streams":5}`, operator: true},
+	"deleteQuota":               {path: "/orgs/ORG/quota", operator: true},
 	"getMeter":                  {path: "/orgs/ORG/meters/api_calls"},
 	"putMeter":                  {path: "/orgs/ORG/meters/tokens", body: `{"unit":"tokens","aggregation":"sum"}`},
 	"deleteMeter":               {path: "/orgs/ORG/meters/tokens"},
@@ -202,7 +205,7 @@ func expected(operation string, sm sample, keyName, target string) int {
 		}
 	case "getCustomizationSchema", "putCustomizationSchema", "deleteCustomizationSchema", "getAuditTile", "exportAuditLog", "getStatement",
 		"getAccessLogRetention", "putAccessLogRetention",
-		"listMeters", "getMeter", "putMeter", "deleteMeter":
+		"getQuota", "listMeters", "getMeter", "putMeter", "deleteMeter":
 		return http.StatusConflict // visible and permitted, but not a root
 	}
 	return 0

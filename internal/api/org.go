@@ -485,7 +485,7 @@ func (a *API) listAncestors(r *web.Request) (*web.Response, error) {
 
 func (a *API) importOrgs(r *web.Request) (*web.Response, error) {
 	q := parameters(r, "parent_id", "dry_run")
-	opt := org.ImportOptions{ParentID: q.text("parent_id"), DryRun: q.bool("dry_run")}
+	opt := org.ImportOptions{ParentID: q.text("parent_id"), DryRun: q.bool("dry_run"), MaxRows: int(r.Quota().ImportRows)}
 	if q.err != nil {
 		return nil, q.err
 	}

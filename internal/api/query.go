@@ -108,7 +108,9 @@ func (q *query) int(name string, lowest, highest, otherwise int) int {
 	return n
 }
 
-func (q *query) limit() int { return q.int("limit", 1, 1000, 50) }
+// limit returns how many rows a page has at most: as many as are asked for, if
+// the root of the key may have pages of so many.
+func (q *query) limit() int { return min(q.int("limit", 1, 1000, 50), q.r.PageRows()) }
 
 // time returns a parameter that is a time, in UTC. Only without it the result
 // is the zero time: the year of that is refused.

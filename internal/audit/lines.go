@@ -106,7 +106,7 @@ type lineReader struct {
 func (in *lineReader) fill(b *batch) {
 	b.buf, b.ends, b.sums, b.items, b.first, b.err = b.buf[:0], b.ends[:0], b.sums[:0], b.items[:0], in.line, nil
 	start := 0
-	for len(b.buf) < batchSize || start < len(b.buf) { // no batch ends within a line
+	for len(b.buf) < batchSize || start < len(b.buf) { // a batch ends with a line
 		part, err := in.r.ReadSlice('\n')
 		b.buf = append(b.buf, part...)
 		if err == bufio.ErrBufferFull && len(b.buf)-start <= maxLine {

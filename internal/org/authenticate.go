@@ -19,6 +19,9 @@ type Login struct {
 	// OldSecret says that the secret is one that a rotation replaced.
 	OldSecret bool
 	Secret    [32]byte // the hash of the token
+	// Quota is what is set for the root of a key; nil for the operator. Nobody
+	// may change it.
+	Quota *Quota
 }
 
 // Unauthorized is the one error for every bad key, so that nothing can be
@@ -49,7 +52,7 @@ func (s *Service) Authenticate(ctx context.Context, token string, ip netip.Addr)
 	if k == nil {
 		return Login{}, Unauthorized()
 	}
-	login := Login{Actor: k.actor, Secret: hash}
+	login := Login{Actor: k.actor, Secret: hash, Quota: k.quota}
 	login.OldSecret, err = k.admits(s.now(), hash, ip)
 	return login, err
 }

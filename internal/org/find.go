@@ -157,6 +157,7 @@ type keySnapshot struct {
 	*key.Key
 	actor      *key.Actor
 	orgLive    bool
+	quota      *Quota // of its root
 	generation uint64
 }
 
@@ -197,13 +198,16 @@ func (s *Service) keyOf(ctx context.Context, id string, hash [32]byte) (*keySnap
 	return snap, err
 }
 
-// keySnapshot reads a key of a root with its organization, and remembers it;
-// nil if there is none.
+// keySnapshot reads a key of a root with its organization and the root's quota,
+// and remembers it; nil if there is none.
 func (s *Service) keySnapshot(ctx context.Context, id, rootID string) (*keySnapshot, error) {
 	generation := s.store.Generation(rootID)
 	var snap *keySnapshot
 	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		snap, err = readKey(tx, id)
+		if snap, err = readKey(tx, id); err != nil {
+			return err
+		}
+		snap.quota, err = s.quotaIn(tx, rootID, generation)
 		return err
 	})
 	if errors.Is(err, ErrAbsent) {

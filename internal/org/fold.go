@@ -30,6 +30,7 @@ type Fold struct {
 	Limits     map[string]map[string]*Limit // by organization and meter
 	// AccessRetentions has the days of those roots where they were set.
 	AccessRetentions map[string]int
+	Quotas           map[string]Quota                   // of those roots where one is set
 	Meters           map[string]map[string]*usage.Meter // by root and slug
 	// Closed are the months of a root that are closed.
 	Closed map[string][]usage.Month
@@ -43,8 +44,8 @@ type Fold struct {
 func NewFold() *Fold {
 	return &Fold{Orgs: map[string]*Organization{}, Keys: map[string]*key.Key{}, ErasedKeys: map[string]bool{},
 		Schemas: map[string]jsontext.Value{}, Limits: map[string]map[string]*Limit{},
-		AccessRetentions: map[string]int{},
-		Meters:           map[string]map[string]*usage.Meter{}, Closed: map[string][]usage.Month{}, Adjustments: map[string][]usage.Adjustment{},
+		AccessRetentions: map[string]int{}, Quotas: map[string]Quota{},
+		Meters: map[string]map[string]*usage.Meter{}, Closed: map[string][]usage.Month{}, Adjustments: map[string][]usage.Adjustment{},
 		ErasedUsage: map[string]bool{}}
 }
 
@@ -101,6 +102,8 @@ func (f *Fold) add(e *audit.Entry) error {
 			return err
 		}
 		f.AccessRetentions[o.ID] = days
+	case "quota":
+		return f.foldQuota(o, e)
 	case "customization_schema":
 		switch {
 		case verb == "deleted":
@@ -179,6 +182,7 @@ func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
 			delete(f.Schemas, id)
 			delete(f.Limits, id)
 			delete(f.AccessRetentions, id)
+			delete(f.Quotas, id)
 			delete(f.Meters, id)
 			delete(f.Adjustments, id)
 		}
@@ -346,6 +350,23 @@ func (f *Fold) foldLimit(o *Organization, verb string, e *audit.Entry) error {
 		}
 	}
 	return nil
+}
+
+func (f *Fold) foldQuota(o *Organization, e *audit.Entry) error {
+	if e.Action == "quota.deleted" {
+		delete(f.Quotas, o.ID)
+		return nil
+	}
+	q := f.Quotas[o.ID]
+	members := map[string]any{}
+	for _, m := range QuotaMembers() {
+		members["/"+m.Name] = m.Of(&q)
+	}
+	err := foldChanges(e.Changes, members)
+	q.UpdatedAt = e.Timestamp
+	q.Version++
+	f.Quotas[o.ID] = q
+	return err
 }
 
 func (f *Fold) foldMeter(o *Organization, verb string, e *audit.Entry) error {

@@ -39,6 +39,8 @@ type Service struct {
 	keys   *otter.Cache[string, *keySnapshot]
 	bounds *otter.Cache[string, *bounds] // by path
 	meters *otter.Cache[string, *rootMeters]
+	quotas *otter.Cache[string, *rootQuota]
+	kept   *otter.Cache[string, *keptAnswers]
 	spool  Spool
 	gauges *gauges
 	// turns are those of changes in the store, settling those of changes of
@@ -84,11 +86,19 @@ func NewService(c Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	quotas, err := otter.New(&otter.Options[string, *rootQuota]{MaximumSize: 20_000})
+	if err != nil {
+		return nil, err
+	}
+	kept, err := otter.New(&otter.Options[string, *keptAnswers]{MaximumSize: 20_000})
+	if err != nil {
+		return nil, err
+	}
 	closeAfter := c.MonthCloseAfter
 	if closeAfter == 0 {
 		closeAfter = DefaultMonthCloseAfter
 	}
-	return &Service{meters: meters, monthCloseAfter: max(closeAfter, 0), store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
+	return &Service{meters: meters, quotas: quotas, kept: kept, monthCloseAfter: max(closeAfter, 0), store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
 		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
 		bounds: limits, spool: c.Spool, gauges: newGauges(), turns: turns{most: c.Store.WritersPerRoot()}, settling: turns{most: 1},
 		keyring: c.Keyring, changed: changedRoots{roots: map[string]bool{}, wake: make(chan struct{}, 1)}}, nil
@@ -115,10 +125,9 @@ type Idempotency struct {
 	Key         string
 	RequestHash []byte
 	Render      func(result any, receipt audit.Receipt) (sealed []byte, err error)
-}
 
-// idempotencyWindow is how long an answer can be replayed.
-const idempotencyWindow = 24 * time.Hour
+	size int64 // of what was stored
+}
 
 // Now returns the time of an operation: UTC, cut to microseconds.
 func (s *Service) Now() time.Time { return s.now().UTC().Truncate(time.Microsecond) }
@@ -169,6 +178,9 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 	if errors.Is(err, errUnchanged) {
 		return audit.Receipt{}, nil
 	}
+	if err == nil && call.Idempotent != nil {
+		s.noteKept(call.Actor.RootID, call.Idempotent.size)
+	}
 	// If the outcome is unknown the log may have grown: who signs looks.
 	s.changed.add(roots...)
 	return receipt, err
@@ -210,8 +222,9 @@ func remember(tx Tx, call *Call, at time.Time, result any, receipt audit.Receipt
 	if err != nil {
 		return err
 	}
-	err = tx.PutIdempotent(call.Actor.ID, idem.Key, at.Add(-idempotencyWindow),
-		&Replay{RequestHash: idem.RequestHash, Answer: answer, CreatedAt: at})
+	r := &Replay{RequestHash: idem.RequestHash, Answer: answer, CreatedAt: at}
+	err = tx.PutIdempotent(call.Actor.RootID, call.Actor.ID, idem.Key, at.Add(-idempotencyWindow), r)
+	idem.size = r.Size(idem.Key)
 	if errors.Is(err, ErrReplay) {
 		e := problem.New(problem.RequestInFlight, "A request with this Idempotency-Key was just being processed.").
 			WithFix("Send the same request again to get its answer.").WithCause(err)
@@ -440,27 +453,4 @@ func replacedList(changes []audit.Change, pointer string, old, new []string) []a
 		c.New = value(new)
 	}
 	return append(changes, c)
-}
-
-// KeepAnswer stores the sealed answer to a request that changed nothing.
-func (s *Service) KeepAnswer(ctx context.Context, actor *key.Actor, idem *Idempotency, sealed []byte) error {
-	at := s.Now()
-	return s.store.Write(ctx, func(tx Tx) error {
-		return tx.PutIdempotent(actor.ID, idem.Key, at.Add(-idempotencyWindow),
-			&Replay{RequestHash: idem.RequestHash, Answer: sealed, CreatedAt: at})
-	})
-}
-
-// Replay returns the stored answer to the actor's earlier request with the
-// same idempotency key; nil if there is none.
-func (s *Service) Replay(ctx context.Context, actor *key.Actor, idempotencyKey string) (*Replay, error) {
-	var r *Replay
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		r, err = tx.Idempotent(actor.ID, idempotencyKey, s.Now().Add(-idempotencyWindow))
-		return err
-	})
-	if errors.Is(err, ErrAbsent) {
-		return nil, nil
-	}
-	return r, err
 }

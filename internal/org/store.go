@@ -331,12 +331,26 @@ type Tx interface {
 	// for one that is not known.
 	SpoolPosition(spoolID string) (access.Position, error)
 
+	// Quota returns the quota of a root, if one is set.
+	Quota(rootID string) (*Quota, error)
+	// PutQuota sets the quota of a root, in the place of the one it has.
+	PutQuota(rootID string, q *Quota) error
+	DeleteQuota(rootID string) error
+
 	// Idempotent returns the stored answer to an earlier request made with
 	// the same idempotency key by the same actor, not older than since.
 	Idempotent(actorID, idempotencyKey string, since time.Time) (*Replay, error)
-	// PutIdempotent stores an answer. ErrReplay if there is one already that
-	// is not older than since; an older one is replaced.
-	PutIdempotent(actorID, idempotencyKey string, since time.Time, r *Replay) error
+	// PutIdempotent stores an answer for an actor of a root, "" for the
+	// operator. ErrReplay if there is one already that is not older than since;
+	// an older one is replaced.
+	PutIdempotent(rootID, actorID, idempotencyKey string, since time.Time, r *Replay) error
+	// AnswersKept returns how many bytes PutIdempotent has stored for a root
+	// since a time, rounded to the hour, as ReplayOverhead says, and the hour
+	// of the first of them. A purge takes what it removes out of neither.
+	AnswersKept(rootID string, since time.Time) (bytes int64, first time.Time, err error)
+	// ExpireIdempotent removes at most limit answers that are older than
+	// before, oldest first, and returns how many.
+	ExpireIdempotent(before time.Time, limit int) (int64, error)
 }
 
 // Signature is the last signed checkpoint of an epoch of a log.
@@ -366,6 +380,16 @@ type Replay struct {
 	RequestHash []byte // what identifies the request: its method, target and body
 	Answer      []byte // sealed: it may hold a secret
 	CreatedAt   time.Time
+}
+
+// ReplayOverhead is how many bytes an answer is taken for in addition to those
+// of its body and key: about what the database needs for its row.
+const ReplayOverhead = 256
+
+// Size returns how many bytes an answer is taken for that is kept for an
+// Idempotency-Key.
+func (r *Replay) Size(idempotencyKey string) int64 {
+	return int64(len(r.Answer)+len(r.RequestHash)+len(idempotencyKey)) + ReplayOverhead
 }
 
 // OrgQuery selects live organizations. Exactly one order applies: by path

@@ -47,6 +47,7 @@ const (
 	UnsupportedMediaType Code = "unsupported_media_type" // 415
 	RateLimited          Code = "rate_limited"           // 429
 	LimitExceeded        Code = "limit_exceeded"         // 429: a hard limit on a meter
+	QuotaExceeded        Code = "quota_exceeded"         // 429: what a root uses of the server at once
 	Internal             Code = "internal"               // 500
 	Unavailable          Code = "unavailable"            // 503
 	OutcomeUnknown       Code = "outcome_unknown"        // 503: the change may or may not have been made
@@ -85,6 +86,7 @@ var table = map[Code]struct {
 	UnsupportedMediaType: {415, "Unsupported media type"},
 	RateLimited:          {429, "Too many requests"},
 	LimitExceeded:        {429, "A consumption limit is exceeded"},
+	QuotaExceeded:        {429, "Too much at the same time"},
 	Internal:             {500, "Internal error"},
 	Unavailable:          {503, "Temporarily unavailable"},
 	OutcomeUnknown:       {503, "The outcome is unknown"},

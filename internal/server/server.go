@@ -26,6 +26,7 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/api"
+	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
@@ -57,6 +58,10 @@ type Config struct {
 	// SignInterval is the shortest time between two signings of audit logs; 0
 	// for the default. Negative: they are not signed.
 	SignInterval time.Duration
+	// Budget is what customers may use at the same time; nil for what this
+	// machine has. NoBudget bounds nothing, for tests that compare.
+	Budget   *budget.Budget
+	NoBudget bool
 	// Demo says that the data is a demo's: a database that has organizations is
 	// refused with ErrNotDemo, unless a demo has made it.
 	Demo    bool
@@ -170,8 +175,15 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "orgd_spool_damaged_total", Help: "Segments of recorded requests that could not be read to their end."},
 			func() float64 { return float64(s.Recorder.Damaged()) }))
 	limiter := key.NewLimiter()
+	bound := c.Budget
+	switch {
+	case c.NoBudget:
+		bound = nil
+	case bound == nil:
+		bound = budget.New(budget.ThisMachine())
+	}
 	a, err := api.New(api.Config{Service: s.Service, Flusher: s.Recorder, Limiter: limiter, Status: s, Log: s.log, Now: c.Now,
-		BasePath: c.BasePath, Secret: []byte(s.OperatorKey), Metrics: metrics})
+		BasePath: c.BasePath, Secret: []byte(s.OperatorKey), Metrics: metrics, Budget: bound})
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +192,7 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		listeners = append(listeners, l)
 	}
 	s.handler, err = web.NewServer(web.Config{Service: s.Service, Recorder: s.Recorder, Limiter: limiter,
-		Log: c.Log, Now: c.Now, TrustedProxies: c.TrustedProxies, Listeners: listeners, BasePath: c.BasePath, Metrics: metrics}, a.Routes())
+		Log: c.Log, Now: c.Now, TrustedProxies: c.TrustedProxies, Listeners: listeners, BasePath: c.BasePath, Metrics: metrics, Budget: bound}, a.Routes())
 	if err != nil {
 		return nil, err
 	}
@@ -343,7 +355,8 @@ func (s *Server) Close() error {
 
 const (
 	// purgeInterval is how often organizations past the restore window and
-	// access events past their retention are removed for good.
+	// access events past their retention are removed for good, and answers that
+	// cannot be replayed any more.
 	purgeInterval = time.Hour
 	// expirePause is how long the removal of access events lets others work
 	// after each step.
@@ -365,6 +378,13 @@ func (s *Server) purge(ctx context.Context) {
 		}
 		if n > 0 {
 			s.config.Log.Info("purged deleted organizations", "organizations", n)
+		}
+		n, err = s.Service.ExpireAnswers(ctx, expirePause)
+		if err != nil && ctx.Err() == nil {
+			s.config.Log.Error("answers kept for Idempotency-Keys could not all be removed; it is tried again", "error", err)
+		}
+		if n > 0 {
+			s.config.Log.Info("removed answers kept for Idempotency-Keys", "answers", n)
 		}
 		n, err = s.Service.ExpireAccess(ctx, expirePause)
 		if err != nil && ctx.Err() == nil {

@@ -20,7 +20,7 @@ func (t *tx) Idempotent(actorID, idempotencyKey string, since time.Time) (*org.R
 
 // PutIdempotent also removes a few expired records, more than it adds, so
 // that the table holds about one window of them.
-func (t *tx) PutIdempotent(actorID, idempotencyKey string, since time.Time, r *org.Replay) error {
+func (t *tx) PutIdempotent(rootID, actorID, idempotencyKey string, since time.Time, r *org.Replay) error {
 	defer t.leavesTree(t.writes)
 	n, err := t.exec(`INSERT INTO idempotency (actor_id, idem_key, request_hash, answer, created_at)
 		VALUES ($1, $2, $3, $4, $5)
@@ -34,9 +34,38 @@ func (t *tx) PutIdempotent(actorID, idempotencyKey string, since time.Time, r *o
 	if n == 0 {
 		return org.ErrReplay
 	}
+	if _, err = t.exec(`INSERT INTO idempotency_hours (root_id, hour, bytes) VALUES ($1, $2, $3)
+		ON CONFLICT (root_id, hour) DO UPDATE SET bytes = idempotency_hours.bytes + excluded.bytes`,
+		rootID, hourOf(r.CreatedAt), r.Size(idempotencyKey)); err != nil {
+		return err
+	}
 	_, err = t.exec(`DELETE FROM idempotency WHERE (actor_id, idem_key) IN (SELECT actor_id, idem_key FROM idempotency
 		WHERE created_at < $1 ORDER BY created_at LIMIT 4 FOR UPDATE SKIP LOCKED)`, micros(since))
 	return err
+}
+
+func hourOf(t time.Time) int64 { return micros(t) / time.Hour.Microseconds() }
+
+func (t *tx) AnswersKept(rootID string, since time.Time) (bytes int64, first time.Time, err error) {
+	err = t.query(func(r row) error {
+		var hour, n int64
+		err := r.Scan(&hour, &n)
+		if bytes += n; first.IsZero() {
+			first = fromMicros(hour * time.Hour.Microseconds())
+		}
+		return err
+	}, `SELECT hour, bytes FROM idempotency_hours WHERE root_id = $1 AND hour >= $2 ORDER BY hour`, rootID, hourOf(since))
+	return bytes, first, err
+}
+
+func (t *tx) ExpireIdempotent(before time.Time, limit int) (int64, error) {
+	defer t.leavesTree(t.writes)
+	n, err := t.exec(`DELETE FROM idempotency WHERE (actor_id, idem_key) IN (SELECT actor_id, idem_key FROM idempotency
+		WHERE created_at < $1 ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED)`, micros(before), int64(limit))
+	if err == nil {
+		_, err = t.exec(`DELETE FROM idempotency_hours WHERE hour < $1`, hourOf(before))
+	}
+	return n, err
 }
 
 func notNil(b []byte) []byte {

@@ -195,6 +195,8 @@ var (
 	purgeRootRow = []string{
 		`DELETE FROM access_retentions WHERE root_id = $1`,
 		`DELETE FROM customization_schemas WHERE root_id = $1`,
+		`DELETE FROM quotas WHERE root_id = $1`,
+		`DELETE FROM idempotency_hours WHERE root_id = $1`,
 	}
 	purgeAnswers = `SELECT actor_id, idem_key FROM idempotency WHERE actor_id IN (SELECT value FROM json_each($1)) LIMIT $2`
 )

@@ -60,7 +60,7 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 					for n := 0; n < many && err == nil; n++ {
 						k := &key.Key{ID: fmt.Sprintf("key_%04d", n), OrgID: "keys", RootID: "r", Name: "K", Reach: key.ReachSelf, Hint: "abcd", CreatedAt: begin,
 							UpdatedAt: begin, SecretHash: []byte("x"), Version: 1}
-						err = errors.Join(tx.InsertKey(k), tx.PutIdempotent(k.ID, "i", begin, &org.Replay{CreatedAt: begin}),
+						err = errors.Join(tx.InsertKey(k), tx.PutIdempotent("r", k.ID, "i", begin, &org.Replay{CreatedAt: begin}),
 							tx.PutLimit(&org.Limit{RootID: "r", OrgID: "busy", Meter: fmt.Sprintf("m%d", n), Enforcement: org.Soft, UpdatedAt: begin}))
 					}
 					if err != nil {

@@ -59,5 +59,7 @@ INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES
 	('usage_statement_parts', 'usage_statement_parts', '100000 1000 10 1'),
 	('spool_positions', 'spool_positions', '10 1'),
 	('marks', 'marks', '10 1'),
+	('quotas', 'quotas', '100 1'),
+	('idempotency_hours', 'idempotency_hours', '20000 20 1'),
 	('idempotency', 'idempotency', '100000 1000 1'),
 	('idempotency', 'idempotency_created', '100000 2');

@@ -203,6 +203,15 @@ func checkFold(t testing.TB, s org.Store, fold *org.Fold) {
 				t.Errorf("the retention of the access log of %s is %+v, by the audit trail %d days (%v)", id, stored, days, err)
 			}
 		}
+		for id := range fold.Orgs {
+			if stored, err := tx.Quota(id); err == nil {
+				if q, ok := fold.Quotas[id]; !ok || q.Members() != stored.Members() || q.Version != stored.Version || !q.UpdatedAt.Equal(stored.UpdatedAt) {
+					t.Errorf("the quota of %s is %+v, by the audit trail %+v", id, stored, q)
+				}
+			} else if _, ok := fold.Quotas[id]; ok {
+				t.Errorf("the quota of %s is in the audit trail, but: %v", id, err)
+			}
+		}
 		return nil
 	}); err != nil {
 		t.Fatal(err)

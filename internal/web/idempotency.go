@@ -110,6 +110,9 @@ func (s *Server) once(r *Request, handle Handler) (*Response, error) {
 		r.Did = "This request was made before, with this Idempotency-Key"
 		return open(r.token, idempotencyKey, replay.Answer)
 	}
+	if err := s.keepable(r); err != nil {
+		return nil, err
+	}
 	r.idempotent = &org.Idempotency{Key: idempotencyKey, RequestHash: hash}
 	resp, err := handle(r)
 	if err != nil || resp.Status >= 300 || resp.Stream != nil || r.kept {

@@ -2,6 +2,7 @@ package web
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
@@ -51,14 +53,31 @@ type Request struct {
 	idempotent *org.Idempotency
 	kept       bool     // the answer was stored with what the request did
 	extra      []string // header fields of the answer, whatever it is
+
+	quota     *org.Quota // of the root of the actor's key; nil for none
+	ticket    budget.Ticket
+	expensive bool // see Route.Expensive
 }
 
-// pageBytes is about how many bytes of content a page of a list has at most.
-const pageBytes = 1 << 20
+// Quota returns what is set for the root of the actor's key.
+func (r *Request) Quota() org.Quota {
+	if r.quota == nil {
+		return org.Quota{}
+	}
+	return *r.quota
+}
 
 // PageBytes returns how many bytes of content a page of a list may have, however
 // many rows the request asks for. The row that goes beyond is the last one.
-func (r *Request) PageBytes() int { return pageBytes }
+func (r *Request) PageBytes() int {
+	return int(cmp.Or(r.Quota().PageBytes, org.DefaultPageBytes))
+}
+
+// PageRows returns how many rows a page of a list may have, however many the
+// request asks for.
+func (r *Request) PageRows() int {
+	return int(cmp.Or(r.Quota().PageRows, org.DefaultPageRows))
+}
 
 // Recheck checks again what was checked of the request before its handler ran:
 // the key, that it sees the target, the permissions. It brings Actor and Org up
@@ -186,8 +205,11 @@ func (r *Request) Raw() ([]byte, error) {
 	if r.ContentLength > r.maxBody {
 		return nil, tooLarge(r.maxBody)
 	}
-	b, err := io.ReadAll(io.LimitReader(r.Request.Body, r.maxBody+1))
+	b, err := r.readBody()
+	var refused *problem.Error
 	switch {
+	case errors.As(err, &refused):
+		return nil, err
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, problem.New(problem.RequestTimeout, "The request body did not arrive in time.").
 			WithFix("Send it faster, or less at a time.").WithCause(err)
@@ -198,7 +220,42 @@ func (r *Request) Raw() ([]byte, error) {
 		return nil, tooLarge(r.maxBody)
 	}
 	r.body, r.bodyRead = b, true
-	return b, r.Recheck(r.Context())
+	if err := r.Recheck(r.Context()); err != nil {
+		return nil, err
+	}
+	return b, r.begin()
+}
+
+// readBody reads the body and charges it: its length where that is known, and
+// as it grows otherwise.
+func (r *Request) readBody() ([]byte, error) {
+	body := io.LimitReader(r.Request.Body, r.maxBody+1)
+	if r.ContentLength >= 0 {
+		if r.ContentLength > smallBody {
+			if err := r.hold(r.ContentLength); err != nil {
+				return nil, err
+			}
+		}
+		return io.ReadAll(body)
+	}
+	b := make([]byte, 0, smallBody)
+	for {
+		if len(b) == cap(b) {
+			step := max(bodyStep, cap(b)/4)
+			if err := r.hold(int64(step)); err != nil {
+				return nil, err
+			}
+			b = append(make([]byte, 0, cap(b)+step), b...)
+		}
+		n, err := body.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		if err == io.EOF {
+			return b, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 }
 
 func tooLarge(limit int64) *problem.Error {

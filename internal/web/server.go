@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
@@ -47,7 +48,14 @@ type Route struct {
 	// NoReplay says that the call changes nothing for which an answer could
 	// be kept: it takes no Idempotency-Key.
 	NoReplay bool
-	Handle   Handler
+	// Room is how many bytes are charged to a GET before its answer is made:
+	// see the budget of bytes.
+	Room int64
+	// Expensive tells whether the request is one of which only a few are
+	// worked on at the same time. It is asked once the request is permitted;
+	// the work starts when its body has been read. Nil for never.
+	Expensive func(r *Request) bool
+	Handle    Handler
 }
 
 // Rule says who may make a call. The zero Rule lets any valid key through.
@@ -79,6 +87,7 @@ type Server struct {
 	service  *org.Service
 	recorder Recorder
 	limiter  *key.Limiter
+	budgets  *budgets
 	log      *slog.Logger
 	now      func() time.Time
 	trusted  []netip.Prefix
@@ -105,6 +114,7 @@ type Config struct {
 	Listeners      []Listener // besides Main
 	BasePath       string     // "" or "/api/v1": a second place where the routes are served
 	Metrics        prometheus.Registerer
+	Budget         *budget.Budget // nil for none
 }
 
 // NewServer returns a server of the routes.
@@ -129,6 +139,10 @@ func NewServer(c Config, routes []Route) (*Server, error) {
 		if err := c.Metrics.Register(m); err != nil {
 			return nil, err
 		}
+	}
+	var err error
+	if s.budgets, err = newBudgets(c.Budget, c.Now, c.Metrics); err != nil {
+		return nil, err
 	}
 	s.newTable(Main)
 	for _, l := range c.Listeners {
@@ -162,8 +176,15 @@ func (s *Server) handler(rt *Route) http.Handler {
 		start := s.now()
 		r := &Request{Request: hr, ID: requestID(hr), IP: s.clientIP(hr), Trusted: s.trusts(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody,
 			server: s, route: rt}
+		defer r.ticket.Leave()
 		w.Header()["X-Request-Id"] = []string{r.ID}
 		resp, err := s.answer(rt, r)
+		if err == nil {
+			err = s.settle(r, resp)
+		}
+		if err == nil {
+			err = s.openStream(r, resp)
+		}
 		if err == nil && resp.Feed != nil {
 			if err = s.feeds.enter(r.Actor.ID); err == nil {
 				defer s.feeds.leave(r.Actor.ID)
@@ -179,6 +200,9 @@ func (s *Server) handler(rt *Route) http.Handler {
 		}
 		resp.Header = append(resp.Header, r.extra...)
 		var sent error
+		if resp.Stream != nil {
+			resp.Stream = r.considerate(resp.Stream)
+		}
 		if resp.Feed == nil {
 			sent = resp.send(w, hr.Method == http.MethodHead)
 		}
@@ -194,6 +218,7 @@ func (s *Server) handler(rt *Route) http.Handler {
 		if resp.Feed != nil {
 			resp.send(w, true)
 			if hr.Method != http.MethodHead {
+				r.ticket.Follow()
 				s.follow(w, rt, r, resp.Feed)
 			}
 		}
@@ -258,8 +283,19 @@ func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.enter(rt, r); err != nil {
+		return nil, err
+	}
 	if err := s.permit(rt, r); err != nil {
 		return nil, err
+	}
+	if rt.Expensive != nil && s.budgets.Budget != nil && rt.Expensive(r) {
+		r.expensive = true
+		if r.Method == http.MethodGet || r.Method == http.MethodHead {
+			if err := r.begin(); err != nil {
+				return nil, err
+			}
+		}
 	}
 	if rt.Prepare != nil {
 		// Preconditions and the Idempotency-Key of a request that is decided
@@ -327,6 +363,7 @@ func (s *Server) authenticate(r *Request) error {
 	r.token = strings.TrimSpace(token)
 	login, err := s.service.Authenticate(r.Context(), r.token, r.IP)
 	r.Actor, r.OldSecret, r.secret = login.Actor, login.OldSecret, login.Secret
+	r.quota = login.Quota
 	if err != nil {
 		if login.Actor == nil {
 			s.unknown.Inc()
@@ -377,7 +414,8 @@ func (s *Server) failed(rt *Route, r *Request, err error) *Response {
 		// These two promise that nothing happened.
 		e = problem.New(problem.OutcomeUnknown, "%s, and then: %s", did, e.Detail).WithFix("%s", e.Fix).WithCause(err)
 	}
-	if e.Code.Status() >= 500 {
+	// What a budget refuses is counted there, and no fault.
+	if e.Code.Status() >= 500 && e.Extra["budget"] == nil {
 		s.log.Error("request failed", "request_id", r.ID, "operation", rt.Operation, "code", e.Code, "error", err)
 	}
 	resp := Problem(e, "urn:orgd:request:"+r.ID)

@@ -181,7 +181,7 @@ func testAccessBounded(t *testing.T, s Store) {
 func testIdempotency(t *testing.T, s Store) {
 	put := func(actor string, since, created time.Time, answer string) error {
 		return s.Write(t.Context(), func(tx org.Tx) error {
-			return tx.PutIdempotent(actor, "key", since, &org.Replay{RequestHash: []byte{0, 1}, Answer: []byte(answer), CreatedAt: created})
+			return tx.PutIdempotent("r", actor, "key", since, &org.Replay{RequestHash: []byte{0, 1}, Answer: []byte(answer), CreatedAt: created})
 		})
 	}
 	find := func(actor string, since time.Time) (r *org.Replay, err error) {
@@ -216,7 +216,7 @@ func testIdempotencyRace(t *testing.T, s Store) {
 				if err := tx.InsertOrgs([]*org.Organization{newOrg(fmt.Sprintf("r%d/", i))}); err != nil {
 					return err
 				}
-				return tx.PutIdempotent("k", "key", at(0), &org.Replay{Answer: []byte{byte(i)}, CreatedAt: at(1)})
+				return tx.PutIdempotent("r", "k", "key", at(0), &org.Replay{Answer: []byte{byte(i)}, CreatedAt: at(1)})
 			})
 		})
 	}

@@ -410,8 +410,8 @@ func testPurge(t *testing.T, s Store) {
 	insert(t, s, newOrg("r/"), newOrg("r/a/"), child, newOrg("r/a/b/c/"), newOrg("r/z/"))
 	write(t, s, func(tx org.Tx) error {
 		return errors.Join(tx.InsertKey(newKey("key_b", "r/a/b/")), tx.InsertKey(newKey("key_z", "r/z/")),
-			tx.PutIdempotent("key_b", "i", at(0), &org.Replay{CreatedAt: at(1)}),
-			tx.PutIdempotent("key_z", "i", at(0), &org.Replay{CreatedAt: at(1)}),
+			tx.PutIdempotent("r", "key_b", "i", at(0), &org.Replay{CreatedAt: at(1)}),
+			tx.PutIdempotent("z", "key_z", "i", at(0), &org.Replay{CreatedAt: at(1)}),
 			appendAudit(tx, "r", "x", "r/a/b/", "r/z/"))
 	})
 	flush(t, s, 1, event("r", "b", 1), event("r", "z", 2))

@@ -78,6 +78,8 @@ func Run(t *testing.T, open func(testing.TB) Store) {
 		"Partition":          testPartition,
 		"Idempotency":        testIdempotency,
 		"IdempotencyRace":    testIdempotencyRace,
+		"AnswersKept":        testAnswersKept,
+		"Quotas":             testQuotas,
 		"Flush":              testFlush,
 		"FlushKeyUse":        testFlushKeyUse,
 		"FlushText":          testFlushText,
