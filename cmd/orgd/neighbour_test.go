@@ -87,7 +87,7 @@ func TestNeighbourControl(t *testing.T) {
 	if err != nil {
 		t.Skip("ORGD_TEST_NEIGHBOUR does not say for how long")
 	}
-	n := newNeighbourhood(t, "sqlite", "--no-budgets")
+	n := newNeighbourhood(t, "sqlite", "ORGD_NO_BUDGETS=true")
 	quiet := n.watch(lasts/2, func() {})
 	limit := max(neighbourFactor*quiet.p99(), neighbourLatency)
 	for _, a := range attacks {
@@ -113,13 +113,15 @@ type neighbourhood struct {
 	client     *http.Client
 }
 
-func newNeighbourhood(t *testing.T, engine string, flags ...string) *neighbourhood {
+func newNeighbourhood(t *testing.T, engine string, env ...string) *neighbourhood {
 	dir := t.TempDir()
-	args := append([]string{"serve", "--data-dir", dir, "--listen", "127.0.0.1:0"}, flags...)
+	args := []string{"serve", "--data-dir", dir, "--listen", "127.0.0.1:0"}
 	if engine == "postgres" {
 		args = append(args, "--database", testkit.Postgres(t))
 	}
 	cmd := exec.Command(orgdProgram(t), args...)
+	// What customers may use follows from the memory that the server may use.
+	cmd.Env = append(append(os.Environ(), "GOMEMLIMIT=400MiB"), env...)
 	n := &neighbourhood{t: t, p: startCommand(t, dir, cmd), client: &http.Client{Timeout: 30 * time.Second,
 		Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
 	for _, root := range []string{"good", "evil"} {

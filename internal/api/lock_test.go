@@ -74,6 +74,8 @@ func TestNothingIsLockedForThoseWhoDoNotSeeIt(t *testing.T) {
 		{404, "DELETE", "/orgs/victim-a?dry_run=true", mine, "", nil},
 		{404, "PATCH", "/orgs/victim-a", mine, `{"name":"X"}`, nil},
 		{404, "PUT", "/orgs/victim-a/limits/api_calls", mine, `{"limit":1,"enforcement":"hard"}`, nil},
+		{400, "POST", "/orgs/mine/consumption/events", mine, `{"id":"e","org_id":"victim-a","meter":"api_calls","quantity":1}`, nil},
+		{400, "POST", "/api/v1/events", mine, `{"specversion":"1.0","id":"f","source":"test","type":"api_calls","subject":"victim","data":{"quantity":1}}`, []string{"Content-Type", "application/cloudevents+json"}},
 		{400, "POST", "/orgs/mine/access_log", mine, `{"user":"jo","action":"LOGIN","status":"SUCCESS","org_id":"victim"}`, nil},
 		{404, "POST", "/orgs/victim/consumption/adjustments", mine, fmt.Sprintf(`{"meter":"api_calls","quantity":1,"reason":"x","month":%q}`, month), nil},
 	} {
