@@ -103,7 +103,11 @@ func TestNodeClients(t *testing.T) {
 	run("node", "send.js", s.URL, key, "eu")
 	month := time.Now().UTC().Format("2006-01")
 	wantQuantities(t, s, month, "tokens", map[string]string{"eu": fmt.Sprint(5*10+0.75, " 0 ", 5*10+0.75), "acme": "0 50.75 50.75"})
-	// The operator key serves a client for all organizations.
-	run("node", "send.js", s.URL, s.OperatorKey, "acme")
+	// Sent again they are the same.
+	run("node", "send.js", s.URL, key, "eu")
 	wantQuantities(t, s, month, "tokens", map[string]string{"acme": "0 50.75 50.75"})
+	// The operator key serves a client for all organizations. The operator is
+	// another sender, whose ids are its own.
+	run("node", "send.js", s.URL, s.OperatorKey, "acme")
+	wantQuantities(t, s, month, "tokens", map[string]string{"acme": "50.75 50.75 101.5"})
 }

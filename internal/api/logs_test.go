@@ -149,12 +149,13 @@ func TestForwardedFor(t *testing.T) {
 		"192.0.2.1":                       "192.0.2.1",
 		"203.0.113.9, 192.0.2.1":          "192.0.2.1", // the left one can be forged
 		"192.0.2.1, 127.0.0.5, 127.0.0.6": "192.0.2.1",
-		"127.0.0.5":                       "127.0.0.5",
+		"127.0.0.5":                       "", // a trusted proxy, which is nobody's client
 		"2001:db8::1":                     "2001:db8::1",
 		"::ffff:192.0.2.7":                "192.0.2.7",
-		"nonsense":                        "127.0.0.1",
-		"192.0.2.1, nonsense":             "127.0.0.1",
-		"":                                "127.0.0.1",
+		"127.0.0.1":                       "127.0.0.1", // the proxy for itself
+		"nonsense":                        "",          // an address that cannot be read is nobody's
+		"192.0.2.1, nonsense":             "",
+		"":                                "",
 	} {
 		if ip := ipOf(s, "X-Forwarded-For", header); ip != want {
 			t.Errorf("X-Forwarded-For: %s gave %s, want %s", header, ip, want)

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strings"
@@ -175,7 +176,7 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		round := 0
+		round, secret := 0, sha256.Sum256([]byte("secret"))
 		rapid.Check(t, func(rt *rapid.T) {
 			// r → a → (x, y), r → b; both a and b are limited. x moves.
 			round++
@@ -197,6 +198,10 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 					for limited, amount := range limits {
 						err = errors.Join(err, tx.PutLimit(&org.Limit{RootID: id("r"), OrgID: id(limited), Meter: slug, Amount: amount, Enforcement: org.Hard, Version: 1}))
 					}
+				}
+				for _, of := range []string{"a", "b", "x", "y"} {
+					err = errors.Join(err, tx.InsertKey(&key.Key{ID: id("key_" + of), OrgID: id(of), RootID: id("r"), Name: of, Hint: "abcd", SecretHash: secret[:],
+						Permissions: key.AllPermissions(), Reach: key.ReachSubtree, CreatedAt: now, UpdatedAt: now, Version: 1}))
 				}
 				return err
 			}))
@@ -283,7 +288,7 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 				for slug, delta := range net {
 					fits = fits && (delta <= 0 || used[limited+slug]+delta <= limits[limited])
 				}
-				got, err := s.Service.Ingest(t.Context(), &org.Call{Actor: actors[who]}, id(target), events)
+				got, err := s.Service.Ingest(t.Context(), &org.Call{Actor: actors[who], Secret: secret}, id(target), events)
 				switch {
 				case invalid:
 					if !problem.Is(err, problem.EventInvalid) {

@@ -42,14 +42,14 @@ func TestPurgeInSteps(t *testing.T) {
 				c.set(c.now().Add(2 * time.Hour))
 
 				var purged int64
-				stops, patience := 0, 45*time.Millisecond
+				stops, patience := 0, 22*time.Millisecond
 				for stopped := true; stopped; {
 					ctx, cancel := context.WithTimeout(t.Context(), patience)
 					n, err := s.Service.PurgeExpired(ctx)
 					if purged += n; n == 0 {
 						patience *= 2 // the machine is slow
 					} else {
-						patience = 45 * time.Millisecond
+						patience = 22 * time.Millisecond
 					}
 					if stopped = err != nil; stopped && ctx.Err() == nil {
 						t.Fatal(err)
@@ -77,7 +77,7 @@ func TestPurgeInSteps(t *testing.T) {
 				if top == "r" {
 					want = many + 3
 				}
-				if purged != want || stops < 3 {
+				if purged != want || stops < 2 {
 					t.Errorf("%d organizations were purged, want %d, with %d stops", purged, want, stops)
 				}
 				c.set(c.now().Add(time.Second))

@@ -97,6 +97,29 @@ func (s *Service) present(tx Tx, call *Call) (*key.Actor, error) {
 	return k.actor, nil
 }
 
+// presentNow is present outside of a transaction: what it says may be over at
+// once.
+func (s *Service) presentNow(ctx context.Context, call *Call) (*key.Actor, error) {
+	a := call.Actor
+	if a.Kind != key.KindKey {
+		return a, nil
+	}
+	k, ok := s.keys.GetIfPresent(a.ID)
+	if !ok || k.generation != s.store.Generation(k.RootID) {
+		var err error
+		if k, err = s.keySnapshot(ctx, a.ID, a.RootID); err != nil {
+			return nil, err
+		}
+		if k == nil {
+			return nil, Unauthorized()
+		}
+	}
+	if _, err := k.admits(s.now(), call.Secret, call.Address); err != nil {
+		return nil, err
+	}
+	return k.actor, nil
+}
+
 // presentCall returns the call with its actor as it is in a transaction, who
 // must hold a permission.
 func (s *Service) presentCall(tx Tx, call *Call, permission string) (*Call, error) {

@@ -201,8 +201,13 @@ func (s *Service) write(ctx context.Context, call *Call, fn func(Tx) error) erro
 // without a lock. They run again in the change itself: what they find may not
 // last.
 func (s *Service) precheck(ctx context.Context, call *Call, fn func(c *change) error) error {
+	own := *call
+	var err error
+	if own.Actor, err = s.presentNow(ctx, call); err != nil {
+		return err
+	}
 	return s.store.Read(ctx, func(tx Tx) error {
-		return fn(&change{Tx: readOnly{tx}, call: call, heads: map[string]*audit.Head{}, rootOf: s.rootOf})
+		return fn(&change{Tx: readOnly{tx}, call: &own, heads: map[string]*audit.Head{}, rootOf: s.rootOf})
 	})
 }
 

@@ -153,6 +153,11 @@ func TestIdsFromBeforeSendersAreKept(t *testing.T) {
 					VALUES ('r', $1, 1, 'one', 'a', 'u', 'LOGIN', 'SUCCESS', '', '', '', '', '', '')`, now.UnixMicro()); err != nil {
 					return err
 				}
+				if err := exec(`INSERT INTO orgs (root_id, id, parent_id, path, depth, name, name_key, type, description, external_id, tags, settings, locked,
+					settings_at, created_at, updated_at, version, deleted_at, deletion_id, deletion_top)
+					VALUES ('r', 'a', 'r', 'r/a/', 1, 'A', 'a', 'organization', '', '', '[]', '{}', '[]', 0, 0, 0, 1, 0, '', 0)`); err != nil {
+					return err
+				}
 				return exec(`INSERT INTO usage_states (root_id, period, org_id, meter, value, latest_at) VALUES ('r', '2026-11', 'a', 'disk', 7, $1)`, now.UnixMicro())
 			})
 			if err != nil {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -58,7 +59,11 @@ func Start(t testing.TB, engine string, change ...func(*server.Config)) *Server 
 // breaks the system. It is closed by Stop, or when the test ends.
 func Open(t testing.TB, engine string, change ...func(*server.Config)) *Server {
 	t.Helper()
-	c := server.Config{DataDir: t.TempDir(), RestoreWindow: 30 * 24 * time.Hour, Version: "test", SignInterval: 20 * time.Millisecond,
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil { // as an operator would have it
+		t.Fatal(err)
+	}
+	c := server.Config{DataDir: dir, RestoreWindow: 30 * 24 * time.Hour, Version: "test", SignInterval: 20 * time.Millisecond,
 		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	if engine == "postgres" {
 		c.Database = Postgres(t)

@@ -31,7 +31,7 @@ func budgetServer(t *testing.T) (*Server, *budget.Budget) {
 // entered is a request of a root that the budget has let in.
 func entered(t *testing.T, s *Server, method, root string, room int64) *Request {
 	t.Helper()
-	r := &Request{Request: httptest.NewRequest(method, "/", nil), At: time.Now(), Actor: &key.Actor{Kind: key.KindKey, RootID: root}, server: s, maxBody: MaxBulkBody}
+	r := &Request{Request: httptest.NewRequest(method, "/", nil), At: time.Now(), Actor: &key.Actor{Kind: key.KindKey, RootID: root}, server: s, route: &Route{Rule: Rule{Open: true}}, maxBody: MaxBulkBody}
 	if err := s.enter(&Route{Room: room}, r); err != nil {
 		t.Fatalf("%s of %s: %v", method, root, err)
 	}
