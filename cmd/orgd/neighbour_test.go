@@ -182,6 +182,7 @@ func (n *neighbourhood) must(key, method, path, body string, headers ...string) 
 // noticed is what the neighbour saw.
 type noticed struct {
 	took        []time.Duration
+	changes     []time.Duration // those of them that are changes
 	failed      int
 	failure     string
 	unready     int
@@ -200,8 +201,9 @@ func (s *noticed) String() string {
 	if len(s.took) == 0 {
 		return "nothing"
 	}
-	return fmt.Sprintf("%d requests, median %v, p99 %v, worst %v, %d failed, %d times not ready, %d MiB", len(s.took),
-		s.took[len(s.took)/2].Round(10*time.Microsecond), s.p99().Round(10*time.Microsecond), s.took[len(s.took)-1].Round(10*time.Microsecond), s.failed, s.unready, s.memory>>20)
+	return fmt.Sprintf("%d requests, median %v, p99 %v, worst %v; %d changes, median %v; %d failed, %d times not ready, %d MiB", len(s.took),
+		s.took[len(s.took)/2].Round(10*time.Microsecond), s.p99().Round(10*time.Microsecond), s.took[len(s.took)-1].Round(10*time.Microsecond),
+		len(s.changes), s.changes[len(s.changes)/2].Round(10*time.Microsecond), s.failed, s.unready, s.memory>>20)
 }
 
 // watch makes the neighbour's requests at their times, whether or not those
@@ -237,6 +239,9 @@ func (n *neighbourhood) watch(lasts time.Duration, meanwhile func()) *noticed {
 			mu.Lock()
 			defer mu.Unlock()
 			out.took = append(out.took, took)
+			if method == "PATCH" {
+				out.changes = append(out.changes, took)
+			}
 			if err != nil || status != 200 {
 				out.failed++
 				out.failure = fmt.Sprintf("%s %s: %d %.300s %v", method, path(i), status, answer, err)
@@ -273,6 +278,7 @@ func (n *neighbourhood) watch(lasts time.Duration, meanwhile func()) *noticed {
 	meanwhile()
 	wg.Wait()
 	slices.Sort(out.took)
+	slices.Sort(out.changes)
 	return out
 }
 
@@ -555,8 +561,8 @@ var attacks = []attack{
 		b.WriteByte(']')
 		a.do("POST", "/orgs/evil/consumption/events", b.String())
 	}},
-	{name: "reads", clients: 200, run: func(a *attacker, _ int) { a.do("GET", "/orgs/evil/children?limit=50", "") }},
-	{name: "decisions", clients: 200, run: func(a *attacker, _ int) {
+	{name: "reads", clients: 64, run: func(a *attacker, _ int) { a.do("GET", "/orgs/evil/children?limit=50", "") }},
+	{name: "decisions", clients: 64, run: func(a *attacker, _ int) {
 		a.do("GET", "/forward_auth?permission=orgs:read&meter=api_calls", "")
 	}},
 }

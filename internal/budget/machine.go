@@ -24,12 +24,12 @@ const (
 func Machine(cores int, memory int64) Limits {
 	n := int64(max(cores, 1))
 	return Limits{
-		Requests:          min(max(128*n, 256), 4096),
+		Requests:          min(max(48*n, 96), 4096),
 		Bytes:             min(max(memory/8, minBytes), maxBytes),
 		Expensive:         max(n, 2),
 		Streams:           2000,
 		RequestsPerSecond: 20_000 * n,
-		ChangesPerSecond:  4_000 * n,
+		ChangesPerSecond:  20_000 * n,
 	}
 }
 

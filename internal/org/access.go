@@ -190,8 +190,13 @@ type Ingested struct {
 // The error EventInvalid names the bad ones. An event without an organization
 // is the target's, and one without a time of now.
 func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, events []IncomingEvent) (*Ingested, error) {
+	leave, err := s.bulkTurn(ctx, call, len(events))
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	var out *Ingested
-	err := s.write(ctx, call, func(tx Tx) error {
+	err = s.write(ctx, call, func(tx Tx) error {
 		now := s.Now()
 		call, err := s.presentCall(tx, call, key.AccessLogWrite)
 		if err != nil {

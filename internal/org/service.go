@@ -44,8 +44,8 @@ type Service struct {
 	spool  Spool
 	gauges *gauges
 	// turns are those of changes in the store, settling those of changes of
-	// settings that did not come through at once.
-	turns, settling turns
+	// settings that did not come through at once, bulk those of many events.
+	turns, settling, bulk turns
 
 	keyring *audit.Keyring
 	changed changedRoots
@@ -100,7 +100,7 @@ func NewService(c Config) (*Service, error) {
 	}
 	return &Service{meters: meters, quotas: quotas, kept: kept, monthCloseAfter: max(closeAfter, 0), store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
 		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
-		bounds: limits, spool: c.Spool, gauges: newGauges(), turns: turns{most: c.Store.WritersPerRoot()}, settling: turns{most: 1},
+		bounds: limits, spool: c.Spool, gauges: newGauges(), turns: turns{most: c.Store.WritersPerRoot()}, settling: turns{most: 1}, bulk: turns{most: 1},
 		keyring: c.Keyring, changed: changedRoots{roots: map[string]bool{}, wake: make(chan struct{}, 1)}}, nil
 }
 

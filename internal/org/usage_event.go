@@ -204,8 +204,12 @@ func (s *Service) Ingest(ctx context.Context, call *Call, orgID string, events [
 	}
 	slices.Sort(in.orgIDs)
 	in.orgIDs = slices.Compact(in.orgIDs)
+	leave, err := s.bulkTurn(ctx, call, len(events))
+	if err != nil {
+		return Ingestion{}, err
+	}
+	defer leave()
 	var out Ingestion
-	var err error
 	for attempt := 0; ; attempt++ {
 		if err := in.watch(ctx, within); err != nil {
 			return Ingestion{}, err
@@ -245,6 +249,18 @@ func (s *Service) Ingest(ctx context.Context, call *Call, orgID string, events [
 			WithFix("The consumption of an organization and its descendants in a month is between -9000000000000 and 9000000000000.")
 	}
 	return out, err
+}
+
+// bulkEvents is from how many events on a transaction takes so long that a root
+// has only one of them under way: SQLite has one writer for all.
+const bulkEvents = 500
+
+// bulkTurn waits for the turn of a call with so many events.
+func (s *Service) bulkTurn(ctx context.Context, call *Call, events int) (leave func(), err error) {
+	if events < bulkEvents {
+		return func() {}, nil
+	}
+	return s.bulk.take(ctx, call.Actor.RootID)
 }
 
 // ingestion is one call of Ingest.

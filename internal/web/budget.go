@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,6 +33,8 @@ const (
 // budgets is what a Server knows of the budget: it shows it in its metrics.
 type budgets struct {
 	*budget.Budget
+	pages       *budget.Turns                 // for the making of pages
+	paused      atomic.Int64                  // refusals that are kept back
 	refused     map[string]prometheus.Counter // by budget
 	idempotency prometheus.Counter
 }
@@ -38,7 +42,7 @@ type budgets struct {
 func newBudgets(b *budget.Budget, now func() time.Time, metrics prometheus.Registerer) (*budgets, error) {
 	refusals := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "orgd_budget_refusals_total",
 		Help: "Requests that were refused because a customer or all together used too much, by budget."}, []string{"budget"})
-	out := &budgets{Budget: b, refused: map[string]prometheus.Counter{}, idempotency: refusals.WithLabelValues(IdempotencyBytes)}
+	out := &budgets{Budget: b, pages: pageTurns(b), refused: map[string]prometheus.Counter{}, idempotency: refusals.WithLabelValues(IdempotencyBytes)}
 	collectors := []prometheus.Collector{refusals}
 	for _, r := range budget.Resources() {
 		out.refused[r.String()] = refusals.WithLabelValues(r.String())
@@ -58,6 +62,34 @@ func newBudgets(b *budget.Budget, now func() time.Time, metrics prometheus.Regis
 		}
 	}
 	return out, nil
+}
+
+// pageTurns returns turns for making pages: as many as keep the processors busy.
+// More would only make all of them slower, those of other customers too.
+func pageTurns(b *budget.Budget) *budget.Turns {
+	if b == nil {
+		return nil
+	}
+	return budget.NewTurns(2 * runtime.GOMAXPROCS(0))
+}
+
+// handle runs the handler of a request. Pages are made in turns of the roots,
+// and only those that are being made have room; they are sent outside of their
+// turn, since that takes the time that a client takes.
+func (s *Server) handle(rt *Route, r *Request) (*Response, error) {
+	if rt.Room == 0 || s.budgets.Budget == nil || r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return rt.Handle(r)
+	}
+	if root := r.Actor.RootID; !r.expensive {
+		if err := s.budgets.pages.Take(r.Context(), root); err != nil {
+			return nil, err
+		}
+		defer s.budgets.pages.Give(root)
+	}
+	if f := r.ticket.Hold(rt.Room); f != nil {
+		return nil, s.refusal(r, f)
+	}
+	return rt.Handle(r)
 }
 
 // IdempotencyBytes is the name of the budget of answers that are kept for
@@ -81,12 +113,31 @@ func (s *Server) enter(rt *Route, r *Request) error {
 	}
 	change := r.Method != http.MethodGet && r.Method != http.MethodHead && rt.Prepare == nil && !rt.NoReplay
 	if f := s.budgets.Enter(&r.ticket, r.Actor.RootID, limitsOf(r.quota), change, r.At); f != nil {
+		s.budgets.pause(r.Context())
 		return s.refusal(r, f)
 	}
-	if rt.Room > 0 && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
-		return s.refusal(r, r.ticket.Hold(rt.Room))
-	}
 	return nil
+}
+
+const (
+	// refusalPause is how long a refusal is kept back: who does not heed
+	// Retry-After would otherwise keep the processors busy with refusals.
+	refusalPause = 100 * time.Millisecond
+	// maxPaused is how many are kept back at once; others are sent at once.
+	maxPaused = 1024
+)
+
+func (b *budgets) pause(ctx context.Context) {
+	defer b.paused.Add(-1)
+	if b.paused.Add(1) > maxPaused {
+		return
+	}
+	timer := time.NewTimer(refusalPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // refusal returns the problem of what did not fit into the budget, nil for
@@ -141,6 +192,7 @@ func (r *Request) begin() error {
 func (s *Server) started(r *Request, err error) error {
 	var f *budget.Refusal
 	if errors.As(err, &f) {
+		s.budgets.pause(r.Context())
 		return s.refusal(r, f)
 	}
 	return err

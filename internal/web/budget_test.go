@@ -64,6 +64,9 @@ func TestAnswersAreChargedUntilTheyAreSent(t *testing.T) {
 		{"POST", 0, 5 << 20, 1 << 20, 5 << 20, 1 << 20},
 	} {
 		r := entered(t, s, tt.method, "a", tt.room)
+		if _, err := s.handle(&Route{Room: tt.room, Handle: func(*Request) (*Response, error) { return nil, nil }}, r); err != nil {
+			t.Fatal(err)
+		}
 		if tt.body > 0 {
 			r.Request = httptest.NewRequest(tt.method, "/", strings.NewReader(strings.Repeat("x", tt.body)))
 			if _, err := r.Raw(); err != nil {

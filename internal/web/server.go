@@ -314,7 +314,7 @@ func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
 		}
 		return s.once(r, rt.Handle)
 	}
-	return rt.Handle(r)
+	return s.handle(rt, r)
 }
 
 // permit finds what the request is about and checks that its actor may make
