@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -493,4 +494,62 @@ func TestNoBudget(t *testing.T) {
 	if a := s.Must(200, "GET", "/orgs/root/quota", root, ""); a.JSON().(map[string]any)["defaults"].(map[string]any)["streams"] != nil {
 		t.Errorf("without a budget there are defaults: %s", a.Body)
 	}
+}
+
+// A quota bounds pages and imports of its root, and of no other.
+func TestQuotaOfPagesAndImports(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *testkit.Server) {
+		op := s.OperatorKey
+		keys := map[string]string{}
+		for _, root := range []string{"bound", "free"} {
+			s.Must(201, "POST", "/orgs", op, `{"id":"`+root+`","name":"Root"}`)
+			keys[root], _ = s.NewKey(root, `"permissions":["admin"]`)
+			for i := range 8 {
+				s.Must(201, "POST", "/orgs/"+root+"/children", op, fmt.Sprintf(`{"id":"%s-%d","name":"Child","customizations":{"text":"%s"}}`, root, i, strings.Repeat("x", 30<<10)))
+			}
+		}
+		s.Must(200, "PUT", "/orgs/bound/quota", op, `{"page_rows":5,"page_bytes":65536,"import_rows":3}`)
+		pages := func(root, path string) (sizes []int) {
+			for seen := map[string]bool{}; path != ""; {
+				a := s.Must(200, "GET", path, keys[root], "")
+				for _, o := range a.JSON().([]any) {
+					id := o.(map[string]any)["id"].(string)
+					if seen[id] {
+						t.Errorf("%s twice in %s", id, path)
+					}
+					seen[id] = true
+				}
+				sizes = append(sizes, len(a.JSON().([]any)))
+				path = testkit.NextPage(a)
+			}
+			return sizes
+		}
+		if got := pages("bound", "/orgs/bound/children?limit=100"); !slices.Equal(got, []int{3, 3, 2}) {
+			t.Errorf("pages of at most 64 KiB have %v organizations of 30 KiB", got)
+		}
+		if got := pages("bound", "/orgs/bound/api_keys?limit=100"); !slices.Equal(got, []int{1}) {
+			t.Errorf("pages of keys: %v", got)
+		}
+		s.Must(200, "PUT", "/orgs/bound/quota", op, `{"page_rows":5,"import_rows":3}`)
+		if got := pages("bound", "/orgs/bound/children?limit=100"); !slices.Equal(got, []int{5, 3}) {
+			t.Errorf("pages of at most 5 rows have %v", got)
+		}
+		if got := pages("free", "/orgs/free/children?limit=100"); !slices.Equal(got, []int{8}) {
+			t.Errorf("pages of the other root have %v", got)
+		}
+		rows := func(root string) string {
+			text := "id,name\n"
+			for i := range 4 {
+				text += fmt.Sprintf("%s-new-%d,New\n", root, i)
+			}
+			return text
+		}
+		a := s.Must(413, "POST", "/orgs/import", keys["bound"], rows("bound"), "Content-Type", "text/csv")
+		if got := a.JSON("limit_rows"); got != 3.0 {
+			t.Errorf("an import of 4 rows with a quota of 3: %s", a.Body)
+		}
+		s.Must(200, "POST", "/orgs/import", keys["free"], rows("free"), "Content-Type", "text/csv")
+		// The operator's own requests are not the root's.
+		s.Must(200, "POST", "/orgs/import?parent_id=bound", op, rows("bound"), "Content-Type", "text/csv")
+	})
 }

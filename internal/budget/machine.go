@@ -27,7 +27,7 @@ func Machine(cores int, memory int64) Limits {
 		Requests:          min(max(48*n, 96), 4096),
 		Bytes:             min(max(memory/8, minBytes), maxBytes),
 		Expensive:         max(n, 2),
-		Streams:           2000,
+		Streams:           max(150*n, 200),
 		RequestsPerSecond: 20_000 * n,
 		ChangesPerSecond:  20_000 * n,
 	}

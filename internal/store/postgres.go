@@ -116,7 +116,7 @@ func (e *postgresEngine) kind() string { return Postgres }
 
 // writersPerRoot leaves most of the pool to others: one transaction works, and
 // the next ones are there when it ends.
-func (e *postgresEngine) writersPerRoot() int { return max(2, int(e.pool.Config().MaxConns)/5) }
+func (e *postgresEngine) writersPerRoot() int { return max(2, int(e.pool.Config().MaxConns)/8) }
 
 func (e *postgresEngine) close() error {
 	if e.closed.CompareAndSwap(false, true) {

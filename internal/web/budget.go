@@ -70,7 +70,7 @@ func pageTurns(b *budget.Budget) *budget.Turns {
 	if b == nil {
 		return nil
 	}
-	return budget.NewTurns(2 * runtime.GOMAXPROCS(0))
+	return budget.NewTurns(runtime.GOMAXPROCS(0) + 1)
 }
 
 // handle runs the handler of a request. Pages are made in turns of the roots,

@@ -144,7 +144,7 @@ func (s *Server) sendNext(ctx context.Context, r *Request, f *Feed, out *feedWri
 	if err := r.Recheck(ctx); err != nil {
 		return false, err
 	}
-	m, err := f.Next(ctx)
+	m, err := s.nextMessages(ctx, r, f)
 	if err != nil {
 		return false, err
 	}
@@ -163,6 +163,16 @@ func (s *Server) sendNext(ctx context.Context, r *Request, f *Feed, out *feedWri
 		out.text("\n")
 	}
 	return m.More, nil
+}
+
+// nextMessages asks the feed, in turns of the roots as pages are made.
+func (s *Server) nextMessages(ctx context.Context, r *Request, f *Feed) (Messages, error) {
+	root := r.Actor.RootID
+	if err := s.budgets.pages.Take(ctx, root); err != nil {
+		return Messages{}, err
+	}
+	defer s.budgets.pages.Give(root)
+	return f.Next(ctx)
 }
 
 // feedPiece is about how many bytes of a feed are written at once.
