@@ -46,7 +46,7 @@ type Request struct {
 	server     *Server
 	route      *Route
 	token      string
-	secret     [32]byte // its hash
+	login      org.Login
 	body       []byte
 	bodyRead   bool
 	maxBody    int64
@@ -88,11 +88,11 @@ func (r *Request) Recheck(ctx context.Context) error {
 	if r.route.Rule.Open {
 		return nil
 	}
-	login, err := r.server.service.Authenticate(ctx, r.token, r.IP)
+	login, err := r.server.service.Again(ctx, r.login, r.token, r.IP)
 	if err != nil {
 		return err
 	}
-	r.Actor = login.Actor
+	r.Actor, r.login = login.Actor, login
 	if rule := &r.route.Rule; rule.Check == nil && rule.Target != "" {
 		if r.Org, err = r.server.service.Find(ctx, r.Actor, r.PathValue(rule.Target)); err != nil {
 			return err
@@ -170,7 +170,7 @@ func (r *Request) checkIfMatch() error {
 // the result of a change into the answer: it runs again for the answer that
 // is kept for an Idempotency-Key.
 func (r *Request) Call(render func(result any) *Response) *org.Call {
-	c := &org.Call{Actor: r.Actor, Secret: r.secret, Address: r.IP, RequestID: r.ID, IP: AddressText(r.IP),
+	c := &org.Call{Actor: r.Actor, Secret: r.login.Secret, Address: r.IP, RequestID: r.ID, IP: AddressText(r.IP),
 		UserAgent: cut(key.Redact(r.UserAgent()), 512), IfMatch: r.IfMatch()}
 	if r.idempotent != nil && render != nil {
 		idem := *r.idempotent

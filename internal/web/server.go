@@ -362,7 +362,7 @@ func (s *Server) authenticate(r *Request) error {
 	}
 	r.token = strings.TrimSpace(token)
 	login, err := s.service.Authenticate(r.Context(), r.token, r.IP)
-	r.Actor, r.OldSecret, r.secret = login.Actor, login.OldSecret, login.Secret
+	r.Actor, r.OldSecret, r.login = login.Actor, login.OldSecret, login
 	r.quota = login.Quota
 	if err != nil {
 		if login.Actor == nil {
