@@ -28,8 +28,8 @@ func Machine(cores int, memory int64) Limits {
 		Bytes:             min(max(memory/8, minBytes), maxBytes),
 		Expensive:         max(n, 2),
 		Streams:           max(150*n, 200),
-		RequestsPerSecond: 100_000 * n,
-		ChangesPerSecond:  50_000 * n,
+		RequestsPerSecond: 1_000_000 * n,
+		ChangesPerSecond:  100_000 * n,
 	}
 }
 
