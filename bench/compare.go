@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -54,6 +55,8 @@ func compare(before, after string) error {
 	} {
 		var rates [2][]float64
 		var ratios []float64
+		var cpu [2]time.Duration
+		var requests [2]float64
 		for round := range *rounds {
 			var now [2]float64
 			order := []int{0, 1}
@@ -62,10 +65,13 @@ func compare(before, after string) error {
 			}
 			for _, i := range order {
 				p := []*program{one, two}[i]
+				before := p.cpu()
 				if now[i], err = load(p.addr, m.conns, *duration, m.request(p)); err != nil {
 					return fmt.Errorf("%s: %w", m.name, err)
 				}
 				rates[i] = append(rates[i], now[i])
+				cpu[i] += p.cpu() - before
+				requests[i] += now[i] * duration.Seconds()
 			}
 			ratios = append(ratios, now[1]/now[0])
 		}
@@ -74,6 +80,10 @@ func compare(before, after string) error {
 		}
 		row(m.name, "%.0f/s before, %.0f/s after: %.3f (rounds from %.3f to %.3f)", rates[0][len(rates[0])/2], rates[1][len(rates[1])/2],
 			ratios[len(ratios)/2], ratios[0], ratios[len(ratios)-1])
+		if cpu[0] > 0 && cpu[1] > 0 {
+			each := [2]float64{float64(cpu[0].Microseconds()) / requests[0], float64(cpu[1].Microseconds()) / requests[1]}
+			row("", "%.1f µs of the processor for each before, %.1f µs after: %.3f", each[0], each[1], each[1]/each[0])
+		}
 	}
 	return nil
 }
@@ -132,6 +142,26 @@ func startProgram(path string) (*program, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// ticks is how many a second has in /proc (proc(5); USER_HZ).
+const ticks = 100
+
+// cpu returns the time that the program has had of the processor; 0 where
+// there is no /proc.
+func (p *program) cpu() time.Duration {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	// The name, in parentheses, may hold anything.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 13 {
+		return 0
+	}
+	user, _ := strconv.Atoi(fields[11])
+	system, _ := strconv.Atoi(fields[12])
+	return time.Duration(user+system) * time.Second / ticks
 }
 
 func (p *program) stop() {

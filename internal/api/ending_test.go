@@ -195,7 +195,7 @@ func endedCall(t *testing.T, s *testkit.Server, secret string) *org.Call {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &org.Call{Actor: login.Actor, Secret: login.Secret, Address: ip, RequestID: "req_late", IP: "127.0.0.1"}
+	return &org.Call{Actor: login.Actor, Secret: key.HashToken(secret), Address: ip, RequestID: "req_late", IP: "127.0.0.1"}
 }
 
 // A change is made by what its actor may do when it is made, not by what they

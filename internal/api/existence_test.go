@@ -137,6 +137,28 @@ func TestExistenceCostsNothing(t *testing.T) {
 				"moveOrg, dry run": func(id string) *testkit.Answer {
 					return x.Do("POST", "/orgs/below/move?dry_run=true", mine, fmt.Sprintf(`{"parent_id":%q}`, id))
 				},
+				"importOrgs, a row": func(id string) *testkit.Answer {
+					return x.Do("POST", "/orgs/import", mine, "id,name,parent_id\nnew,new,"+id+"\n", "Content-Type", "text/csv")
+				},
+				"importOrgs, a row of a dry run": func(id string) *testkit.Answer {
+					return x.Do("POST", "/orgs/import?dry_run=true", mine, "id,name,parent_id\nnew,new,"+id+"\n", "Content-Type", "text/csv")
+				},
+				"importOrgs, an id": func(id string) *testkit.Answer {
+					return x.Do("POST", "/orgs/import?dry_run=true", mine, "id,name,parent_id\nnew,new,"+id+"\nbelow,below,own\n", "Content-Type", "text/csv")
+				},
+				"ingestUsageEvents": func(id string) *testkit.Answer {
+					return x.Do("POST", "/orgs/own/consumption/events", mine, fmt.Sprintf(`{"id":"e","org_id":%q,"meter":"api_calls","quantity":1}`, id))
+				},
+				"ingestUsageEvents, beside one that is seen": func(id string) *testkit.Answer {
+					return x.Do("POST", "/orgs/own/consumption/events", mine, fmt.Sprintf(`[{"id":"e","org_id":"below","meter":"api_calls","quantity":1},{"id":"f","org_id":%q,"meter":"api_calls","quantity":1}]`, id))
+				},
+				"CloudEvents": func(id string) *testkit.Answer {
+					return x.Do("POST", "/api/v1/events", mine, fmt.Sprintf(`{"specversion":"1.0","id":"f","source":"test","type":"api_calls","subject":%q,"data":{"quantity":1}}`, id),
+						"Content-Type", "application/cloudevents+json")
+				},
+				"ingestAccessEvents": func(id string) *testkit.Answer {
+					return x.Do("POST", "/orgs/own/access_log", mine, fmt.Sprintf(`{"user":"jo","action":"LOGIN","status":"SUCCESS","org_id":%q}`, id))
+				},
 				"forwardAuth": func(id string) *testkit.Answer { return x.Do("GET", "/forward_auth?org_id="+id, mine, "") },
 				"verify": func(id string) *testkit.Answer {
 					return x.Do("POST", "/verify", mine, fmt.Sprintf(`{"key":%q,"org_id":%q}`, known, id))

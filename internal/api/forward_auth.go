@@ -43,7 +43,7 @@ func (a *API) prepareForwardAuth(r *web.Request) error {
 	switch {
 	case !ok || rest != "" && rest[0] != '/' && rest[0] != ';':
 		return problem.New(problem.NotFound, "There is nothing at this path.")
-	case elsewhere(path, true):
+	case rest != "" && elsewhere(path, true):
 		// Who stands in between may have let it through because it is not this
 		// call, or, cleaned, not the path that is decided about.
 		return unclear("request")
@@ -85,7 +85,7 @@ func (a *API) prepareForwardAuth(r *web.Request) error {
 	if err != nil {
 		return err
 	}
-	if d.Path, _, _ = strings.Cut(d.Path, "?"); rest == "" && (elsewhere(d.Path, false) || strings.IndexByte(d.Path, '#') >= 0) {
+	if d.Path, _, _ = strings.Cut(d.Path, "?"); rest == "" && d.Path != path && (elsewhere(d.Path, false) || strings.IndexByte(d.Path, '#') >= 0) {
 		return unclear("original request")
 	}
 	r.Decision = d

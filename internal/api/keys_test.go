@@ -371,3 +371,59 @@ func TestSecretsAreNotStored(t *testing.T) {
 		t.Errorf("with a new secret: %s", a.Body)
 	}
 }
+
+// What other programs send is kept without the secrets that are in it, in
+// whatever encoding, by every way in; an id, which has to stay as it is, is
+// refused.
+func TestSecretsInEventsAreNotStored(t *testing.T) {
+	dir := t.TempDir()
+	s := testkit.Start(t, "sqlite", func(c *server.Config) { c.DataDir = dir })
+	s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"r","name":"Root"}`)
+	secret, _ := s.NewKey("r", `"permissions":["admin"]`)
+	random := secret[len(secret)-38 : len(secret)-6]
+	encoded := strings.ReplaceAll(secret, "_", "%5F")
+	const password = "correct-horse"
+	everywhere := encoded[:len(encoded)-6] + " https://ann:" + password + "@example.com/x marker-of-the-test"
+	event := func(id, text string) string {
+		return fmt.Sprintf(`{"id":%q,"user":%q,"action":%q,"status":"SUCCESS","user_agent":%[2]q,"path":%[2]q,"request_id":%[3]q}`, id, text, "https://ann:"+password+"@example.com/x")
+	}
+	a := s.Must(200, "POST", "/orgs/r/access_log", secret, event("one", everywhere))
+	s.Must(200, "POST", "/orgs/r/access_log", secret, `[`+event("two", everywhere)+`]`)
+	s.Must(200, "POST", "/orgs/r/access_log", secret, event("three", everywhere)+"\n", "Content-Type", "application/x-ndjson")
+	s.Must(200, "POST", "/orgs/r/consumption/events", secret, fmt.Sprintf(`{"id":"four","source":%q,"meter":"api_calls","quantity":1}`, everywhere))
+	s.Must(204, "POST", "/api/v1/events", secret, fmt.Sprintf(`{"specversion":"1.0","id":"five","source":%q,"type":"api_calls","subject":"r","data":{"quantity":1}}`,
+		"https://ann:"+password+"@example.com/"+encoded), "Content-Type", "application/cloudevents+json")
+	for path, body := range map[string]string{
+		"/orgs/r/access_log":         event(encoded, "x"),
+		"/orgs/r/consumption/events": fmt.Sprintf(`{"id":%q,"meter":"api_calls","quantity":1}`, "https://ann:"+password+"@example.com/"),
+	} {
+		if a := s.Must(400, "POST", path, secret, body); strings.Contains(string(a.Body), random) || strings.Contains(string(a.Body), password) {
+			t.Errorf("%s repeats the secret: %s", path, a.Body)
+		}
+	}
+	if err := s.Recorder.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a = s.Must(200, "GET", "/orgs/r/access_log?limit=100", secret, "")
+	// Five fields of three events.
+	if body := string(a.Body); strings.Contains(body, random) || strings.Contains(body, password) || strings.Count(body, "https://…@example.com/x") != 15 {
+		t.Errorf("the access log: %s", body)
+	}
+	found := false
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Name() == "operator.key" {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		found = found || bytes.Contains(b, []byte("marker-of-the-test"))
+		for _, what := range []string{random, password} {
+			if bytes.Contains(b, []byte(what)) {
+				t.Errorf("%s holds %s", path, what)
+			}
+		}
+		return err
+	})
+	if err != nil || !found {
+		t.Errorf("the data directory was not searched: %v", err)
+	}
+}

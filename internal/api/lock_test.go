@@ -174,3 +174,91 @@ func TestChangesThatWaitLeaveConnections(t *testing.T) {
 		t.Errorf("the answers of those that waited: %v", counts)
 	}
 }
+
+// A key that is revoked while its events are stored, after they were let
+// through and before they are committed, has stored none: each kind of events
+// waits for the change that somebody else makes to the key, and then heeds it.
+func TestEventsHeedAChangeOfTheirKeyUntilTheyAreCommitted(t *testing.T) {
+	t.Parallel()
+	url := testkit.Postgres(t)
+	s := testkit.Start(t, "", func(c *server.Config) { c.Database = url })
+	s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"a","name":"A"}`)
+	s.Must(201, "POST", "/orgs/a/children", s.OperatorKey, `{"id":"a-b","name":"B"}`)
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	other, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close(t.Context())
+	stored := func() (n int) {
+		t.Helper()
+		err := other.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM usage_events) + (SELECT count(*) FROM access_events WHERE action = 'LOGIN')`).Scan(&n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	const usage = `[{"id":"e1","meter":"api_calls","quantity":5},{"id":"e2","meter":"api_calls","quantity":5}]`
+	for _, tt := range []struct {
+		name, change, path, body string
+		status                   int
+	}{
+		{"usage, revoked", `UPDATE api_keys SET revoked_at = 1 WHERE id = $1`, "/orgs/a/consumption/events", usage, 401},
+		{"usage, expired", `UPDATE api_keys SET expires_at = 1 WHERE id = $1`, "/orgs/a/consumption/events", usage, 401},
+		{"usage, narrowed", `UPDATE api_keys SET permissions = '["orgs:read"]' WHERE id = $1`, "/orgs/a/consumption/events", usage, 403},
+		{"usage, of less reach", `UPDATE api_keys SET reach = 'self' WHERE id = $1`, "/orgs/a/consumption/events", usage, 409},
+		{"access, revoked", `UPDATE api_keys SET revoked_at = 1 WHERE id = $1`, "/orgs/a/access_log", `{"user":"jo","action":"LOGIN","status":"SUCCESS"}`, 401},
+		{"access, narrowed", `UPDATE api_keys SET permissions = '[]' WHERE id = $1`, "/orgs/a/access_log", `{"user":"jo","action":"LOGIN","status":"SUCCESS"}`, 403},
+		{"usage, only used", `UPDATE api_keys SET last_used_at = 1 WHERE id = $1`, "/orgs/a/consumption/events", usage, 200},
+	} {
+		secret, id := s.NewKey("a", `"permissions":["admin"]`)
+		s.Must(200, "GET", "/orgs/a", secret, "")
+		var permissions string
+		if err := other.QueryRow(t.Context(), `SELECT permissions FROM api_keys WHERE id = $1`, id).Scan(&permissions); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Recorder.Drain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		tx, err := conn.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tag, err := tx.Exec(t.Context(), tt.change, id); err != nil || tag.RowsAffected() != 1 {
+			t.Fatal(tt.name, tag, err)
+		}
+		before := stored()
+		answer := make(chan *testkit.Answer, 1)
+		go func() {
+			a, err := s.TryDo("POST", tt.path, secret, tt.body)
+			if err != nil {
+				a = &testkit.Answer{Body: []byte(err.Error())}
+			}
+			answer <- a
+		}()
+		select {
+		case a := <-answer:
+			t.Errorf("%s: %d before the change of the key was decided", tt.name, a.Status)
+			answer <- a
+		case <-time.After(200 * time.Millisecond):
+		}
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		a := <-answer
+		if a.Status != tt.status {
+			t.Errorf("%s: status %d, want %d: %s", tt.name, a.Status, tt.status, a.Body)
+		}
+		if n := stored() - before; n > 0 != (tt.status == 200) {
+			t.Errorf("%s: %d events were stored", tt.name, n)
+		}
+		// As the audit trail knows it.
+		if _, err := other.Exec(t.Context(), `UPDATE api_keys SET revoked_at = 0, expires_at = 0, reach = 'subtree', permissions = $2 WHERE id = $1`, id, permissions); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

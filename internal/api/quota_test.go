@@ -332,7 +332,7 @@ func TestExpensiveInFlight(t *testing.T) {
 	on(t, func(t *testing.T, engine string) {
 		s, b, root, other := bounded(t, engine)
 		var busy budget.Ticket
-		if b.Enter(&busy, "root", budget.Limits{}, false, time.Now()) != nil || busy.Begin(t.Context()) != nil {
+		if b.Enter(&busy, "root", nil, false, time.Now()) != nil || busy.Begin(t.Context()) != nil {
 			t.Fatal("a root that is alone gets no place")
 		}
 		at := time.Now().UTC().Format(time.RFC3339Nano)
@@ -389,7 +389,7 @@ func TestExpensiveInFlight(t *testing.T) {
 		// Without places for anybody it is the server's fault, and says so.
 		var all [2]budget.Ticket
 		for i := range all {
-			b.Enter(&all[i], fmt.Sprint(i), budget.Limits{}, false, time.Now())
+			b.Enter(&all[i], fmt.Sprint(i), nil, false, time.Now())
 			all[i].Begin(t.Context())
 		}
 		refused(t, s.Do("GET", "/orgs/root?as_of="+at, root, ""), 503, "expensive_in_flight", "default")

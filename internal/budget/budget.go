@@ -46,6 +46,13 @@ func Resources() []Resource {
 // for the share that a root gets without a limit.
 type Limits [resources]int64
 
+func (l *Limits) of(r Resource) int64 {
+	if l == nil {
+		return 0
+	}
+	return l[r]
+}
+
 const (
 	// alpha is how many times of what is free a root may hold. A root that is
 	// alone gets alpha/(alpha+1) of what is shared.

@@ -16,7 +16,7 @@ var capacity = Limits{Requests: 256, Bytes: 64 << 20, Expensive: 4, Streams: 200
 func enter(t *testing.T, b *Budget, root string, limits Limits) *Ticket {
 	t.Helper()
 	var ticket Ticket
-	if err := b.Enter(&ticket, root, limits, false, start); err != nil {
+	if err := b.Enter(&ticket, root, &limits, false, start); err != nil {
 		t.Fatalf("a request of %s is refused: %+v", root, err)
 	}
 	return &ticket
@@ -28,7 +28,7 @@ func fill(b *Budget, root string, limits Limits) (held Limits, tickets []*Ticket
 	for i := 0; ; i++ {
 		// Each in a second of its own: rates are another matter.
 		var ticket Ticket
-		if b.Enter(&ticket, root, limits, false, start.Add(time.Duration(i)*time.Second)) != nil {
+		if b.Enter(&ticket, root, &limits, false, start.Add(time.Duration(i)*time.Second)) != nil {
 			break
 		}
 		held[Requests]++
@@ -101,7 +101,7 @@ func TestMinimum(t *testing.T) {
 	for i := 0; refusal == nil; i++ {
 		for range minimum[Requests] {
 			var ticket Ticket
-			if refusal = b.Enter(&ticket, fmt.Sprint("modest", i), Limits{}, false, start); refusal != nil {
+			if refusal = b.Enter(&ticket, fmt.Sprint("modest", i), nil, false, start); refusal != nil {
 				break
 			}
 		}
@@ -128,7 +128,7 @@ func TestLimitOfARoot(t *testing.T) {
 		}
 	}
 	var ticket Ticket
-	if err := b.Enter(&ticket, "a", few, false, start); err == nil || err.Reason != OverLimit || err.Limit != 3 || err.RetryAfter <= 0 {
+	if err := b.Enter(&ticket, "a", &few, false, start); err == nil || err.Reason != OverLimit || err.Limit != 3 || err.RetryAfter <= 0 {
 		t.Errorf("over a limit the refusal is %+v", err)
 	}
 	if err := tickets[0].Hold(2 << 20); err == nil || err.Reason != TooMuch || err.Limit != 1<<20 {
@@ -142,7 +142,7 @@ func TestLimitOfARoot(t *testing.T) {
 			t.Errorf("a root with a great limit gets %d of %d %s, without it %d", held[r], capacity[r], r, b.Default()[r])
 		}
 	}
-	if err := b.Enter(&ticket, "b", Limits{}, false, start); err != nil {
+	if err := b.Enter(&ticket, "b", nil, false, start); err != nil {
 		t.Errorf("beside a root with a great limit another is refused: %+v", err)
 	}
 	leave(tickets)
@@ -156,7 +156,7 @@ func TestRates(t *testing.T) {
 	count := func(root string, limits Limits, change bool, at time.Time) (n int64, last *Refusal) {
 		for {
 			var ticket Ticket
-			if last = b.Enter(&ticket, root, limits, change, at); last != nil {
+			if last = b.Enter(&ticket, root, &limits, change, at); last != nil {
 				return n, last
 			}
 			ticket.Leave()
@@ -218,7 +218,7 @@ func TestNeverOverCapacityAndNoLeak(t *testing.T) {
 					limits = Limits{Requests: 1 + random.Int64N(300), Bytes: 1 << (15 + random.IntN(20)), Streams: 1 + random.Int64N(5)}
 				}
 				var ticket Ticket
-				if b.Enter(&ticket, root, limits, random.IntN(2) == 0, start.Add(time.Duration(random.IntN(3))*time.Second)) != nil {
+				if b.Enter(&ticket, root, &limits, random.IntN(2) == 0, start.Add(time.Duration(random.IntN(3))*time.Second)) != nil {
 					continue
 				}
 				for range random.IntN(4) {
@@ -267,7 +267,7 @@ func TestRootsAreForgotten(t *testing.T) {
 	kept := enter(t, b, "kept", Limits{})
 	for i := range 200_000 {
 		var ticket Ticket
-		if err := b.Enter(&ticket, fmt.Sprint("root", i), Limits{}, false, start.Add(time.Duration(i)*time.Second)); err != nil {
+		if err := b.Enter(&ticket, fmt.Sprint("root", i), nil, false, start.Add(time.Duration(i)*time.Second)); err != nil {
 			t.Fatal(err)
 		}
 		ticket.Leave()
@@ -289,7 +289,7 @@ func TestRootsAreForgotten(t *testing.T) {
 func TestNil(t *testing.T) {
 	var b *Budget
 	var ticket Ticket
-	if err := b.Enter(&ticket, "a", Limits{Requests: 1}, true, start); err != nil {
+	if err := b.Enter(&ticket, "a", &Limits{Requests: 1}, true, start); err != nil {
 		t.Error(err)
 	}
 	if ticket.Hold(1<<50) != nil || ticket.Stream() != nil || ticket.Begin(t.Context()) != nil || ticket.Resume(t.Context()) != nil {

@@ -9,25 +9,25 @@ import (
 // a time. The zero Ticket is one of a nil Budget.
 type Ticket struct {
 	share   *Share
-	limits  Limits
-	request bool  // holds a place among the requests
-	stream  bool  // and among the streams
-	bytes   int64 // that it holds
-	begun   bool  // its expensive work may go on
+	limits  *Limits // nil for none
+	request bool    // holds a place among the requests
+	stream  bool    // and among the streams
+	bytes   int64   // that it holds
+	begun   bool    // its expensive work may go on
 }
 
 // Enter lets a request of a root in, "" for the operator's, with the limits
-// that the root has of its own. Leave must be called in the end, unless it is
+// that the root has of its own, nil for none. Leave must be called in the end, unless it is
 // refused.
-func (b *Budget) Enter(t *Ticket, root string, limits Limits, change bool, now time.Time) *Refusal {
+func (b *Budget) Enter(t *Ticket, root string, limits *Limits, change bool, now time.Time) *Refusal {
 	if b == nil {
 		return nil
 	}
 	share := b.share(root, now)
-	err := share.take(Requests, 1, limits[Requests], now)
+	err := share.take(Requests, 1, limits.of(Requests), now)
 	if err == nil {
-		if err = share.take(RequestsPerSecond, 1, limits[RequestsPerSecond], now); err == nil && change {
-			err = share.take(ChangesPerSecond, 1, limits[ChangesPerSecond], now)
+		if err = share.take(RequestsPerSecond, 1, limits.of(RequestsPerSecond), now); err == nil && change {
+			err = share.take(ChangesPerSecond, 1, limits.of(ChangesPerSecond), now)
 		}
 		if err != nil {
 			share.put(Requests, 1)
@@ -66,7 +66,7 @@ func (t *Ticket) Hold(n int64) *Refusal {
 	if t.share == nil || n <= 0 {
 		return nil
 	}
-	if err := t.share.take(Bytes, n, t.limits[Bytes], time.Time{}); err != nil {
+	if err := t.share.take(Bytes, n, t.limits.of(Bytes), time.Time{}); err != nil {
 		return err
 	}
 	t.bytes += n
@@ -90,7 +90,7 @@ func (t *Ticket) Stream() *Refusal {
 	if t.share == nil || t.stream {
 		return nil
 	}
-	if err := t.share.take(Streams, 1, t.limits[Streams], time.Time{}); err != nil {
+	if err := t.share.take(Streams, 1, t.limits.of(Streams), time.Time{}); err != nil {
 		return err
 	}
 	t.stream = true
@@ -114,7 +114,7 @@ func (t *Ticket) Begin(ctx context.Context) error {
 	if t.share == nil || t.begun {
 		return nil
 	}
-	if err := t.share.pool.expensive.acquire(ctx, t.share, t.limits[Expensive], true); err != nil {
+	if err := t.share.pool.expensive.acquire(ctx, t.share, t.limits.of(Expensive), true); err != nil {
 		return err
 	}
 	t.begun = true
@@ -135,7 +135,7 @@ func (t *Ticket) Resume(ctx context.Context) error {
 	if t.share == nil || t.begun {
 		return nil
 	}
-	if err := t.share.pool.expensive.acquire(ctx, t.share, t.limits[Expensive], false); err != nil {
+	if err := t.share.pool.expensive.acquire(ctx, t.share, t.limits.of(Expensive), false); err != nil {
 		return err
 	}
 	t.begun = true

@@ -62,6 +62,9 @@ func checksum(b []byte) (sum [checksumLen]byte) {
 	return sum
 }
 
+// HashToken returns the hash of a token, as ParseToken does.
+func HashToken(token string) [32]byte { return sha256.Sum256([]byte(token)) }
+
 // ParseToken takes a token apart: the id of the key that it claims to be of,
 // "operator" for the operator key, and its SHA-256 hash. ok is false unless
 // form and checksum are right. It tells nothing about whether the key exists.

@@ -246,6 +246,9 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 		if err != nil {
 			return err
 		}
+		if err := s.stays(tx, call, key.AccessLogWrite); err != nil {
+			return err
+		}
 		out = &Ingested{Accepted: int64(len(ready)) - duplicates, Duplicates: duplicates}
 		return remember(tx, call, now, out, audit.Receipt{})
 	})

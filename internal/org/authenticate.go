@@ -18,7 +18,6 @@ type Login struct {
 	Actor *key.Actor
 	// OldSecret says that the secret is one that a rotation replaced.
 	OldSecret bool
-	Secret    [32]byte // the hash of the token
 	// Quota is what is set for the root of a key; nil for the operator. Nobody
 	// may change it.
 	Quota *Quota
@@ -45,7 +44,7 @@ func (s *Service) Authenticate(ctx context.Context, token string, ip netip.Addr)
 		if !key.Match(s.operatorHash[:], hash) {
 			return Login{}, Unauthorized()
 		}
-		return Login{Actor: operator, Secret: hash}, nil
+		return Login{Actor: operator}, nil
 	}
 	k, err := s.keyOf(ctx, keyID, hash)
 	if err != nil {
@@ -54,7 +53,7 @@ func (s *Service) Authenticate(ctx context.Context, token string, ip netip.Addr)
 	if k == nil {
 		return Login{}, Unauthorized()
 	}
-	login := Login{Actor: k.actor, Secret: hash, Quota: k.quota, key: k}
+	login := Login{Actor: k.actor, Quota: k.quota, key: k}
 	login.OldSecret, err = k.admits(s.now(), hash, ip)
 	return login, err
 }
@@ -67,7 +66,7 @@ func (s *Service) Again(ctx context.Context, login Login, token string, ip netip
 		return s.Authenticate(ctx, token, ip)
 	}
 	var err error
-	login.OldSecret, err = k.admits(s.now(), login.Secret, ip)
+	login.OldSecret, err = k.admits(s.now(), key.HashToken(token), ip)
 	return login, err
 }
 
@@ -93,22 +92,47 @@ func (k *keySnapshot) admits(now time.Time, hash [32]byte, ip netip.Addr) (old b
 // In a transaction that holds the lock of the actor's root nobody can change
 // the actor any more until the transaction ends.
 func (s *Service) present(tx Tx, call *Call) (*key.Actor, error) {
+	return s.presentAs(tx, call, tx.Key)
+}
+
+// presentAs is present with a way to read the key.
+func (s *Service) presentAs(tx Tx, call *Call, read func(id string) (*key.Key, error)) (*key.Actor, error) {
 	if call.Actor.Kind != key.KindKey {
 		return call.Actor, nil
 	}
-	k, ok := s.keys.GetIfPresent(call.Actor.ID)
-	if !ok || !tx.TreeUnchanged(k.RootID, k.generation) {
-		var err error
-		if k, err = readKey(tx, call.Actor.ID); errors.Is(err, ErrAbsent) {
+	snap, ok := s.keys.GetIfPresent(call.Actor.ID)
+	if !ok || !tx.TreeUnchanged(snap.RootID, snap.generation) {
+		k, err := read(call.Actor.ID)
+		if err == nil {
+			snap, err = snapshotOf(tx, k)
+		}
+		if errors.Is(err, ErrAbsent) {
 			return nil, Unauthorized()
 		} else if err != nil {
 			return nil, err
 		}
 	}
-	if _, err := k.admits(s.now(), call.Secret, call.Address); err != nil {
+	if _, err := snap.admits(s.now(), call.Secret, call.Address); err != nil {
 		return nil, err
 	}
-	return k.actor, nil
+	return snap.actor, nil
+}
+
+// stays fails unless the actor of a call may still do what a transaction has
+// done for it, and holds its key as it is until the transaction ends. It is
+// for transactions that do not hold the lock of the actor's root, and comes
+// last in them: nobody waits long for the key, and, as in Store.Flush, what
+// counts is locked before keys are.
+func (s *Service) stays(tx Tx, call *Call, permission string) error {
+	actor, err := s.presentAs(tx, call, tx.HoldKey)
+	if err != nil {
+		return err
+	}
+	if actor.Reach != call.Actor.Reach || actor.Path != call.Actor.Path {
+		return problem.New(problem.Conflict, "What this key reaches was changed while the request was answered.").
+			WithFix("Repeat the request.")
+	}
+	return permit(actor, permission)
 }
 
 // presentNow is present outside of a transaction: what it says may be over at

@@ -172,25 +172,38 @@ func (k *keySnapshot) holds(hash [32]byte) bool {
 // whether there is one with the id: the store is asked the same, each time,
 // whatever is remembered.
 func (s *Service) keyOf(ctx context.Context, id string, hash [32]byte) (*keySnapshot, error) {
-	var rootID string
 	if snap, ok := s.keys.GetIfPresent(id); ok && snap.holds(hash) {
 		if snap.generation == s.store.Generation(snap.RootID) {
 			return snap, nil
 		}
-		rootID = snap.RootID // a key never changes its root
-	} else {
-		var secret, old []byte
-		err := s.store.Read(ctx, func(tx Tx) (err error) {
-			rootID, secret, old, err = tx.SecretHashes(id)
-			return err
-		})
-		if err != nil && !errors.Is(err, ErrAbsent) {
-			return nil, err
-		}
-		if now, before := key.Match(secret, hash), key.Match(old, hash); !now && !before {
-			return nil, nil
-		}
+		return s.keyHolding(ctx, id, snap.RootID, hash) // a key never changes its root
 	}
+	rootID, err := s.rootOfKey(ctx, id, hash)
+	if rootID == "" {
+		return nil, err
+	}
+	return s.keyHolding(ctx, id, rootID, hash)
+}
+
+// rootOfKey returns the root of the key with this id and secret; "" if there is
+// none.
+func (s *Service) rootOfKey(ctx context.Context, id string, hash [32]byte) (rootID string, err error) {
+	var secret, old []byte
+	err = s.store.Read(ctx, func(tx Tx) (err error) {
+		rootID, secret, old, err = tx.SecretHashes(id)
+		return err
+	})
+	if err != nil && !errors.Is(err, ErrAbsent) {
+		return "", err
+	}
+	if now, before := key.Match(secret, hash), key.Match(old, hash); !now && !before {
+		return "", nil
+	}
+	return rootID, nil
+}
+
+// keyHolding is keySnapshot, nil unless the key has this secret.
+func (s *Service) keyHolding(ctx context.Context, id, rootID string, hash [32]byte) (*keySnapshot, error) {
 	snap, err := s.keySnapshot(ctx, id, rootID)
 	if snap == nil || !snap.holds(hash) {
 		return nil, err
@@ -226,6 +239,11 @@ func readKey(tx Tx, id string) (*keySnapshot, error) {
 	if err != nil {
 		return nil, err
 	}
+	return snapshotOf(tx, k)
+}
+
+// snapshotOf adds its organization to a key.
+func snapshotOf(tx Tx, k *key.Key) (*keySnapshot, error) {
 	o, err := tx.Org(k.OrgID)
 	if err != nil {
 		return nil, err

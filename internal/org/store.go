@@ -141,6 +141,9 @@ type Tx interface {
 
 	// Key returns a key, revoked or not.
 	Key(id string) (*key.Key, error)
+	// HoldKey is Key, and keeps others from changing the key until the
+	// transaction ends.
+	HoldKey(id string) (*key.Key, error)
 	// KeyOf returns a key, revoked or not, if it is of the organization. What
 	// it does for another's key and for none is the same.
 	KeyOf(orgID, id string) (*key.Key, error)

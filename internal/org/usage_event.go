@@ -225,6 +225,9 @@ func (s *Service) Ingest(ctx context.Context, call *Call, orgID string, events [
 			if out, err = in.run(tx); err != nil {
 				return err
 			}
+			if err := s.stays(tx, now, key.ConsumptionWrite); err != nil {
+				return err
+			}
 			return remember(tx, now, in.now, out, audit.Receipt{})
 		})
 		if err != errNoGauge {

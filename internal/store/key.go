@@ -60,19 +60,21 @@ func newKeyRow(k *key.Key) (keyRow, error) {
 	return r, errors.Join(err1, err2)
 }
 
-func (t *tx) Key(id string) (k *key.Key, err error) {
-	err = t.queryRow(func(r row) error {
-		k, err = scanKey(r)
-		return err
-	}, `SELECT `+keyColumns+` FROM api_keys WHERE id = $1`, id)
-	return k, err
+const keyByID = `SELECT ` + keyColumns + ` FROM api_keys WHERE id = $1`
+
+func (t *tx) Key(id string) (*key.Key, error) { return t.oneKey(keyByID, id) }
+
+func (t *tx) HoldKey(id string) (*key.Key, error) { return t.oneKey(keyByID+` FOR SHARE`, id) }
+
+func (t *tx) KeyOf(orgID, id string) (*key.Key, error) {
+	return t.oneKey(keyByID+` AND org_id = $2`, id, orgID)
 }
 
-func (t *tx) KeyOf(orgID, id string) (k *key.Key, err error) {
+func (t *tx) oneKey(text string, args ...any) (k *key.Key, err error) {
 	err = t.queryRow(func(r row) error {
 		k, err = scanKey(r)
 		return err
-	}, `SELECT `+keyColumns+` FROM api_keys WHERE id = $1 AND org_id = $2`, id, orgID)
+	}, text, args...)
 	return k, err
 }
 

@@ -59,22 +59,19 @@ func AddressText(ip netip.Addr) string {
 // peer returns the address from which a request comes straight.
 func peer(r *http.Request) (netip.Addr, bool) {
 	p, err := netip.ParseAddrPort(r.RemoteAddr)
-	return p.Addr().Unmap().WithZone(""), err == nil
-}
-
-// trusts reports whether the request comes straight from a proxy whose headers
-// are believed.
-func (s *Server) trusts(r *http.Request) bool {
-	ip, ok := peer(r)
-	return ok && s.trustsAddr(ip)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	return p.Addr().Unmap().WithZone(""), true
 }
 
 func (s *Server) trustsAddr(ip netip.Addr) bool {
 	return len(s.trusted) > 0 && key.Contains(s.trusted, ip)
 }
 
-// clientIP returns the address of the client: the peer's, or what a trusted
-// proxy says of it. It is not valid if the address is unknown: an address that
+// origin returns the address of the client, the peer's or what a trusted proxy
+// says of it, and whether the request comes straight from such a proxy, whose
+// headers are believed. The address is not valid if it is unknown: an address that
 // is in no prefix, so that whatever an address decides is denied. The address of
 // a proxy never stands in for one that it should have named.
 //
@@ -85,15 +82,16 @@ func (s *Server) trustsAddr(ip netip.Addr) bool {
 // its first address may have been invented too, by whoever can send through
 // one of them. Only that the proxy itself has made the request, which it says by
 // naming no other, takes nobody's word but its own.
-func (s *Server) clientIP(r *http.Request) netip.Addr {
+func (s *Server) origin(r *http.Request) (client netip.Addr, trusted bool) {
 	from, ok := peer(r)
-	if !ok {
-		return netip.Addr{}
+	if !ok || !s.trustsAddr(from) {
+		return from, false
 	}
-	fields := r.Header["X-Forwarded-For"]
-	if len(fields) == 0 || !s.trustsAddr(from) {
-		return from
-	}
+	return s.forwarded(from, r.Header["X-Forwarded-For"]), true
+}
+
+// forwarded returns the client that a trusted proxy names, itself if none.
+func (s *Server) forwarded(from netip.Addr, fields []string) netip.Addr {
 	client := from
 	for i := len(fields) - 1; i >= 0; i-- {
 		for hops, more := fields[i], true; more; {

@@ -125,7 +125,8 @@ func TestClientIP(t *testing.T) {
 		if tt.forwarded != nil {
 			r.Header["X-Forwarded-For"] = tt.forwarded
 		}
-		if got := AddressText(s.clientIP(r)); got != tt.want {
+		if ip, _ := s.origin(r); AddressText(ip) != tt.want {
+			got := AddressText(ip)
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}
@@ -136,8 +137,8 @@ func TestClientIPWithoutProxies(t *testing.T) {
 	s := &Server{}
 	for _, forwarded := range []string{"203.0.113.9", "unknown", ""} {
 		r := &http.Request{RemoteAddr: "127.0.0.1:4711", Header: http.Header{"X-Forwarded-For": {forwarded}}}
-		if got := AddressText(s.clientIP(r)); got != "127.0.0.1" || s.trusts(r) {
-			t.Errorf("%q: %q, trusted %v", forwarded, got, s.trusts(r))
+		if ip, trusted := s.origin(r); AddressText(ip) != "127.0.0.1" || trusted {
+			t.Errorf("%q: %q, trusted %v", forwarded, ip, trusted)
 		}
 	}
 }

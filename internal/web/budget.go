@@ -96,12 +96,13 @@ func (s *Server) handle(rt *Route, r *Request) (*Response, error) {
 // Idempotency-Keys.
 const IdempotencyBytes = "idempotency_bytes"
 
-// limitsOf returns what a quota sets for the resources of a budget.
-func limitsOf(q *org.Quota) budget.Limits {
+// limitsOf returns what a quota sets for the resources of a budget; nil for
+// nothing.
+func limitsOf(q *org.Quota) *budget.Limits {
 	if q == nil {
-		return budget.Limits{}
+		return nil
 	}
-	return budget.Limits{budget.Requests: q.RequestsInFlight, budget.Bytes: q.BytesInFlight, budget.Expensive: q.ExpensiveInFlight,
+	return &budget.Limits{budget.Requests: q.RequestsInFlight, budget.Bytes: q.BytesInFlight, budget.Expensive: q.ExpensiveInFlight,
 		budget.Streams: q.Streams, budget.RequestsPerSecond: q.RequestsPerSecond, budget.ChangesPerSecond: q.ChangesPerSecond}
 }
 
@@ -112,7 +113,7 @@ func (s *Server) enter(rt *Route, r *Request) error {
 		return nil
 	}
 	change := r.Method != http.MethodGet && r.Method != http.MethodHead && rt.Prepare == nil && !rt.NoReplay
-	if f := s.budgets.Enter(&r.ticket, r.Actor.RootID, limitsOf(r.quota), change, r.At); f != nil {
+	if f := s.budgets.Enter(&r.ticket, r.Actor.RootID, limitsOf(r.login.Quota), change, r.At); f != nil {
 		s.budgets.pause(r.Context())
 		return s.refusal(r, f)
 	}
@@ -277,8 +278,8 @@ func (s *Server) keepable(r *Request) error {
 		return nil
 	}
 	most, by := int64(org.DefaultIdempotencyBytes), "default"
-	if r.quota != nil && r.quota.IdempotencyBytes > 0 {
-		most, by = r.quota.IdempotencyBytes, "operator"
+	if r.login.Quota != nil && r.login.Quota.IdempotencyBytes > 0 {
+		most, by = r.login.Quota.IdempotencyBytes, "operator"
 	}
 	n, until, err := s.service.AnswersKept(r.Context(), r.Actor.RootID)
 	if err != nil || n < most {

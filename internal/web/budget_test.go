@@ -145,7 +145,7 @@ func TestBodyOfUnknownLength(t *testing.T) {
 		r.ticket.Leave()
 	}
 	r := entered(t, s, "POST", "a", 0)
-	r.quota, r.maxBody = &org.Quota{}, 1<<20
+	r.login.Quota, r.maxBody = &org.Quota{}, 1<<20
 	r.Request = httptest.NewRequest("POST", "/", strings.NewReader(strings.Repeat("x", 1<<20+1)))
 	r.ContentLength = -1
 	if _, err := r.Raw(); !problem.Is(err, problem.TooLarge) {

@@ -32,9 +32,9 @@ type Request struct {
 	ID        string     // X-Request-Id
 	IP        netip.Addr // of the client; not valid if it is unknown
 	Trusted   bool       // straight from a proxy whose headers are believed
+	OldSecret bool       // the key's secret is one that a rotation replaced
 	At        time.Time  // when it arrived: UTC, whole microseconds
 	Actor     *key.Actor
-	OldSecret bool          // the key's secret is one that a rotation replaced
 	Org       *org.Snapshot // the organization that the request is about; nil if none, or not visible
 	Sought    string        // the id of an organization that the body or the query names; it may not exist
 	Receipt   audit.Receipt // of the change that the request made
@@ -47,24 +47,23 @@ type Request struct {
 	route      *Route
 	token      string
 	login      org.Login
+	address    string // IP as text
 	body       []byte
-	bodyRead   bool
 	maxBody    int64
 	idempotent *org.Idempotency
-	kept       bool     // the answer was stored with what the request did
 	extra      []string // header fields of the answer, whatever it is
-
-	quota     *org.Quota // of the root of the actor's key; nil for none
-	ticket    budget.Ticket
-	expensive bool // see Route.Expensive
+	ticket     budget.Ticket
+	bodyRead   bool
+	kept       bool // the answer was stored with what the request did
+	expensive  bool // see Route.Expensive
 }
 
 // Quota returns what is set for the root of the actor's key.
 func (r *Request) Quota() org.Quota {
-	if r.quota == nil {
+	if r.login.Quota == nil {
 		return org.Quota{}
 	}
-	return *r.quota
+	return *r.login.Quota
 }
 
 // PageBytes returns how many bytes of content a page of a list may have, however
@@ -170,7 +169,7 @@ func (r *Request) checkIfMatch() error {
 // the result of a change into the answer: it runs again for the answer that
 // is kept for an Idempotency-Key.
 func (r *Request) Call(render func(result any) *Response) *org.Call {
-	c := &org.Call{Actor: r.Actor, Secret: r.login.Secret, Address: r.IP, RequestID: r.ID, IP: AddressText(r.IP),
+	c := &org.Call{Actor: r.Actor, Secret: key.HashToken(r.token), Address: r.IP, RequestID: r.ID, IP: r.address,
 		UserAgent: cut(key.Redact(r.UserAgent()), 512), IfMatch: r.IfMatch()}
 	if r.idempotent != nil && render != nil {
 		idem := *r.idempotent

@@ -174,8 +174,9 @@ func (s *Server) handler(rt *Route) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
 		start := s.now()
-		r := &Request{Request: hr, ID: requestID(hr), IP: s.clientIP(hr), Trusted: s.trusts(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody,
-			server: s, route: rt}
+		r := &Request{Request: hr, ID: requestID(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody, server: s, route: rt}
+		r.IP, r.Trusted = s.origin(hr)
+		r.address = AddressText(r.IP)
 		defer r.ticket.Leave()
 		w.Header()["X-Request-Id"] = []string{r.ID}
 		resp, err := s.answer(rt, r)
@@ -363,7 +364,6 @@ func (s *Server) authenticate(r *Request) error {
 	r.token = strings.TrimSpace(token)
 	login, err := s.service.Authenticate(r.Context(), r.token, r.IP)
 	r.Actor, r.OldSecret, r.login = login.Actor, login.OldSecret, login
-	r.quota = login.Quota
 	if err != nil {
 		if login.Actor == nil {
 			s.unknown.Inc()
@@ -440,7 +440,7 @@ func (s *Server) record(rt *Route, r *Request, status int) error {
 			d.Reservation = s.service.Count(r.Context(), org.Charge{RootID: a.RootID, Path: a.Path, Month: usage.MonthOf(at), Meter: usage.APICalls, Quantity: usage.One})
 		}
 	} else if r.Actor != nil && r.Actor != d.Actor && r.Actor.Kind == key.KindKey && status != http.StatusUnauthorized {
-		use := &access.KeyUse{KeyID: r.Actor.ID, Old: r.OldSecret, At: at, IP: AddressText(r.IP)}
+		use := &access.KeyUse{KeyID: r.Actor.ID, Old: r.OldSecret, At: at, IP: r.address}
 		if _, err := s.recorder.RecordAt(access.Record{Use: use}); err != nil {
 			d.Reservation.Release()
 			return err
@@ -471,7 +471,10 @@ func (s *Server) entry(rt *Route, r *Request, d *Decision, status int) access.Re
 	if a == nil {
 		return rec
 	}
-	ip := AddressText(d.IP)
+	ip := r.address
+	if d.IP != r.IP {
+		ip = AddressText(d.IP)
+	}
 	rootID, orgID := a.RootID, a.OrgID
 	if d.Org != nil {
 		rootID, orgID = d.Org.RootID, d.Org.ID
@@ -521,7 +524,7 @@ func (s *Server) logRequest(rt *Route, r *Request, status int, end time.Time, to
 	var more [9]slog.Attr
 	attrs := append(more[:0],
 		slog.String("request_id", r.ID), slog.String("operation", rt.Operation), slog.String("method", cut(key.Redact(r.Method), 64)),
-		slog.String("path", cut(key.Redact(r.URL.EscapedPath()), 1024)), slog.Int("status", status), slog.Float64("took_ms", float64(took.Microseconds())/1000), slog.String("ip", AddressText(r.IP)))
+		slog.String("path", cut(key.Redact(r.URL.EscapedPath()), 1024)), slog.Int("status", status), slog.Float64("took_ms", float64(took.Microseconds())/1000), slog.String("ip", r.address))
 	if r.Actor != nil {
 		attrs = append(attrs, slog.String("actor", r.Actor.ID))
 	}
