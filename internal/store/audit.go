@@ -128,12 +128,9 @@ func (t *tx) AppendAudit(head *audit.Head, records []audit.Record) error {
 	before := head.Size - int64(len(records))
 	last := t.heads[head.RootID]
 	if last == nil {
-		n, err := t.exec(moveHead, head.RootID, head.Ordinal, head.Size, head.Root[:], rangeBytes(head.Range), before)
+		err := t.execOne(moveHead, head.RootID, head.Ordinal, head.Size, head.Root[:], rangeBytes(head.Range), before)
 		if err != nil {
 			return err
-		}
-		if n == 0 {
-			return org.ErrStale
 		}
 		last = &groupHead{stored: head.Size}
 	} else if last.Ordinal != head.Ordinal || last.Size != before {

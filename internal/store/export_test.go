@@ -128,6 +128,14 @@ func (c *countingConn) exec(text string, args ...any) (int64, error) {
 	return n, err
 }
 
+func (c *countingConn) execOne(text string, args ...any) error {
+	n, err := c.exec(text, args...)
+	if err == nil && n == 0 {
+		err = org.ErrStale
+	}
+	return err
+}
+
 func (c *countingConn) execEach(text string, n int, args func(int) []any, changed func(int, int64) error) error {
 	return c.conn.execEach(text, n, args, func(i int, rows int64) error {
 		c.rows += rows

@@ -4,7 +4,6 @@ import (
 	"errors"
 
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/org"
 )
 
 const keyColumns = `root_id, org_id, id, name, permissions, reach, allowed_cidrs, rate_requests, rate_period, hint,
@@ -104,7 +103,7 @@ func (t *tx) UpdateKey(k *key.Key) error {
 	if err != nil {
 		return err
 	}
-	n, err := t.exec(`UPDATE api_keys SET name = $5, permissions = $6, reach = $7, allowed_cidrs = $8, rate_requests = $9,
+	return t.execOne(`UPDATE api_keys SET name = $5, permissions = $6, reach = $7, allowed_cidrs = $8, rate_requests = $9,
 			rate_period = $10, hint = $11, updated_at = $12, expires_at = $13, revoked_at = $14, secret_hash = $15,
 			old_last_used_at = CASE WHEN old_hash = $16 THEN old_last_used_at ELSE $17 END,
 			old_last_used_ip = CASE WHEN old_hash = $16 THEN old_last_used_ip ELSE $18 END,
@@ -113,10 +112,6 @@ func (t *tx) UpdateKey(k *key.Key) error {
 		k.RootID, k.OrgID, k.ID, k.Version-1, k.Name, r.permissions, string(k.Reach), r.cidrs, r.rate.Requests,
 		r.rate.PeriodSeconds, k.Hint, micros(k.UpdatedAt), optionalMicros(k.ExpiresAt), optionalMicros(k.RevokedAt), k.SecretHash,
 		r.old.Hash, optionalMicros(r.old.LastUsedAt), r.old.LastUsedIP, r.old.Hint, r.oldValidUntil)
-	if err == nil && n == 0 {
-		return org.ErrStale
-	}
-	return err
 }
 
 // keySize is about what a key takes in an answer, in bytes.

@@ -121,5 +121,7 @@ func migrationSteps(d *dialect) ([]*goose.Migration, error) {
 		steps = append(steps, goose.NewGoMigration(version, &goose.GoFunc{RunTx: up}, nil))
 	}
 	carry := func(ctx context.Context, tx *sql.Tx) error { return carryLogs(ctx, tx, d) }
-	return append(steps, goose.NewGoMigration(carryVersion, &goose.GoFunc{RunTx: carry}, nil)), nil
+	note := func(ctx context.Context, tx *sql.Tx) error { return noteOlder(ctx, tx, d) }
+	return append(steps, goose.NewGoMigration(carryVersion, &goose.GoFunc{RunTx: carry}, nil),
+		goose.NewGoMigration(olderVersion, &goose.GoFunc{RunTx: note}, nil)), nil
 }

@@ -203,12 +203,8 @@ func (t *tx) UpdateOrg(o *org.Organization) error {
 		text += `, name_key = $12, external_id = $13`
 		args = append(args, after.nameKey, after.externalID)
 	}
-	n, err := t.exec(text+` WHERE root_id = $1 AND id = $2 AND version = $3`, args...)
-	if err != nil {
+	if err := t.execOne(text+` WHERE root_id = $1 AND id = $2 AND version = $3`, args...); err != nil {
 		return err
-	}
-	if n == 0 {
-		return org.ErrStale
 	}
 	t.read[o.ID] = after
 	if before.tags == after.tags {

@@ -5,8 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"math"
 	"net"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,34 +18,72 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
 const (
-	// channel carries what a transaction changed to the other processes on the
-	// same database, see touched.payloads.
-	channel = "orgd"
 	// attempts is how often a transaction is run that conflicts with another
 	// one, or loses its connection before its commit.
 	attempts = 5
 	// connectTimeout bounds the wait for a connection.
 	connectTimeout = 5 * time.Second
-	// transactionTimeout ends a transaction on a server that no longer
-	// answers, without a sign from the network.
+	// transactionTimeout bounds a transaction.
 	transactionTimeout = 5 * time.Minute
+	// lockTimeout bounds the wait for a lock. It is far below the time in which an
+	// answer must be sent: nothing is done for which nobody waits any more.
+	lockTimeout = 20 * time.Second
 	// commitTimeout bounds a commit; then its outcome is unknown.
 	commitTimeout = 30 * time.Second
+	// userTimeout is how long a server may leave unconfirmed what was sent to it
+	// (TCP_USER_TIMEOUT).
+	userTimeout = 4 * time.Second
 )
 
-// planning makes PostgreSQL answer every query from the index that was made
+// sessionSettings are what every transaction needs of its session, whatever the
+// role or the database has set.
+//
+// The planner's make PostgreSQL answer every query from the index that was made
 // for it and in that index's order. The statistics of a table that has just
 // grown would have it read and sort all of a root's rows for one page.
-const planning = `SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET enable_incremental_sort = off;
-	SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off`
+//
+// The timeouts are orgd's own. A commit that was not written to the disk would
+// not be one.
+func sessionSettings(version int) [][2]string {
+	list := [][2]string{
+		{"enable_seqscan", "off"}, {"enable_bitmapscan", "off"}, {"enable_sort", "off"}, {"enable_incremental_sort", "off"},
+		{"enable_hashjoin", "off"}, {"enable_mergejoin", "off"}, {"jit", "off"},
+		{"statement_timeout", millis(transactionTimeout)}, {"lock_timeout", millis(lockTimeout)},
+		{"idle_in_transaction_session_timeout", millis(transactionTimeout)},
+	}
+	if version >= 14_00_00 {
+		list = append(list, [2]string{"idle_session_timeout", "0"})
+	}
+	if version >= 17_00_00 {
+		list = append(list, [2]string{"transaction_timeout", "0"})
+	}
+	return list
+}
+
+func millis(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+
+// settingsText returns a query that makes the settings for the session, or for
+// the transaction alone.
+func settingsText(settings [][2]string, local bool) string {
+	text := `SELECT `
+	for _, s := range settings {
+		text += fmt.Sprintf(`set_config('%s', '%s', %v), `, s[0], s[1], local)
+	}
+	return text + fmt.Sprintf(`set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, %v)`, local)
+}
 
 // OpenPostgres connects to the database at url and brings its schema up to
-// date. It fails if the database cannot be reached; a connection that is lost
-// later comes back by itself.
+// date. It fails if the database cannot be reached or only takes reads; a
+// connection that is lost later comes back by itself.
+//
+// If url leads through a pooler that gives each transaction another session
+// (PgBouncer's pool_mode=transaction), Options.Direct must lead past it;
+// without, the error is a *PoolerError.
 //
 // Each Write is one transaction of its own at READ COMMITTED, in which Lock
 // serializes the changes of a root. Each Read is one snapshot.
@@ -53,63 +92,197 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the database URL is invalid: %w", err)
 	}
+	direct := config.ConnConfig.Copy()
+	if o.Direct != "" {
+		if direct, err = pgx.ParseConfig(o.Direct); err != nil {
+			return nil, fmt.Errorf("the direct database URL is invalid: %w", err)
+		}
+	}
+	for _, c := range []*pgx.ConnConfig{config.ConnConfig, direct} {
+		prepareConfig(c)
+	}
+	s := &Store{log: o.logger()}
+	e := &postgresEngine{instance: rand.Text(), name: processName(), texts: &sync.Map{}, config: config.ConnConfig.Copy(), direct: direct, pooled: o.Direct != ""}
+	e.epoch.Store(newEpoch())
+	if e.pooled {
+		e.config.DefaultQueryExecMode, config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec, pgx.QueryExecModeExec
+	}
+	first, err := e.findPrimary(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("the database cannot be opened: %w", notPrimary(err))
+	}
+	version := serverVersion(first)
+	if !e.pooled {
+		err = checkPooler(ctx, first, e.config)
+	}
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), beatTimeout)
+	first.Close(closing)
+	cancel()
+	if err != nil {
+		return nil, err
+	}
+	if err := e.migrate(ctx, o.Mark); err != nil {
+		return nil, fmt.Errorf("the database cannot be opened: %w", notPrimary(err))
+	}
+
 	if o.Readers > 0 {
 		config.MaxConns = int32(o.Readers)
 	} else if !strings.Contains(url, "pool_max_conns") {
 		config.MaxConns = max(16, config.MaxConns)
 	}
-	config.ConnConfig.ConnectTimeout = connectTimeout
-	config.ConnConfig.DialFunc = (&net.Dialer{Timeout: connectTimeout, KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}).DialContext
-	config.ConnConfig.RuntimeParams["application_name"] = "orgd"
-	config.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
-		_, err := c.Exec(ctx, planning)
-		return err
+	settings := sessionSettings(version)
+	config.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
+		e.follow(c)
+		return nil
 	}
-	pool, err := pgxpool.NewWithConfig(ctx, config)
-	if err != nil {
+	if e.pooled {
+		e.local = settingsText(settings, true)
+	} else {
+		text := settingsText(settings, false)
+		config.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
+			_, err := c.Exec(ctx, text, pgx.QueryExecModeSimpleProtocol)
+			return err
+		}
+	}
+	if e.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, err
 	}
-	db := stdlib.OpenDBFromPool(pool)
-	err = migrate(ctx, db, postgresDialect, o.Mark)
-	db.Close()
-	if err != nil {
-		pool.Close()
-		return nil, fmt.Errorf("the database cannot be opened: %w", err)
-	}
-
-	s := &Store{log: o.logger()}
-	e := &postgresEngine{pool: pool, instance: rand.Text(), texts: &sync.Map{}, config: config.ConnConfig.Copy()}
-	e.health = newPinger(e.askHealth)
 	n := int(config.MaxConns)
 	e.heavy = newShare(n / 4)
 	e.writers = newShare(n - n/4 - (n+7)/8)
 	// Without its partition a month's rows go where all others are. Partition
 	// tries again, and reports it.
 	_ = e.makePartitions(ctx, time.Now())
-	l := &listener{config: config.ConnConfig.Copy(), instance: e.instance, generations: &s.generations, started: time.Now(),
-		done: make(chan struct{})}
-	l.heard.Store(math.MinInt64 / 2)
-	s.engine, e.listener, s.generations.doubted = e, l, l.doubted
+	e.beat = newBeat(e, &s.generations)
+	s.engine, s.generations.doubted = e, e.beat.doubted
 	var background context.Context
-	background, l.stop = context.WithCancel(context.Background())
-	go l.run(background)
+	background, e.beat.stop = context.WithCancel(context.Background())
+	go e.beat.run(background)
 	return s, nil
 }
 
+// prepareConfig sets what all connections have in common.
+func prepareConfig(c *pgx.ConnConfig) {
+	c.ConnectTimeout = connectTimeout
+	c.DialFunc = (&net.Dialer{Timeout: connectTimeout, KeepAliveConfig: keepAlive, Control: boundUnconfirmed}).DialContext
+	c.RuntimeParams["application_name"] = application
+	if c.ValidateConnect == nil {
+		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
+	c.OnNotice = func(conn *pgconn.PgConn, n *pgconn.Notice) {
+		if n.SeverityUnlocalized == "WARNING" {
+			conn.CustomData()[warned] = n.Message
+		}
+	}
+}
+
+// warned is where a connection keeps the last warning that its server has sent.
+const warned = "warned"
+
+// migrate brings the schema up to date, past a pooler.
+func (e *postgresEngine) migrate(ctx context.Context, mark string) error {
+	config := e.direct.Copy()
+	if !e.pooled {
+		e.follow(config)
+	}
+	for _, name := range []string{"statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"} {
+		config.RuntimeParams[name] = "0"
+	}
+	// The server, too, notices that this process is gone.
+	for name, value := range map[string]string{"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3"} {
+		config.RuntimeParams[name] = value
+	}
+	db := stdlib.OpenDB(*config)
+	defer db.Close()
+	return migrate(ctx, db, postgresDialect, mark)
+}
+
+func processName() string {
+	host, _ := os.Hostname()
+	return fmt.Sprintf("%s, process %d", host, os.Getpid())
+}
+
+func serverVersion(c *pgx.Conn) int {
+	var major, minor int
+	_, _ = fmt.Sscanf(c.PgConn().ParameterStatus("server_version"), "%d.%d", &major, &minor)
+	return major*10000 + minor
+}
+
+// notPrimary says in orgd's words that none of the servers takes changes.
+func notPrimary(err error) error {
+	if err == nil {
+		return nil
+	}
+	var answer *pgconn.PgError
+	if errors.As(err, &answer) && answer.Code == stateReadOnly || strings.Contains(err.Error(), "read only") {
+		return fmt.Errorf("it takes no changes: it is a standby, or is set to read only (default_transaction_read_only); name the primary, or all servers of which one is it: %w", err)
+	}
+	return err
+}
+
 type postgresEngine struct {
-	pool     *pgxpool.Pool
-	instance string    // names this process in notifications
-	texts    *sync.Map // text → text in the dialect
-	listener *listener
-	closed   atomic.Bool
+	pool   *pgxpool.Pool
+	texts  *sync.Map       // text → text in the dialect
+	config *pgx.ConnConfig // as the pool connects
+	direct *pgx.ConnConfig // past the pooler, if there is one
+	pooled bool            // each transaction may have another session
+	local  string          // if pooled: the query that makes a transaction's settings
+	name   string          // of this process, for people
+	beat   *beat
+	closed atomic.Bool
+
+	idMu     sync.Mutex
+	instance string                // names this process in the database
+	primary  atomic.Pointer[place] // the server that takes the changes, where the URL names several
+	epoch    atomic.Pointer[epoch] // of the transactions under way
 
 	// Heavy reads and changes, which wait for each other's locks, leave some
 	// connections of the pool to other reads.
 	heavy, writers share
-	health         *pinger
-	pings          *pgx.Conn // the connection of health; nil if there is none
-	config         *pgx.ConnConfig
+}
+
+// process returns the name under which this process makes changes.
+func (e *postgresEngine) process() string {
+	e.idMu.Lock()
+	defer e.idMu.Unlock()
+	return e.instance
+}
+
+// rename gives this process a new name, so that it looks at what it has changed
+// under the old one as at what others have.
+func (e *postgresEngine) rename() {
+	e.idMu.Lock()
+	defer e.idMu.Unlock()
+	e.instance = rand.Text()
+}
+
+// epoch is a time in which the database seems to be there. With its end
+// all transactions under way end too.
+type epoch struct {
+	context.Context
+	end context.CancelFunc
+}
+
+func newEpoch() *epoch {
+	ctx, end := context.WithCancel(context.Background())
+	return &epoch{ctx, end}
+}
+
+// renew has all transactions that begin from now on do so on new connections.
+func (e *postgresEngine) renew() { e.pool.Reset() }
+
+// giveUp ends the transactions that wait for a server that is not there.
+func (e *postgresEngine) giveUp() {
+	e.epoch.Swap(newEpoch()).end()
+	e.renew()
+}
+
+// bounded returns a context for a transaction, which ends with the epoch.
+func (e *postgresEngine) bounded(ctx context.Context, most time.Duration) (context.Context, context.CancelFunc) {
+	now := e.epoch.Load()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), most)
+	stop := context.AfterFunc(now, cancel)
+	return ctx, func() { stop(); cancel() }
 }
 
 func (e *postgresEngine) kind() string { return Postgres }
@@ -118,53 +291,41 @@ func (e *postgresEngine) kind() string { return Postgres }
 // the next ones are there when it ends.
 func (e *postgresEngine) writersPerRoot() int { return max(2, int(e.pool.Config().MaxConns)/8) }
 
+func (e *postgresEngine) processes() int { return int(e.beat.alive.Load()) }
+
 func (e *postgresEngine) close() error {
 	if e.closed.CompareAndSwap(false, true) {
-		e.listener.stop()
-		<-e.listener.done
-		e.health.close(func() error { e.dropHealth(); return nil })
+		e.beat.stop()
+		<-e.beat.done
 		e.pool.Close()
 	}
 	return nil
 }
 
-func (e *postgresEngine) ping(ctx context.Context) error { return e.health.ping(ctx) }
-
-// askHealth asks again on a new connection if the old one does not work any
-// more: the server may have closed it long ago.
-func (e *postgresEngine) askHealth(ctx context.Context) error {
-	if e.pings != nil {
-		if err := e.pings.Ping(ctx); err == nil {
-			return nil
-		}
-		e.dropHealth()
+// ping says what the last look was like.
+func (e *postgresEngine) ping(context.Context) error {
+	if e.closed.Load() {
+		return errClosed()
 	}
-	c, err := pgx.ConnectConfig(ctx, e.config.Copy())
-	if err != nil {
-		return unreachable(err)
+	e.beat.mu.Lock()
+	why := e.beat.why
+	e.beat.mu.Unlock()
+	if why == nil && e.beat.since(&e.beat.proven) > 2*trustTime {
+		why = e.beat.reason()
 	}
-	e.pings = c
-	if err := c.Ping(ctx); err != nil {
-		e.dropHealth()
-		return postgresProblem(err)
+	if why != nil {
+		return unreachable(notPrimary(why))
 	}
 	return nil
-}
-
-func (e *postgresEngine) dropHealth() {
-	if e.pings == nil {
-		return
-	}
-	closing, cancel := context.WithTimeout(context.Background(), aliveInterval)
-	defer cancel()
-	e.pings.Close(closing)
-	e.pings = nil
 }
 
 // acquire returns a connection. ctx bounds the wait.
 func (e *postgresEngine) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	if e.closed.Load() {
 		return nil, errClosed()
+	}
+	if err := e.beat.lost(); err != nil {
+		return nil, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
@@ -176,6 +337,40 @@ func (e *postgresEngine) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 		return nil, ctx.Err()
 	}
 	return nil, unreachable(err)
+}
+
+// begin returns a transaction that begins with its first statement. Where it may
+// be on another server than the last one, a read also makes sure that what it
+// sees is not older than what was looked at.
+func (e *postgresEngine) begin(ctx context.Context, c *pgxpool.Conn, text string, reads bool) *postgresConn {
+	conn := &postgresConn{ctx: ctx, conn: c.Conn(), texts: e.texts}
+	conn.waiting = append(make([]statement, 0, 8), statement{text: text})
+	if !e.pooled {
+		return conn
+	}
+	s := statement{text: e.local}
+	if reads {
+		least := e.beat.ahead.Load()
+		s.text += `, pg_is_in_recovery()::text, pg_snapshot_xmax(pg_current_snapshot())::text`
+		s.answered = func(r row) error { return present(r.(pgx.Rows), least) }
+	}
+	conn.waiting = append(conn.waiting, s)
+	return conn
+}
+
+// errElsewhere says that a read was made on a server that lags behind.
+var errElsewhere = errors.New("the pooler has led to a server that does not have the present state")
+
+// present checks the last two columns of a row: whether the server is a standby,
+// and up to which transaction it has come.
+func present(r pgx.Rows, least int64) error {
+	values := r.RawValues()
+	n := len(values)
+	next, err := strconv.ParseInt(string(values[n-1]), 10, 64)
+	if err != nil || string(values[n-2]) != "false" || next < least {
+		return errElsewhere
+	}
+	return nil
 }
 
 func (e *postgresEngine) read(ctx context.Context, heavy bool, fn func(*tx) error) error {
@@ -198,16 +393,18 @@ func (e *postgresEngine) readOnce(ctx context.Context, heavy bool, fn func(*tx) 
 	if err != nil {
 		return err, false
 	}
-	defer c.Release()
 	caller := ctx
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), transactionTimeout)
-	defer cancel()
-	begun, err := c.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
-	if err != nil {
-		return postgresProblem(err), retryable(err)
-	}
-	defer begun.Rollback(ctx)
-	t := &tx{conn: &postgresConn{ctx: ctx, tx: begun, texts: e.texts}, d: postgresDialect}
+	ctx, cancel := e.bounded(ctx, transactionTimeout)
+	conn := e.begin(ctx, c, `begin isolation level repeatable read read only`, true)
+	// Nobody waits for the end of a read.
+	defer func() {
+		go func() {
+			conn.end(ctx)
+			cancel()
+			c.Release()
+		}()
+	}()
+	t := &tx{conn: conn, d: postgresDialect}
 	if heavy {
 		t.ctx = caller
 	}
@@ -243,41 +440,78 @@ func (e *postgresEngine) writeOnce(ctx context.Context, fn func(*tx) error, comm
 		return err, false
 	}
 	defer c.Release()
-	detached := context.WithoutCancel(ctx)
-	ctx, cancel := context.WithTimeout(detached, transactionTimeout)
+	ctx, cancel := e.bounded(ctx, transactionTimeout)
 	defer cancel()
-	begun, err := c.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
-	if err != nil {
-		return postgresProblem(err), retryable(err)
-	}
-	defer begun.Rollback(ctx)
-	t := &tx{conn: &postgresConn{ctx: ctx, tx: begun, texts: e.texts}, d: postgresDialect, read: map[string]stored{}}
+	conn := e.begin(ctx, c, `begin isolation level read committed`, false)
+	defer conn.end(ctx)
+	t := &tx{conn: conn, d: postgresDialect, read: map[string]stored{}}
 	err = protect(func() error { return fn(t) })
 	if t.err != nil {
-		return postgresProblem(t.err), retryable(t.err)
+		return e.refused(t.err)
 	}
 	if err != nil {
 		return err, false
 	}
-	for _, payload := range t.touched().payloads(e.instance) {
-		if _, err := begun.Exec(ctx, `SELECT pg_notify($1, $2)`, channel, payload); err != nil {
-			return postgresProblem(err), retryable(err)
-		}
+	changed := t.touched()
+	if err := e.note(conn, changed); err != nil {
+		return e.refused(err)
 	}
-	committing, cancelCommit := context.WithTimeout(detached, commitTimeout)
-	defer cancelCommit()
-	err = begun.Commit(committing)
+	return e.commit(ctx, conn, func() { committed(changed); e.beat.changed(changed) })
+}
+
+// refused returns what an error means after which the server has committed
+// nothing.
+func (e *postgresEngine) refused(err error) (problem error, again bool) {
+	var answer *pgconn.PgError
+	if errors.As(err, &answer) && answer.Code == stateReadOnly {
+		// The connections lead to a server that takes no changes any more.
+		e.renew()
+	}
+	return postgresProblem(err), retryable(err)
+}
+
+// note says in the transaction itself what it has changed.
+func (e *postgresEngine) note(conn *postgresConn, t touched) error {
+	n := len(t.roots) + len(t.orgs)
+	if n == 0 {
+		return nil
+	}
+	roots, orgs := make([]string, n), make([]string, n)
+	copy(roots, t.roots)
+	copy(orgs[len(t.roots):], t.orgs)
+	process := e.process()
+	err := conn.later(statement{text: `INSERT INTO changes (tx, process, root_id, org_id)
+		SELECT pg_current_xact_id()::text::bigint, $1, r, o FROM unnest($2::text[], $3::text[]) AS u(r, o)`, args: []any{process, roots, orgs}})
+	if err == nil && e.beat.older.Load() {
+		err = conn.later(statement{text: announceText, args: []any{channel, t.payloads(process)}})
+	}
+	return err
+}
+
+// commit commits. made is called if it did, or may have.
+func (e *postgresEngine) commit(ctx context.Context, conn *postgresConn, made func()) (err error, again bool) {
+	committing, cancel := e.bounded(ctx, commitTimeout)
+	defer cancel()
+	data := conn.conn.PgConn().CustomData()
+	delete(data, warned)
+	err = conn.commit(committing)
+	warning := data[warned]
+	delete(data, warned)
 	switch answer := (*pgconn.PgError)(nil); {
-	case err == nil:
-		committed(t.touched())
+	case err == nil && warning == nil:
+		made()
 		return nil, false
-	case errors.As(err, &answer) && answer.SeverityUnlocalized == "ERROR", errors.Is(err, pgx.ErrTxCommitRollback):
-		// The server says that it has rolled back.
-		return postgresProblem(err), retryable(err)
-	default:
-		committed(t.touched())
-		return outcomeUnknown(err), false
+	case err == nil:
+		// It may not have reached the standby that it should have.
+		err = fmt.Errorf("the server has committed with a warning: %v", warning)
+	case errors.As(err, &answer) && answer.SeverityUnlocalized == "ERROR", errors.Is(err, pgx.ErrTxCommitRollback), errors.Is(err, org.ErrStale), pgconn.SafeToRetry(err):
+		// The server says that it has rolled back, or has heard of nothing.
+		return e.refused(err)
 	}
+	// It may still happen. Then it shows as a change that somebody else makes.
+	e.rename()
+	made()
+	return outcomeUnknown(err), false
 }
 
 func unreachable(err error) error {
@@ -295,7 +529,9 @@ const (
 	stateDiskFull        = "53100"
 	stateTooManyConns    = "53300"
 	stateReadOnly        = "25006" // a standby: the primary is elsewhere
-	stateLockUnavailable = "55P03"
+	stateLockUnavailable = "55P03" // or a lock_timeout
+	stateCancelled       = "57014" // by a statement_timeout, or by somebody
+	stateTimeout         = "25P0"  // of a transaction: the class's 25P03 and 25P04
 )
 
 // retryable reports whether running the transaction again may help. It must
@@ -303,10 +539,10 @@ const (
 func retryable(err error) bool {
 	var answer *pgconn.PgError
 	if !errors.As(err, &answer) {
-		return lostConnection(err)
+		return lostConnection(err) || errors.Is(err, errElsewhere)
 	}
 	switch {
-	case answer.Code == stateSerialization, answer.Code == stateDeadlock, strings.HasPrefix(answer.Code, stateConnection):
+	case answer.Code == stateSerialization, answer.Code == stateDeadlock, answer.Code == stateReadOnly, strings.HasPrefix(answer.Code, stateConnection):
 		return true
 	}
 	return strings.HasPrefix(answer.Code, stateOperator)
@@ -329,7 +565,7 @@ func postgresProblem(err error) error {
 	}
 	var answer *pgconn.PgError
 	if !errors.As(err, &answer) {
-		if lostConnection(err) {
+		if lostConnection(err) || errors.Is(err, errElsewhere) || errors.Is(err, context.Canceled) {
 			return unreachable(err)
 		}
 		return err
@@ -339,81 +575,10 @@ func postgresProblem(err error) error {
 		return problem.New(problem.StorageFull, "The database's disk is full; nothing was changed.").
 			WithFix("Repeat the request once the operator has freed space.").WithCause(err)
 	case answer.Code == stateSerialization, answer.Code == stateDeadlock, answer.Code == stateTooManyConns,
-		answer.Code == stateReadOnly, answer.Code == stateLockUnavailable,
+		answer.Code == stateReadOnly, answer.Code == stateLockUnavailable, answer.Code == stateCancelled,
+		answer.Code == stateTimeout+"3", answer.Code == stateTimeout+"4",
 		strings.HasPrefix(answer.Code, stateConnection), strings.HasPrefix(answer.Code, stateOperator):
 		return unreachable(err)
 	}
 	return err
-}
-
-// postgresConn is a transaction on a connection.
-type postgresConn struct {
-	ctx   context.Context
-	tx    pgx.Tx
-	texts *sync.Map
-}
-
-func (c *postgresConn) text(text string) string {
-	if t, ok := c.texts.Load(text); ok {
-		return t.(string)
-	}
-	t := postgresDialect.query(text)
-	c.texts.Store(text, t)
-	return t
-}
-
-func (c *postgresConn) exec(text string, args ...any) (int64, error) {
-	tag, err := c.tx.Exec(c.ctx, c.text(text), args...)
-	return tag.RowsAffected(), err
-}
-
-// batchSize bounds what is queued at once.
-const batchSize = 1000
-
-// execEach sends the statements without waiting for the answers in between.
-func (c *postgresConn) execEach(text string, n int, args func(i int) []any, changed func(i int, rows int64) error) error {
-	text = c.text(text)
-	if n == 1 {
-		tag, err := c.tx.Exec(c.ctx, text, args(0)...)
-		if err != nil {
-			return err
-		}
-		return changed(0, tag.RowsAffected())
-	}
-	for start := 0; start < n; start += batchSize {
-		end := min(n, start+batchSize)
-		batch := &pgx.Batch{}
-		for i := start; i < end; i++ {
-			batch.Queue(text, args(i)...)
-		}
-		results := c.tx.SendBatch(c.ctx, batch)
-		for i := start; i < end; i++ {
-			tag, err := results.Exec()
-			if err == nil {
-				err = changed(i, tag.RowsAffected())
-			}
-			if err != nil {
-				results.Close()
-				return err
-			}
-		}
-		if err := results.Close(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (c *postgresConn) query(scan func(row) error, text string, args ...any) error {
-	rows, err := c.tx.Query(c.ctx, c.text(text), args...)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		if err := scan(rows); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/ncruces/go-sqlite3/driver"
 
 	"github.com/orgd/orgd/internal/durable"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -124,6 +125,8 @@ func (e *sqliteEngine) kind() string { return SQLite }
 
 // writersPerRoot is any number: those that wait for the one writer hold nothing.
 func (e *sqliteEngine) writersPerRoot() int { return 0 }
+
+func (e *sqliteEngine) processes() int { return 1 }
 
 func (e *sqliteEngine) open(ctx context.Context, o Options) error {
 	writer, err := openSQLite(e.uri, false)
@@ -476,6 +479,14 @@ func (c *sqliteConn) execEach(text string, n int, args func(i int) []any, change
 		}
 	}
 	return nil
+}
+
+func (c *sqliteConn) execOne(text string, args ...any) error {
+	n, err := c.exec(text, args...)
+	if err == nil && n == 0 {
+		err = org.ErrStale
+	}
+	return err
 }
 
 func (c *sqliteConn) query(scan func(row) error, text string, args ...any) error {

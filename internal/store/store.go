@@ -21,7 +21,7 @@ import (
 type Options struct {
 	// Readers is the greatest number of connections that read at once; 0 for
 	// a number that suits the machine. On PostgreSQL it bounds all
-	// connections but those of the listener and of Ping. With fewer than 4
+	// connections but the two by which it looks for changes. With fewer than 4
 	// there is none to set aside for what is not heavy.
 	Readers int
 	// Log hears of what could be stored only in part; nil for nobody.
@@ -30,6 +30,9 @@ type Options struct {
 	// mark (org.Tx.Mark), and one that ever had organizations and does not bear
 	// it is refused with ErrUnmarked, before anything of it is changed.
 	Mark string
+	// Direct is a URL of a PostgreSQL database that leads past the pooler through
+	// which the other one leads; empty if there is none.
+	Direct string
 	// VFS is the name of a registered SQLite VFS, empty for the operating
 	// system's files. It lets tests inject faults.
 	VFS string
@@ -86,6 +89,8 @@ var (
 type engine interface {
 	kind() string
 	writersPerRoot() int
+	// processes is Store.Processes.
+	processes() int
 	// read with heavy is Store.ReadHeavy.
 	read(ctx context.Context, heavy bool, fn func(*tx) error) error
 	// write calls committed with what the transaction changed, after the commit
@@ -127,6 +132,11 @@ func (s *Store) write(ctx context.Context, fn func(*tx) error) error {
 
 // WritersPerRoot implements org.Store.
 func (s *Store) WritersPerRoot() int { return s.engine.writersPerRoot() }
+
+// Processes returns how many processes use the database, this one too, as far as
+// is known: a process that has just come or gone counts, or does not, for a few
+// seconds.
+func (s *Store) Processes() int { return s.engine.processes() }
 
 // Generation implements org.Store.
 func (s *Store) Generation(rootID string) uint64 { return s.generations.of(rootID, "") }

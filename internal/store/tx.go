@@ -32,6 +32,10 @@ type conn interface {
 	// execEach runs a statement n times in turn, each time with the arguments
 	// that args returns, and passes on how many rows each run changed.
 	execEach(text string, n int, args func(i int) []any, changed func(i int, rows int64) error) error
+	// execOne runs a statement that has to change a row: if it changes none the
+	// error is org.ErrStale, now or with a later statement or the commit, and
+	// nothing is committed.
+	execOne(text string, args ...any) error
 	// query calls scan for each row of the result.
 	query(scan func(row) error, text string, args ...any) error
 }
@@ -109,6 +113,23 @@ func (t *tx) execEach(text string, n int, args func(i int) []any, changed func(i
 	})
 	if own != nil {
 		return own
+	}
+	return t.fail(err)
+}
+
+// execOne is org.ErrStale, now or later, if the statement changes no row.
+func (t *tx) execOne(text string, args ...any) error {
+	if t.err != nil {
+		return t.err
+	}
+	t.traces(text)
+	if err := t.settle(text, true); err != nil {
+		return t.fail(err)
+	}
+	t.writes++
+	err := t.conn.execOne(text, args...)
+	if errors.Is(err, org.ErrStale) {
+		return err
 	}
 	return t.fail(err)
 }
