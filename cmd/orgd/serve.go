@@ -27,6 +27,8 @@ import (
 // serveFlags are the flags of serve and demo.
 type serveFlags struct {
 	dataDir, database, listen, basePath string
+	databaseDirect                      string
+	databasePool                        int
 	forwardAuthListen, adminListen      string
 	trustedProxies                      []string
 	restoreWindow, monthCloseAfter      time.Duration
@@ -40,6 +42,8 @@ type serveFlags struct {
 func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.dataDir, "data-dir", "./orgd-data", "directory of the database, the recorded requests and the secret keys")
 	fs.StringVar(&f.database, "database", "", "PostgreSQL `URL` (postgres://…); SQLite in the data directory without it")
+	fs.StringVar(&f.databaseDirect, "database-direct", "", "`URL` of the same database that leads past a pooler which gives each transaction another session (PgBouncer's pool_mode=transaction); needed with one")
+	fs.IntVar(&f.databasePool, "database-pool-size", 0, "how many connections to PostgreSQL do the work of requests, 4 to 1000; two more look for changes (default 16, or as many as there are processors)")
 	fs.StringVar(&f.listen, "listen", "127.0.0.1:8080", "`address` to listen on")
 	fs.StringVar(&f.forwardAuthListen, "forward-auth-listen", "", "`address` that serves /forward_auth, for proxies alone; without it --listen does")
 	fs.StringVar(&f.adminListen, "admin-listen", "", "`address` that serves /metrics and /service_status, for operators alone; without it --listen does")
@@ -102,7 +106,7 @@ func (f *serveFlags) logger() (*slog.Logger, *server.LogWriter, error) {
 }
 
 func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
-	c := server.Config{DataDir: f.dataDir, Database: f.database, BasePath: strings.TrimSuffix(f.basePath, "/"),
+	c := server.Config{DataDir: f.dataDir, Database: f.database, DatabaseDirect: f.databaseDirect, DatabasePool: f.databasePool, BasePath: strings.TrimSuffix(f.basePath, "/"),
 		RestoreWindow: f.restoreWindow, SpoolMaxBytes: f.spoolMaxMiB << 20, Version: version(), Log: log,
 		AuditAnchor: f.auditAnchor, Witnesses: f.witnesses, Demo: f.demo}
 	if !f.demo {
@@ -113,10 +117,18 @@ func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 			log.Warn("ORGD_NO_BUDGETS: nothing bounds what one customer uses at the same time")
 		}
 	}
-	if c.Database != "" {
-		if u, err := url.Parse(c.Database); err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
-			return c, usageError("--database must be a URL such as postgres://user@host/database; leave it out for SQLite")
+	for flag, database := range map[string]string{"--database": c.Database, "--database-direct": c.DatabaseDirect} {
+		if u, err := url.Parse(database); database != "" && (err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql") {
+			return c, usageError("%s must be a URL such as postgres://user@host/database; leave it out for SQLite", flag)
 		}
+	}
+	switch {
+	case c.Database == "" && c.DatabaseDirect != "":
+		return c, usageError("--database-direct is for use beside --database, which leads through a pooler")
+	case c.Database == "" && c.DatabasePool != 0:
+		return c, usageError("--database-pool-size is for PostgreSQL: it needs --database")
+	case c.DatabasePool != 0 && (c.DatabasePool < 4 || c.DatabasePool > 1000):
+		return c, usageError("--database-pool-size must be from 4 to 1000")
 	}
 	if err := server.CheckBasePath(c.BasePath); err != nil {
 		return c, usageError("--base-path: %w", err)

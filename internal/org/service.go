@@ -272,18 +272,24 @@ func (c *change) append(entries []audit.Draft, rand io.Reader) (receipt audit.Re
 // the lock is there, the call has the actor as it is now, or lock fails with
 // what Service.Authenticate would say. A root in which the actor has nothing
 // is never locked, whoever names it: nobody can make others wait there.
-func (c *change) lock(rootID string) error {
+func (c *change) lock(rootID string) error { return c.lockFor(rootID, "") }
+
+// lockFor is lock for a change that then reads the organization soon.
+func (c *change) lockFor(rootID, soon string) error {
 	if c.heads[rootID] != nil {
 		return nil
 	}
 	if !c.within(rootID) {
 		return NotFound()
 	}
+	first := len(c.heads) == 0
+	if first && c.present != nil {
+		c.ahead(soon)
+	}
 	head, err := c.Lock(rootID)
 	if err != nil {
 		return err
 	}
-	first := len(c.heads) == 0
 	if first && c.now != nil {
 		c.at = c.now()
 	}
@@ -292,6 +298,17 @@ func (c *change) lock(rootID string) error {
 		c.call.Actor, err = c.present(c.Tx, c.call)
 	}
 	return err
+}
+
+// ahead has the store read with the lock what is read after it: the actor, and
+// an organization.
+func (c *change) ahead(soon string) {
+	a := c.call.Actor
+	if a.Kind == key.KindKey {
+		c.Ahead(a.ID, [2]string{a.OrgID, soon})
+	} else {
+		c.Ahead("", [2]string{soon})
+	}
 }
 
 // within reports whether the actor can see anything in a root.
@@ -320,7 +337,7 @@ func (c *change) locked(id string) (*Organization, error) {
 	// An organization never leaves its root. Only where an id has been freed
 	// and used again is the remembered root the wrong one.
 	if rootID := c.rootOf(id); rootID != "" && c.within(rootID) {
-		if err := c.lock(rootID); err != nil && !errors.Is(err, ErrAbsent) {
+		if err := c.lockFor(rootID, id); err != nil && !errors.Is(err, ErrAbsent) {
 			return nil, err
 		}
 	}

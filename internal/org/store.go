@@ -91,6 +91,9 @@ type Tx interface {
 	// ends no other transaction gets past Lock for the same root. It returns
 	// the head of the root's audit log. ErrAbsent: there is no such log.
 	Lock(rootID string) (*audit.Head, error)
+	// Ahead says what is read after the next Lock, by Key and Org: it may be read
+	// in one round trip with it. An empty id is none.
+	Ahead(keyID string, orgIDs [2]string)
 	// TreeUnchanged reports whether what was read of a root's tree under a
 	// generation (see Store.Generation) holds in this transaction too: nothing
 	// of it has changed, not even by what was not committed when the

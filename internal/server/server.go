@@ -39,6 +39,10 @@ import (
 type Config struct {
 	DataDir        string // holds the SQLite database, the spool and the operator key
 	Database       string // a postgres:// URL; empty for SQLite in DataDir
+	// DatabaseDirect is a URL of the same database that leads past a pooler; empty
+	// if Database does.
+	DatabaseDirect string
+	DatabasePool   int    // how many connections to PostgreSQL do the work of requests; 0 for the default
 	BasePath       string // a second place where the API is served, such as /api/v1
 	TrustedProxies []netip.Prefix
 	// Proxies, unless it is nil, is where /forward_auth is served, and only there.
@@ -110,11 +114,12 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 	}
 	keepPrivate(c.DataDir, c.Log)
 	s := &Server{config: c, started: c.Now(), done: make(chan struct{})}
-	options := store.Options{Log: c.Log}
+	options := store.Options{Log: c.Log, Direct: c.DatabaseDirect, Readers: c.DatabasePool}
 	if c.Demo {
 		options.Mark = "demo"
 	}
 	if c.Database == "" {
+		options.Readers = 0
 		s.Store, err = store.OpenSQLite(ctx, c.DataDir, options)
 	} else {
 		s.Store, err = store.OpenPostgres(ctx, c.Database, options)

@@ -92,6 +92,10 @@ func (t *tx) Lock(rootID string) (*audit.Head, error) {
 	h := &audit.Head{}
 	if last := t.heads[rootID]; last != nil {
 		*h = last.Head
+	} else if t.wanted != nil {
+		if err := t.lockAhead(scanHead(h), rootID); err != nil {
+			return nil, err
+		}
 	} else if err := t.queryRow(scanHead(h), lockHead, rootID); err != nil {
 		return nil, err
 	}

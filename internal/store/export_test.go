@@ -128,9 +128,12 @@ func (c *countingConn) exec(text string, args ...any) (int64, error) {
 	return n, err
 }
 
-func (c *countingConn) execOne(text string, args ...any) error {
-	n, err := c.exec(text, args...)
-	if err == nil && n == 0 {
+func (c *countingConn) later(s statement) error {
+	if s.answered != nil {
+		return c.query(s.answered, s.text, s.args...)
+	}
+	n, err := c.exec(s.text, s.args...)
+	if err == nil && n == 0 && s.must {
 		err = org.ErrStale
 	}
 	return err

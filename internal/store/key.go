@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 )
 
 const keyColumns = `root_id, org_id, id, name, permissions, reach, allowed_cidrs, rate_requests, rate_period, hint,
@@ -61,7 +62,16 @@ func newKeyRow(k *key.Key) (keyRow, error) {
 
 const keyByID = `SELECT ` + keyColumns + ` FROM api_keys WHERE id = $1`
 
-func (t *tx) Key(id string) (*key.Key, error) { return t.oneKey(keyByID, id) }
+func (t *tx) Key(id string) (*key.Key, error) {
+	k, known := t.takeKey(id)
+	switch {
+	case k != nil:
+		return k, nil
+	case known:
+		return nil, org.ErrAbsent
+	}
+	return t.oneKey(keyByID, id)
+}
 
 func (t *tx) HoldKey(id string) (*key.Key, error) { return t.oneKey(keyByID+` FOR SHARE`, id) }
 

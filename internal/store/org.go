@@ -48,8 +48,18 @@ const (
 	orgBytes    = `(octet_length(settings) + octet_length(locked) + octet_length(description))`
 )
 
+// orgsAhead is Org for two organizations at once.
+const orgsAhead = `SELECT ` + orgColumns + ` FROM orgs WHERE id IN ($1, $2) AND deleted_at <> 1`
+
 func (t *tx) Org(id string) (o *org.Organization, err error) {
 	var tags string
+	switch s, known := t.takeOrg(id); {
+	case s != nil:
+		t.read[id] = stored{version: s.Version, nameKey: org.FoldName(s.Name), externalID: s.ExternalID, tags: s.tags}
+		return s.Organization, nil
+	case known:
+		return nil, org.ErrAbsent
+	}
 	err = t.queryRow(func(r row) error {
 		o, tags, err = scanOrg(r)
 		return err

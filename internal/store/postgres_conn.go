@@ -28,16 +28,6 @@ type postgresConn struct {
 	begun   bool        // something was sent
 }
 
-// statement is one that needs no answer but that it was run.
-type statement struct {
-	text string
-	args []any
-	// must says that the statement has to change a row: org.ErrStale otherwise.
-	must bool
-	// answered gets the rows of the statement; nil for nobody.
-	answered func(row) error
-}
-
 // stateNone is what onlyIfOne makes the server say.
 const stateNone = "22012"
 
@@ -176,12 +166,6 @@ func (c *postgresConn) execEach(text string, n int, args func(i int) []any, chan
 		}
 	}
 	return nil
-}
-
-// execOne fails later: what it returns org.ErrStale for, if it changes nothing, is
-// not committed.
-func (c *postgresConn) execOne(text string, args ...any) error {
-	return c.later(statement{text: text, args: args, must: true})
 }
 
 func (c *postgresConn) query(scan func(row) error, text string, args ...any) error {

@@ -481,9 +481,12 @@ func (c *sqliteConn) execEach(text string, n int, args func(i int) []any, change
 	return nil
 }
 
-func (c *sqliteConn) execOne(text string, args ...any) error {
-	n, err := c.exec(text, args...)
-	if err == nil && n == 0 {
+func (c *sqliteConn) later(s statement) error {
+	if s.answered != nil {
+		return c.query(s.answered, s.text, s.args...)
+	}
+	n, err := c.exec(s.text, s.args...)
+	if err == nil && n == 0 && s.must {
 		err = org.ErrStale
 	}
 	return err

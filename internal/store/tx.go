@@ -10,6 +10,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 )
 
@@ -32,12 +33,21 @@ type conn interface {
 	// execEach runs a statement n times in turn, each time with the arguments
 	// that args returns, and passes on how many rows each run changed.
 	execEach(text string, n int, args func(i int) []any, changed func(i int, rows int64) error) error
-	// execOne runs a statement that has to change a row: if it changes none the
-	// error is org.ErrStale, now or with a later statement or the commit, and
-	// nothing is committed.
-	execOne(text string, args ...any) error
+	// later runs a statement now or with one of the next, at the latest with the
+	// commit, which is not made if it fails.
+	later(s statement) error
 	// query calls scan for each row of the result.
 	query(scan func(row) error, text string, args ...any) error
+}
+
+// statement is one whose answer is not needed at once.
+type statement struct {
+	text string
+	args []any
+	// must says that the statement has to change a row: org.ErrStale otherwise.
+	must bool
+	// answered gets the rows of a query; nil if the statement is none.
+	answered func(row) error
 }
 
 // tx implements org.Tx. It is used by one goroutine.
@@ -58,6 +68,8 @@ type tx struct {
 	// is not known.
 	unchanged func(rootID string, generation uint64) bool
 	trace     func(text string) // nil for none; see Store.Trace
+	wanted    *ahead            // what is to be read with the next Lock
+	had       *ahead            // what was read with the last one
 }
 
 // stored is what is indexed of an organization, and the version it belongs to.
@@ -91,6 +103,7 @@ func (t *tx) exec(text string, args ...any) (int64, error) {
 		return 0, t.fail(err)
 	}
 	t.writes++
+	t.had = nil
 	n, err := t.conn.exec(text, args...)
 	return n, t.fail(err)
 }
@@ -104,6 +117,7 @@ func (t *tx) execEach(text string, n int, args func(i int) []any, changed func(i
 		return t.fail(err)
 	}
 	t.writes++
+	t.had = nil
 	var own error // an error of changed is not one of the engine
 	err := t.conn.execEach(text, n, args, func(i int, rows int64) error {
 		if own == nil && changed != nil {
@@ -127,7 +141,8 @@ func (t *tx) execOne(text string, args ...any) error {
 		return t.fail(err)
 	}
 	t.writes++
-	err := t.conn.execOne(text, args...)
+	t.had = nil
+	err := t.conn.later(statement{text: text, args: args, must: true})
 	if errors.Is(err, org.ErrStale) {
 		return err
 	}
@@ -185,6 +200,86 @@ func (t *tx) noteLocked(rootID string) {
 		}
 	}
 	t.locked = append(t.locked, rootID)
+}
+
+// ahead is what is read in the same round trip as a lock is taken, and after it.
+type ahead struct {
+	keyID string // empty for no key
+	key   *key.Key
+	ids   [2]string // of organizations
+	orgs  map[string]*storedOrg
+}
+
+// storedOrg is an organization with its tags as they are stored.
+type storedOrg struct {
+	*org.Organization
+	tags string
+}
+
+func (t *tx) Ahead(keyID string, orgIDs [2]string) {
+	if t.d.sendsAhead {
+		t.wanted = &ahead{keyID: keyID, ids: orgIDs}
+	}
+}
+
+// lockAhead locks the head of a root's log and reads what is wanted.
+func (t *tx) lockAhead(scan func(row) error, rootID string) error {
+	w := t.wanted
+	t.wanted = nil
+	found := false
+	t.traces(lockHead)
+	err := t.conn.later(statement{text: lockHead, args: []any{rootID}, answered: func(r row) error {
+		found = true
+		return scan(r)
+	}})
+	if err == nil && w.keyID != "" {
+		t.traces(keyByID)
+		err = t.conn.later(statement{text: keyByID, args: []any{w.keyID}, answered: func(r row) (err error) {
+			w.key, err = scanKey(r)
+			return err
+		}})
+	}
+	if err != nil {
+		return t.fail(err)
+	}
+	w.orgs = map[string]*storedOrg{}
+	err = t.query(func(r row) error {
+		o, tags, err := scanOrg(r)
+		if err == nil {
+			w.orgs[o.ID] = &storedOrg{o, tags}
+		}
+		return err
+	}, orgsAhead, w.ids[0], w.ids[1])
+	if err == nil && !found {
+		err = org.ErrAbsent
+	}
+	if err == nil {
+		t.had = w
+	}
+	return err
+}
+
+// takeKey returns a key that was read ahead, once.
+func (t *tx) takeKey(id string) (k *key.Key, known bool) {
+	if t.had == nil || id == "" || t.had.keyID != id {
+		return nil, false
+	}
+	k, t.had.keyID = t.had.key, ""
+	return k, true
+}
+
+// takeOrg returns an organization that was read ahead, once.
+func (t *tx) takeOrg(id string) (o *storedOrg, known bool) {
+	if t.had == nil || id == "" || !slices.Contains(t.had.ids[:], id) {
+		return nil, false
+	}
+	o = t.had.orgs[id]
+	for i := range t.had.ids {
+		if t.had.ids[i] == id {
+			t.had.ids[i] = ""
+		}
+	}
+	return o, true
 }
 
 func (t *tx) TreeUnchanged(rootID string, generation uint64) bool {
