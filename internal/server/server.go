@@ -37,8 +37,8 @@ import (
 
 // Config says how a server runs.
 type Config struct {
-	DataDir        string // holds the SQLite database, the spool and the operator key
-	Database       string // a postgres:// URL; empty for SQLite in DataDir
+	DataDir  string // holds the SQLite database, the spool and the operator key
+	Database string // a postgres:// URL; empty for SQLite in DataDir
 	// DatabaseDirect is a URL of the same database that leads past a pooler; empty
 	// if Database does.
 	DatabaseDirect string
