@@ -185,14 +185,14 @@ func (e *postgresEngine) migrate(ctx context.Context, mark string) error {
 	if !e.pooled {
 		e.follow(config)
 	}
-	for _, name := range []string{"statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"} {
-		config.RuntimeParams[name] = "0"
-	}
-	// The server, too, notices that this process is gone.
-	for name, value := range map[string]string{"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3"} {
-		config.RuntimeParams[name] = value
-	}
-	db := stdlib.OpenDB(*config)
+	// A migration takes the time that it takes. The server, too, notices when this
+	// process is gone.
+	text := settingsText([][2]string{{"statement_timeout", "0"}, {"lock_timeout", "0"}, {"idle_in_transaction_session_timeout", "0"},
+		{"tcp_keepalives_idle", "5"}, {"tcp_keepalives_interval", "2"}, {"tcp_keepalives_count", "3"}}, false)
+	db := stdlib.OpenDB(*config, stdlib.OptionAfterConnect(func(ctx context.Context, c *pgx.Conn) error {
+		_, err := c.Exec(ctx, text, pgx.QueryExecModeSimpleProtocol)
+		return err
+	}))
 	defer db.Close()
 	return migrate(ctx, db, postgresDialect, mark)
 }
