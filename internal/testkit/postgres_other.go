@@ -2,8 +2,14 @@
 
 package testkit
 
-import "os/exec"
+import (
+	"os/exec"
+	"syscall"
+)
 
 func chownToServer(string) error { return nil }
 
 func asServer(*exec.Cmd) {}
+
+// Signal ends a daemon: other signals need Unix.
+func (d *Daemon) Signal(syscall.Signal) { d.cmd.Process.Kill() }

@@ -44,3 +44,6 @@ func asServer(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.SysProcAttr.Credential, _ = serverUser()
 }
+
+// Signal sends a signal to all processes of a daemon.
+func (d *Daemon) Signal(s syscall.Signal) { syscall.Kill(-d.cmd.Process.Pid, s) }
