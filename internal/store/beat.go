@@ -165,8 +165,11 @@ func (b *beat) run(ctx context.Context) {
 		b.mu.Lock()
 		b.why = err
 		b.mu.Unlock()
-		if b.lost() != nil {
+		switch {
+		case b.lost() != nil:
 			b.giveUp()
+		case errors.Is(err, context.DeadlineExceeded):
+			b.retire()
 		}
 		select {
 		case <-ctx.Done():

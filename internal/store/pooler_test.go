@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/store/storetest"
 	"github.com/orgd/orgd/internal/testkit"
@@ -231,5 +234,266 @@ func TestRoleSettings(t *testing.T) {
 		if err := update(s, root); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// silence is a way to a server that can fall silent: what goes over it then is
+// swallowed, and nothing is reset.
+type silence struct {
+	address string
+	mu      sync.Mutex
+	silent  *bool // of the connections from now on
+}
+
+func newSilence(t testing.TB, server string) *silence {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	s := &silence{address: l.Addr().String(), silent: new(bool)}
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s.mu.Lock()
+			silent := s.silent
+			s.mu.Unlock()
+			go func() {
+				defer in.Close()
+				out, err := net.Dial("tcp", server)
+				if err != nil {
+					return
+				}
+				defer out.Close()
+				forward := func(to, from net.Conn) {
+					buf := make([]byte, 32<<10)
+					for {
+						n, err := from.Read(buf)
+						if err != nil {
+							to.Close()
+							return
+						}
+						s.mu.Lock()
+						swallow := *silent
+						s.mu.Unlock()
+						if !swallow {
+							_, _ = to.Write(buf[:n])
+						}
+					}
+				}
+				go forward(in, out)
+				forward(out, in)
+			}()
+		}
+	}()
+	return s
+}
+
+// fall makes all connections silent that there are. New ones work, unless all is
+// true.
+func (s *silence) fall(all bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*s.silent = true
+	if !all {
+		s.silent = new(bool)
+	}
+}
+
+func (s *silence) rise() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.silent = new(bool)
+}
+
+func through(t testing.TB, databaseURL string, addresses ...string) string {
+	t.Helper()
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host = strings.Join(addresses, ",")
+	return u.String()
+}
+
+func hostOf(t testing.TB, databaseURL string) string {
+	t.Helper()
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u.Host
+}
+
+// A server that falls silent, without a sign from the network, is given up soon,
+// and with it all that waits for it; what comes then works.
+func TestSilentServer(t *testing.T) {
+	direct := testkit.Postgres(t)
+	way := newSilence(t, hostOf(t, direct))
+	s := openPostgres(t, through(t, direct, way.address))
+	plantRoot(t, s, "r")
+	eventually(t, "trust", func() bool { return trusted(s, "r") })
+	var waiting sync.WaitGroup
+	for range 4 {
+		waiting.Go(func() {
+			_ = s.Write(t.Context(), func(tx org.Tx) error {
+				_, err := tx.Lock("r")
+				time.Sleep(200 * time.Millisecond)
+				return err
+			})
+		})
+	}
+	time.Sleep(100 * time.Millisecond)
+	begin := time.Now()
+	way.fall(false)
+	eventually(t, "changes", func() bool { return update(s, "r") == nil })
+	if took := time.Since(begin); took > 15*time.Second {
+		t.Errorf("changes work again after %v", took)
+	}
+	ended := make(chan struct{})
+	go func() { waiting.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(15 * time.Second):
+		t.Error("what waited for the silent server still does")
+	}
+
+	// While nothing answers nothing is believed, and requests get their answer.
+	eventually(t, "trust", func() bool { return trusted(s, "r") })
+	way.fall(true)
+	eventually(t, "doubt", func() bool { return !trusted(s, "r") })
+	time.Sleep(5 * time.Second)
+	begin = time.Now()
+	err := s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("r"); return err })
+	if p := problem.From(err); err == nil || p.Code != problem.Unavailable || p.RetryAfter == 0 {
+		t.Errorf("error %v", err)
+	}
+	if took := time.Since(begin); took > 3*time.Second {
+		t.Errorf("a read takes %v to fail", took)
+	}
+	if s.Ping(t.Context()) == nil {
+		t.Error("it says that it is ready")
+	}
+	way.rise()
+	begin = time.Now()
+	eventually(t, "recovery", func() bool { return update(s, "r") == nil && trusted(s, "r") && s.Ping(t.Context()) == nil })
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("it comes back after %v", took)
+	}
+}
+
+// One of several servers that hangs keeps nobody waiting.
+func TestHangingHost(t *testing.T) {
+	direct := testkit.Postgres(t)
+	hanging, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hanging.Close()
+	begin := time.Now()
+	s := openPostgres(t, through(t, direct, hanging.Addr().String(), hostOf(t, direct)))
+	plantRoot(t, s, "r")
+	eventually(t, "trust", func() bool { return trusted(s, "r") })
+	if took := time.Since(begin); took > 4*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// A database that takes no changes is named at the start, and one that ceases to
+// take them is not believed.
+func TestReadOnlyDatabase(t *testing.T) {
+	direct := testkit.Postgres(t)
+	conn, err := pgx.Connect(t.Context(), direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	name := strings.TrimPrefix(mustParse(t, direct).Path, "/")
+	readOnly := func(on bool) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), fmt.Sprintf(`ALTER DATABASE %s SET default_transaction_read_only = %v`, name, on)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	readOnly(true)
+	if _, err := store.OpenPostgres(t.Context(), direct, store.Options{}); err == nil || !strings.Contains(err.Error(), "takes no changes") {
+		t.Errorf("error %v", err)
+	}
+	readOnly(false)
+	s := openPooled(t, testkit.PgBouncer(t, direct, "transaction"), direct)
+	plantRoot(t, s, "r")
+	eventually(t, "trust", func() bool { return trusted(s, "r") })
+	// The sessions behind the pooler change; those in front of it stay.
+	readOnly(true)
+	if _, err := conn.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "doubt", func() bool { return !trusted(s, "r") })
+	eventually(t, "the reason", func() bool { return s.Ping(t.Context()) != nil })
+	eventually(t, "no reads of what may be old", func() bool {
+		err := s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("r"); return err })
+		return problem.Is(err, problem.Unavailable)
+	})
+	readOnly(false)
+	if _, err := conn.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "recovery", func() bool { return update(s, "r") == nil && trusted(s, "r") })
+}
+
+func mustParse(t testing.TB, text string) *url.URL {
+	t.Helper()
+	u, err := url.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// What somebody else cancels, or a lock that takes too long, is an error that
+// says so, and never the driver's.
+func TestCancelledStatement(t *testing.T) {
+	direct := testkit.Postgres(t)
+	s := openPostgres(t, direct)
+	plantRoot(t, s, "r")
+	conn, err := pgx.Connect(t.Context(), direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	admin, err := pgx.Connect(t.Context(), direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close(context.Background())
+	tx, err := conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT 1 FROM audit_heads WHERE root_id = 'r' FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- update(s, "r") }()
+	eventually(t, "the change waits for the lock and is cancelled", func() bool {
+		var cancelled int
+		err := admin.QueryRow(t.Context(), `SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&cancelled)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cancelled > 0
+	})
+	if p := problem.From(<-failed); p.Code != problem.Unavailable || p.RetryAfter == 0 || strings.Contains(p.Detail, "SQLSTATE") {
+		t.Errorf("error %v", p)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := update(s, "r"); err != nil {
+		t.Error(err)
 	}
 }

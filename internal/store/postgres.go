@@ -277,11 +277,23 @@ func (e *postgresEngine) giveUp() {
 	e.renew()
 }
 
-// bounded returns a context for a transaction, which ends with the epoch.
-func (e *postgresEngine) bounded(ctx context.Context, most time.Duration) (context.Context, context.CancelFunc) {
+// retire is giveUp for a server that may only be slow: what is under way has some
+// time to end.
+func (e *postgresEngine) retire() {
+	time.AfterFunc(proofTime, e.epoch.Swap(newEpoch()).end)
+	e.renew()
+}
+
+// bounded returns a context for what is done on a connection. It ends with the
+// epoch, and with it the connection: a server that says nothing any more would
+// be asked to say farewell.
+func (e *postgresEngine) bounded(ctx context.Context, most time.Duration, c *pgx.Conn) (context.Context, context.CancelFunc) {
 	now := e.epoch.Load()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), most)
-	stop := context.AfterFunc(now, cancel)
+	stop := context.AfterFunc(now, func() {
+		c.PgConn().Conn().Close()
+		cancel()
+	})
 	return ctx, func() { stop(); cancel() }
 }
 
@@ -394,7 +406,7 @@ func (e *postgresEngine) readOnce(ctx context.Context, heavy bool, fn func(*tx) 
 		return err, false
 	}
 	caller := ctx
-	ctx, cancel := e.bounded(ctx, transactionTimeout)
+	ctx, cancel := e.bounded(ctx, transactionTimeout, c.Conn())
 	conn := e.begin(ctx, c, `begin isolation level repeatable read read only`, true)
 	// Nobody waits for the end of a read.
 	defer func() {
@@ -440,7 +452,7 @@ func (e *postgresEngine) writeOnce(ctx context.Context, fn func(*tx) error, comm
 		return err, false
 	}
 	defer c.Release()
-	ctx, cancel := e.bounded(ctx, transactionTimeout)
+	ctx, cancel := e.bounded(ctx, transactionTimeout, c.Conn())
 	defer cancel()
 	conn := e.begin(ctx, c, `begin isolation level read committed`, false)
 	defer conn.end(ctx)
@@ -490,7 +502,7 @@ func (e *postgresEngine) note(conn *postgresConn, t touched) error {
 
 // commit commits. made is called if it did, or may have.
 func (e *postgresEngine) commit(ctx context.Context, conn *postgresConn, made func()) (err error, again bool) {
-	committing, cancel := e.bounded(ctx, commitTimeout)
+	committing, cancel := e.bounded(ctx, commitTimeout, conn.conn)
 	defer cancel()
 	data := conn.conn.PgConn().CustomData()
 	delete(data, warned)
