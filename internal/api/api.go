@@ -137,7 +137,7 @@ func (a *API) Routes() []web.Route {
 var open = web.Rule{Open: true}
 
 // catchUpTimeout bounds how long a reader waits for what was just recorded.
-const catchUpTimeout = 2 * time.Second
+const catchUpTimeout = 10 * time.Second
 
 // caughtUp returns once all requests that were answered before this one show
 // in the logs and in the consumption; Unavailable if that takes too long.

@@ -3,6 +3,8 @@ package org
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -86,6 +88,89 @@ type recordedCharge struct {
 	quantity usage.Decimal
 }
 
+// recentCharges are those that were recorded since there are gauges and may not
+// be stored. A gauge that is loaded takes from them what is not in its snapshot
+// and was recorded before the gauge was there, and so waits for no writer.
+type recentCharges struct {
+	mu   sync.Mutex
+	list []recentCharge
+	// complete says that whatever is not in the list is stored.
+	complete  bool
+	overflows int
+}
+
+type recentCharge struct {
+	end      access.Position
+	path     string
+	month    usage.Month
+	meter    string
+	quantity usage.Decimal
+	counted  *Reservation // in the gauges of this
+}
+
+// maxRecent bounds the list. Beyond it a new gauge waits for the spool.
+const maxRecent = 50_000
+
+func (r *recentCharges) add(counted *Reservation, used []access.Usage, end access.Position) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.list)+len(used) > maxRecent {
+		r.list, r.complete = nil, false
+		r.overflows++
+	}
+	for i := range used {
+		u := &used[i]
+		r.list = append(r.list, recentCharge{end, u.Path, usage.MonthOf(u.At), u.Meter, u.Quantity, counted})
+	}
+}
+
+// stored drops what is stored. It returns false if there may be more than what is
+// left, or that was not in the list.
+func (r *recentCharges) stored(position access.Position) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.list = slices.DeleteFunc(r.list, func(c recentCharge) bool { return !position.Before(c.end) })
+	return r.complete
+}
+
+// of returns what is left of a gauge's consumption that the gauge does not have.
+func (r *recentCharges) of(k gaugeKey, g *gauge) (recorded []recordedCharge) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.list {
+		if c := &r.list[i]; c.month == k.month && c.meter == k.meter && holdsID(c.path, k.orgID) && !c.counted.holdsIn(g) {
+			recorded = append(recorded, recordedCharge{c.end, c.quantity})
+		}
+	}
+	return recorded
+}
+
+func (r *Reservation) holdsIn(g *gauge) bool {
+	return r != nil && slices.ContainsFunc(r.holds, func(h hold) bool { return h.gauge == g })
+}
+
+// holdsID reports whether an organization is on a path.
+func holdsID(path, id string) bool {
+	return strings.HasPrefix(path, id+"/") || strings.Contains(path, "/"+id+"/")
+}
+
+// catchUp returns once what is recorded and not stored is in the list.
+func (r *recentCharges) catchUp(ctx context.Context, spool Spool) error {
+	r.mu.Lock()
+	complete, overflows := r.complete, r.overflows
+	r.mu.Unlock()
+	if complete {
+		return nil
+	}
+	if err := spool.Drain(ctx); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.complete = r.overflows == overflows
+	return nil
+}
+
 // maxRecorded is the number of charges that wait in the spool for which a
 // gauge keeps positions of their own. Later ones join the last one: they are
 // counted for longer than needed, never for less.
@@ -100,6 +185,7 @@ type gauges struct {
 	reading chan struct{} // holds a token while nobody reads the store for gauges
 	refresh bool          // a refresh in the background is under way
 	any     atomic.Bool   // there are gauges
+	recent  recentCharges
 }
 
 func newGauges() *gauges {
@@ -188,6 +274,15 @@ func (r *Reservation) Recorded(end access.Position) {
 			g.recorded = append(g.recorded, recordedCharge{end, quantity})
 		}
 	}
+}
+
+// Recorded says that a request that used this, and was let through with the
+// reservation, is in the spool, in the record that ends at end.
+func (s *Service) Recorded(r *Reservation, used []access.Usage, end access.Position) {
+	if len(used) > 0 && s.gauges.any.Load() {
+		s.gauges.recent.add(r, used, end)
+	}
+	r.Recorded(end)
 }
 
 // Committed says that a transaction has stored the charges, or that it is
@@ -403,6 +498,8 @@ func (s *Service) refreshGauges() {
 func (s *Service) loadGauges(ctx context.Context, keys []gaugeKey) error {
 	now := s.now()
 	g := s.gauges
+	// From here on what is recorded is noted.
+	g.any.Store(true)
 	g.mu.Lock()
 	known := true
 	for _, k := range keys {
@@ -414,10 +511,12 @@ func (s *Service) loadGauges(ctx context.Context, keys []gaugeKey) error {
 		one.usedAt = now
 		known = known && one.loaded && now.Sub(one.readAt) < gaugeRefresh && one.lowered == one.readOf
 	}
-	g.any.Store(true)
 	g.mu.Unlock()
 	if known {
 		return nil
+	}
+	if err := g.recent.catchUp(ctx, s.spool); err != nil {
+		return err
 	}
 	return s.readGauges(ctx, gaugeRefresh)
 }
@@ -440,7 +539,6 @@ func (s *Service) readGauges(ctx context.Context, age time.Duration) error {
 		total     usage.Decimal
 	}
 	var reads []read
-	fresh := true
 	now := s.now()
 	g.mu.Lock()
 	for k, one := range g.all {
@@ -450,18 +548,11 @@ func (s *Service) readGauges(ctx context.Context, age time.Duration) error {
 		case now.Sub(one.usedAt) > gaugeTrust && one.loaded && len(one.recorded) == 0:
 		case !one.loaded || now.Sub(one.readAt) > age || one.lowered != one.readOf:
 			reads = append(reads, read{key: k, gauge: one, committed: one.committed, lowered: one.lowered})
-			fresh = fresh && one.loaded
 		}
 	}
 	g.mu.Unlock()
 	if len(reads) == 0 {
 		return nil
-	}
-	if !fresh {
-		// What was recorded before a gauge existed must be in the store.
-		if err := s.spool.Drain(ctx); err != nil {
-			return err
-		}
 	}
 	var position access.Position
 	err := s.store.Read(ctx, func(tx Tx) (err error) {
@@ -479,10 +570,20 @@ func (s *Service) readGauges(ctx context.Context, age time.Duration) error {
 	if err != nil {
 		return err
 	}
+	complete := g.recent.stored(position)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for i := range reads {
 		one := reads[i].gauge
+		if !one.loaded {
+			if !complete {
+				continue // what was recorded before the gauge was there may be nowhere
+			}
+			for _, c := range g.recent.of(reads[i].key, one) {
+				one.recorded = append(one.recorded, c)
+				one.pending += c.quantity
+			}
+		}
 		one.loaded, one.stored, one.position, one.readAt = true, reads[i].total, position, now
 		one.readOf = reads[i].lowered
 		one.committed -= reads[i].committed

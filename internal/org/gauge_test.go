@@ -214,7 +214,7 @@ func TestGaugesAreExact(t *testing.T) {
 					l.store(len(l.waiting))
 					read(t)
 				}
-				x.r.Recorded(end)
+				s.Recorded(x.r, []access.Usage{{RootID: "r", Path: x.path, At: l.clock(), Meter: "m", Quantity: x.amount}}, end)
 			},
 			"commit": func(t *rapid.T) {
 				if len(under) == 0 {
@@ -259,6 +259,25 @@ func TestGaugesAreExact(t *testing.T) {
 				x := take()
 				count(x.path, -x.amount)
 				x.r.Release()
+			},
+			"forget": func(t *rapid.T) {
+				for _, x := range under {
+					count(x.path, -x.amount)
+					x.r.Release()
+				}
+				for _, x := range falling {
+					x.r.Release()
+				}
+				under, falling = nil, nil
+				clear(s.gauges.all)
+				// They are there again at once: nothing is stored for that.
+				waiting := len(l.waiting)
+				if _, err := s.Admit(context.Background(), Charge{RootID: "r", Path: "r/a/b/", Month: "2026-11", Meter: "m"}); err != nil {
+					t.Fatal(err)
+				}
+				if len(l.waiting) != waiting {
+					t.Fatal("the gauges have waited for the spool")
+				}
 			},
 			"store": func(t *rapid.T) {
 				l.store(rapid.IntRange(0, len(l.waiting)).Draw(t, "records"))

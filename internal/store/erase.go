@@ -151,6 +151,9 @@ func (t *tx) OrgsHolding(q org.HoldingQuery) (orgs []*org.Organization, next []s
 // scrubTimeout bounds how long Scrub waits for readers of old snapshots.
 const scrubTimeout = 15 * time.Second
 
+// scrubBusy is how long a checkpoint waits for readers, and writers for it.
+const scrubBusy = 250 * time.Millisecond
+
 // Scrub implements org.Store.
 func (s *Store) Scrub(ctx context.Context) error { return s.engine.scrub(ctx) }
 
@@ -168,19 +171,14 @@ func (e *sqliteEngine) scrub(ctx context.Context) error {
 		return sqliteProblem(err)
 	}
 	defer c.close()
-	// While it waits for readers, a checkpoint keeps writers waiting.
-	if err := c.c.Exec(`PRAGMA busy_timeout = 250`); err != nil {
-		return sqliteProblem(err)
-	}
 	ctx, cancel := context.WithTimeout(ctx, scrubTimeout)
 	defer cancel()
 	for {
-		var busy, frames, copied int64
-		err := c.query(into(&busy, &frames, &copied), `PRAGMA wal_checkpoint(TRUNCATE)`)
+		busy, err := e.emptyLog(c)
 		if err != nil {
 			return sqliteProblem(err)
 		}
-		if busy == 0 {
+		if !busy {
 			return nil
 		}
 		select {
@@ -189,6 +187,15 @@ func (e *sqliteEngine) scrub(ctx context.Context) error {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+func (e *sqliteEngine) emptyLog(c *sqliteConn) (busy bool, err error) {
+	e.checkpoints.Lock()
+	defer e.checkpoints.Unlock()
+	if err := e.disk.sound(); err != nil {
+		return false, err
+	}
+	return c.emptyLog(scrubBusy)
 }
 
 var errBusyScrub = errors.New("the write-ahead log is in use and could not be emptied")

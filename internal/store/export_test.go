@@ -51,7 +51,14 @@ func OldDatabase(ctx context.Context, kind, name string, versions map[int64]bool
 }
 
 // RegisterVFS is registerVFS.
-func RegisterVFS(name string) string { return registerVFS(name) }
+func RegisterVFS(name string) string { return registerVFS(name, func(error) {}) }
+
+// Trusting returns options with which a store goes on after a failed write as
+// if nothing had happened.
+func Trusting(o Options) Options {
+	o.trusting = true
+	return o
+}
 
 // Commit ends the transaction of a connection as the writer does.
 func Commit(c *sqlite3.Conn) error {

@@ -41,13 +41,31 @@ const (
 // run is the writer goroutine.
 func (e *sqliteEngine) run() {
 	defer close(e.done)
-	for j := range e.queue {
-		e.commitGroup(j)
+	retry := time.NewTicker(healPause)
+	defer retry.Stop()
+	for {
+		select {
+		case j, ok := <-e.queue:
+			if !ok {
+				e.healed = time.Time{}
+				e.heal()
+				return
+			}
+			e.commitGroup(j)
+			e.heal()
+		case <-retry.C:
+			e.heal()
+		}
 	}
 }
 
 // commitGroup runs first and jobs that wait behind it in one transaction.
 func (e *sqliteEngine) commitGroup(first *job) {
+	if err := e.heal(); err != nil {
+		first.err = e.disk.refusal(err)
+		close(first.done)
+		return
+	}
 	if err := e.begin(); err != nil {
 		first.err = sqliteProblem(err)
 		close(first.done)
@@ -82,6 +100,7 @@ func (e *sqliteEngine) commitGroup(first *job) {
 		g.answer(sqliteProblem(err), false)
 		return
 	}
+	e.disk.unsettle(err)
 	e.reopen()
 	g.answer(outcomeUnknown(err), true)
 }

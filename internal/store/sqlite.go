@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/driver"
+	"github.com/ncruces/go-sqlite3/vfs"
 
 	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/org"
@@ -41,9 +43,13 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 	}
 	path := filepath.Join(dir, "orgd.db")
 	s := &Store{log: o.logger()}
+	disk := &diskState{log: s.log, trusting: o.trusting}
+	vfsName := registerVFS(o.VFS, disk.failed)
 	e := &sqliteEngine{
 		path:        path,
-		uri:         sqliteURI(path, registerVFS(o.VFS), lock.Name()),
+		vfs:         vfsName,
+		uri:         sqliteURI(path, vfsName, lock.Name()),
+		disk:        disk,
 		lock:        lock,
 		generations: &s.generations,
 		queue:       make(chan *job, 4*groupSize),
@@ -66,6 +72,7 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 		}
 	}
 	if err != nil {
+		vfs.Unregister(vfsName)
 		lock.Close()
 		return nil, fmt.Errorf("the database %s cannot be opened: %w", e.path, err)
 	}
@@ -99,8 +106,11 @@ func sqliteURI(path, vfs, modeOf string) string {
 
 type sqliteEngine struct {
 	path        string
+	vfs         string
 	uri         string
 	lock        *os.File
+	disk        *diskState
+	checkpoints sync.Mutex // held by who empties the log
 	generations *generations
 	queue       chan *job
 	done        chan struct{} // closed when the writer has ended
@@ -111,6 +121,8 @@ type sqliteEngine struct {
 	lastSize   int           // of the last group
 	lastCommit time.Duration
 	failed     time.Time // when a group was last undone
+	healed     time.Time // when heal has last tried
+	unhealed   error     // what kept it
 
 	readers readers
 	health  *pinger
@@ -133,21 +145,25 @@ func (e *sqliteEngine) open(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	e.writer = writer
+	if err := e.inherit(); err != nil {
+		e.writer.close()
+		return err
+	}
 	db, err := driver.Open(e.uri)
 	if err != nil {
-		writer.close()
+		e.writer.close()
 		return err
 	}
 	defer db.Close()
 	if err := migrate(ctx, db, sqliteDialect, o.Mark); err != nil {
-		writer.close()
+		e.writer.close()
 		return err
 	}
 	n := o.Readers
 	if n <= 0 {
 		n = max(4, 2*runtime.GOMAXPROCS(0))
 	}
-	e.writer = writer
 	e.readers = readers{uri: e.uri, tokens: make(chan struct{}, n), heavy: newShare(n / 2)}
 	e.health = newPinger(e.askHealth)
 	go e.run()
@@ -169,13 +185,32 @@ func (e *sqliteEngine) close() error {
 	e.closing.Unlock()
 	<-e.done
 	pings := e.health.close(func() error { return e.pings.close() })
-	return errors.Join(pings, e.readers.close(), e.writer.close(), e.lock.Close())
+	err := errors.Join(pings, e.readers.close(), e.closeWriter(), e.lock.Close())
+	vfs.Unregister(e.vfs)
+	return err
+}
+
+// closeWriter closes the last connection, which then copies the log into the
+// database and removes it, unless the log may not be whole: the next start
+// makes it so.
+func (e *sqliteEngine) closeWriter() error {
+	if e.writer == nil {
+		return nil
+	}
+	if e.disk.failure.Load() != nil {
+		return e.writer.close()
+	}
+	_, err := e.writer.c.Config(sqlite3.DBCONFIG_NO_CKPT_ON_CLOSE, false)
+	return errors.Join(err, e.writer.close())
 }
 
 func (e *sqliteEngine) ping(ctx context.Context) error { return e.health.ping(ctx) }
 
 // askHealth reads a page of the database file.
 func (e *sqliteEngine) askHealth(context.Context) (err error) {
+	if err := e.disk.sound(); err != nil {
+		return err
+	}
 	if e.pings == nil {
 		if e.pings, err = openSQLite(e.uri, true); err != nil {
 			return sqliteProblem(err)
@@ -198,6 +233,9 @@ func (e *sqliteEngine) partition(_ context.Context, _, expired time.Time) (time.
 }
 
 func (e *sqliteEngine) read(ctx context.Context, heavy bool, fn func(*tx) error) error {
+	if err := e.disk.wait(ctx); err != nil {
+		return err
+	}
 	if heavy {
 		if err := e.readers.heavy.enter(ctx); err != nil {
 			return err
@@ -276,6 +314,24 @@ func (e *sqliteEngine) rollback() error {
 	}
 	_, err := e.writer.exec(`ROLLBACK`)
 	return err
+}
+
+// inherit makes a log whole that an earlier process has left behind: its last
+// write may have failed, and nobody else knows.
+func (e *sqliteEngine) inherit() error {
+	info, err := os.Stat(e.path + "-wal")
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 || e.disk.trusting {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	seen := e.disk.count()
+	if err := e.renewLog(); err != nil {
+		return err
+	}
+	e.disk.settle(seen)
+	return nil
 }
 
 // reopen gives the writer a new connection, now or with the next group.
@@ -387,7 +443,7 @@ func openSQLite(uri string, readOnly bool) (*sqliteConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	pragmas := fmt.Sprintf(`PRAGMA busy_timeout = 10000;
+	pragmas := fmt.Sprintf(busyTimeout+`
 		PRAGMA journal_mode = WAL;
 		PRAGMA synchronous = FULL;
 		PRAGMA wal_autocheckpoint = %d;
@@ -397,13 +453,17 @@ func openSQLite(uri string, readOnly bool) (*sqliteConn, error) {
 		PRAGMA secure_delete = ON;
 		PRAGMA cache_size = -16000;`, checkpointPages)
 	if readOnly {
-		pragmas = `PRAGMA busy_timeout = 10000;
+		pragmas = busyTimeout + `
 		PRAGMA temp_store = MEMORY;
 		PRAGMA trusted_schema = OFF;
 		PRAGMA query_only = ON;
 		PRAGMA cache_size = -8000;`
 	}
-	if err := c.Exec(pragmas); err != nil {
+	// The last connection is the one to copy the log, see closeWriter.
+	if _, err = c.Config(sqlite3.DBCONFIG_NO_CKPT_ON_CLOSE, true); err == nil {
+		err = c.Exec(pragmas)
+	}
+	if err != nil {
 		c.Close()
 		return nil, err
 	}

@@ -36,6 +36,8 @@ type Options struct {
 	// VFS is the name of a registered SQLite VFS, empty for the operating
 	// system's files. It lets tests inject faults.
 	VFS string
+
+	trusting bool // see diskState
 }
 
 // ErrUnmarked says that a database has what Options.Mark does not allow.

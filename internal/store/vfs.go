@@ -2,7 +2,9 @@ package store
 
 import (
 	"encoding/binary"
+	"fmt"
 	"os"
+	"sync/atomic"
 
 	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/util/vfsutil"
@@ -13,14 +15,21 @@ import (
 
 // registerVFS registers a VFS that is like the named one, but for how it writes
 // databases (databaseFile) and their WALs (walFile), and that only the owner can
-// read the shared memory beside them. It returns the name of
-// the new VFS.
-func registerVFS(name string) string {
-	vfs.Register("orgd"+name, orgdVFS{vfs.Find(name)})
-	return "orgd" + name
+// read the shared memory beside them. It returns the name of the new VFS, which
+// the caller unregisters. failed hears of every failure that may leave a file in
+// another state than SQLite believes.
+func registerVFS(name string, failed func(error)) string {
+	own := fmt.Sprintf("orgd%s-%d", name, vfsCount.Add(1))
+	vfs.Register(own, orgdVFS{vfs.Find(name), failed})
+	return own
 }
 
-type orgdVFS struct{ vfs.VFS }
+var vfsCount atomic.Int64 // of those registered so far
+
+type orgdVFS struct {
+	vfs.VFS
+	failed func(error)
+}
 
 func (v orgdVFS) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.File, vfs.OpenFlag, error) {
 	if flags&vfs.OPEN_MAIN_DB != 0 && name != nil {
@@ -35,9 +44,9 @@ func (v orgdVFS) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.File,
 	switch {
 	case err != nil:
 	case flags&vfs.OPEN_WAL != 0:
-		f = &walFile{File: f}
+		f = &walFile{File: f, failed: v.failed}
 	case flags&vfs.OPEN_MAIN_DB != 0:
-		f = &databaseFile{File: f}
+		f = &databaseFile{File: f, failed: v.failed}
 	}
 	return f, out, err
 }
@@ -48,7 +57,8 @@ func (v orgdVFS) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.File,
 // there. databaseFile writes zeros instead.
 type databaseFile struct {
 	vfs.File
-	page []byte
+	failed func(error)
+	page   []byte
 }
 
 // maxClearPages is the number of pages up to which the first byte of a page
@@ -63,7 +73,27 @@ func (f *databaseFile) WriteAt(p []byte, off int64) (int, error) {
 		clear(f.page[from:to])
 		p = f.page
 	}
-	return f.File.WriteAt(p, off)
+	n, err := f.File.WriteAt(p, off)
+	if err != nil && !full(err) {
+		f.failed(err)
+	}
+	return n, err
+}
+
+func (f *databaseFile) Sync(flags vfs.SyncFlag) error {
+	err := f.File.Sync(flags)
+	if err != nil {
+		f.failed(err)
+	}
+	return err
+}
+
+func (f *databaseFile) Truncate(size int64) error {
+	err := f.File.Truncate(size)
+	if err != nil {
+		f.failed(err)
+	}
+	return err
 }
 
 // unused returns where the unused middle of a page is, if it is not zeros

@@ -26,6 +26,7 @@ import (
 // for the database's own file.
 type walFile struct {
 	vfs.File
+	failed    func(error) // hears of what may leave a hole in the log
 	gathering bool
 	off       int64  // where kept belongs
 	kept      []byte // what is not in the file yet
@@ -52,7 +53,7 @@ func (f *walFile) WriteAt(p []byte, off int64) (int, error) {
 	}
 	if !f.gathering {
 		n, err := f.File.WriteAt(p, off)
-		return n, walError(err)
+		return n, f.writeError(err)
 	}
 	if len(f.kept) == 0 {
 		f.off = off
@@ -77,12 +78,25 @@ func (f *walFile) flush() error {
 	}
 	_, err := f.File.WriteAt(f.kept, f.off)
 	f.kept = f.kept[:0]
-	return walError(err)
+	return f.writeError(err)
 }
 
-func walError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+func (f *walFile) writeError(err error) error {
+	if full(err) {
 		return vfs.SystemError(err, sqlite3.FULL)
+	}
+	return f.note(err)
+}
+
+// full reports whether a write has failed for want of space. It then has no part
+// in any commit, and leaves no hole: what was there is still to be overwritten.
+func full(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+func (f *walFile) note(err error) error {
+	if err != nil {
+		f.failed(err)
 	}
 	return err
 }
@@ -98,7 +112,7 @@ func (f *walFile) Sync(flags vfs.SyncFlag) error {
 	if err := f.flush(); err != nil {
 		return err
 	}
-	return f.File.Sync(flags)
+	return f.note(f.File.Sync(flags))
 }
 
 func (f *walFile) Size() (int64, error) {
@@ -112,7 +126,7 @@ func (f *walFile) Truncate(size int64) error {
 	if err := f.flush(); err != nil {
 		return err
 	}
-	return f.File.Truncate(size)
+	return f.note(f.File.Truncate(size))
 }
 
 // commit ends the transaction of a connection that was opened with the VFS of

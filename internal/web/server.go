@@ -455,7 +455,7 @@ func (s *Server) record(rt *Route, r *Request, status int) error {
 		d.Reservation.Release()
 		return err
 	}
-	d.Reservation.Recorded(end)
+	s.service.Recorded(d.Reservation, d.Usage, end)
 	return nil
 }
 
