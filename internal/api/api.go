@@ -124,6 +124,7 @@ func (a *API) Routes() []web.Route {
 		{Method: "POST", Pattern: "/orgs/{org_id}/api_keys/{key_id}/rotate", Operation: "rotateKey", Action: "ROTATE_KEY", Rule: and(needs(key.KeysWrite), a.mayChangeKey), Handle: a.rotateKey},
 		{Method: "GET", Pattern: "/orgs/{org_id}/children_audit", Operation: "getChildrenAudit", Action: "GET_CHILDREN_AUDIT", Rule: needs(key.AuditRead), Handle: a.getChildrenAudit},
 
+		{Method: "DELETE", Pattern: "/spools/{spool_id}", Operation: "giveUpSpool", Action: "GIVE_UP_SPOOL", Rule: web.Rule{Operator: true}, Handle: a.giveUpSpool},
 		{Method: "GET", Pattern: "/service_status", Listeners: []web.Listener{web.Admin}, Operation: "serviceStatus", Rule: open, Handle: a.serviceStatus},
 		{Method: "GET", Pattern: "/healthz", Listeners: []web.Listener{web.Main, web.Proxies, web.Admin}, Operation: "healthz", Rule: open, Handle: a.healthz},
 		{Method: "GET", Pattern: "/readyz", Listeners: []web.Listener{web.Main, web.Admin}, Operation: "readyz", Rule: open, Handle: a.readyz},

@@ -4,6 +4,7 @@ package storetest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -24,6 +25,7 @@ import (
 type Store interface {
 	org.Store
 	access.Sink
+	SpoolPosition(ctx context.Context, spoolID string) (access.Position, error)
 }
 
 // Run runs the suite. Each call of open returns a new, empty store, which is
