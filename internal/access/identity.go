@@ -59,7 +59,7 @@ func (s *spool) identify(log *slog.Logger) (first bool, err error) {
 	s.id = cmp.Or(said, headed)
 	switch {
 	case said != "" && (headed == "" || headed == said):
-		return false, nil
+		return false, durable.Settle(name)
 	case said != "":
 		return false, fmt.Errorf(`%s says that this is the spool %s, and its segments are those of %s.
 If that file was damaged or replaced, write %s into it; if the segments came from another directory, move them away`, name, said, headed, headed)

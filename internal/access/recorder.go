@@ -164,7 +164,7 @@ func OpenRecorder(ctx context.Context, dir string, sink Sink, opts Options) (*Re
 	if err := durable.MkdirAll(dir); err != nil {
 		return nil, err
 	}
-	lock, err := durable.Open(filepath.Join(dir, lockName), os.O_RDWR)
+	lock, err := durable.Create(filepath.Join(dir, lockName), os.O_RDWR)
 	if err != nil {
 		return nil, err
 	}

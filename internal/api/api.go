@@ -126,9 +126,9 @@ func (a *API) Routes() []web.Route {
 
 		{Method: "DELETE", Pattern: "/spools/{spool_id}", Operation: "giveUpSpool", Action: "GIVE_UP_SPOOL", Rule: web.Rule{Operator: true}, Handle: a.giveUpSpool},
 		{Method: "GET", Pattern: "/service_status", Listeners: []web.Listener{web.Admin}, Operation: "serviceStatus", Rule: open, Handle: a.serviceStatus},
-		{Method: "GET", Pattern: "/healthz", Listeners: []web.Listener{web.Main, web.Proxies, web.Admin}, Operation: "healthz", Rule: open, Handle: a.healthz},
-		{Method: "GET", Pattern: "/readyz", Listeners: []web.Listener{web.Main, web.Admin}, Operation: "readyz", Rule: open, Handle: a.readyz},
-		{Method: "GET", Pattern: "/metrics", Listeners: []web.Listener{web.Admin}, Operation: "metrics", Rule: open, Handle: a.getMetrics},
+		{Method: "GET", Pattern: "/healthz", Listeners: []web.Listener{web.Main, web.Proxies, web.Admin}, Operation: "healthz", Rule: open, Probe: true, Handle: a.healthz},
+		{Method: "GET", Pattern: "/readyz", Listeners: []web.Listener{web.Main, web.Admin}, Operation: "readyz", Rule: open, Probe: true, Handle: a.readyz},
+		{Method: "GET", Pattern: "/metrics", Listeners: []web.Listener{web.Admin}, Operation: "metrics", Rule: open, Probe: true, Handle: a.getMetrics},
 		{Method: "GET", Pattern: "/openapi.json", Operation: "openapiJSON", Rule: open, Handle: a.openapiJSON},
 		{Method: "GET", Pattern: "/openapi.yaml", Operation: "openapiYAML", Rule: open, Handle: a.openapiYAML},
 		{Method: "GET", Pattern: "/docs", Operation: "docs", Rule: open, Handle: a.docs},

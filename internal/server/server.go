@@ -111,6 +111,7 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		return nil, fmt.Errorf("the data directory cannot be made: %w", err)
 	}
 	keepPrivate(c.DataDir, c.Log)
+	lacks := missing(c.DataDir, anchorPath(&c))
 	s := &Server{config: c, started: c.Now(), done: make(chan struct{})}
 	options := store.Options{Log: c.Log}
 	if c.Demo {
@@ -159,6 +160,9 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		RestoreWindow: c.RestoreWindow, MonthCloseAfter: c.MonthCloseAfter, OperatorHash: hash, Spool: s.Recorder, Keyring: keyring})
 	if err != nil {
 		return nil, err
+	}
+	for _, what := range lacks {
+		c.Log.Warn(what)
 	}
 	metrics := prometheus.NewRegistry()
 	if err := s.openLog(metrics); err != nil {
@@ -220,11 +224,7 @@ func (s *Server) openLog(metrics prometheus.Registerer) error {
 	if err != nil {
 		return err
 	}
-	path := s.config.AuditAnchor
-	if path == "" {
-		path = filepath.Join(s.config.DataDir, "audit.anchor")
-	}
-	a, err := openAnchor(path, s.config.Now, s.config.Log)
+	a, err := openAnchor(anchorPath(&s.config), s.config.Now, s.config.Log)
 	if err != nil {
 		return err
 	}
@@ -242,6 +242,9 @@ func (s *Server) operatorKey() error {
 	path := filepath.Join(s.config.DataDir, "operator.key")
 	b, err := os.ReadFile(path)
 	if err == nil {
+		if err := durable.Settle(path); err != nil {
+			return fmt.Errorf("the operator key cannot be made durable: %w", err)
+		}
 		s.OperatorKey = strings.TrimSpace(string(b))
 		if id, _, ok := key.ParseToken(s.OperatorKey); !ok || id != "operator" {
 			return fmt.Errorf("%s does not hold an operator key; 'orgd keygen' makes one", path)

@@ -83,6 +83,8 @@ func Run(t *testing.T, open func(testing.TB) Store) {
 		"AnswersKept":        testAnswersKept,
 		"Quotas":             testQuotas,
 		"Flush":              testFlush,
+		"SpoolRuns":          testSpoolRuns,
+		"SpoolReports":       testSpoolReports,
 		"FlushKeyUse":        testFlushKeyUse,
 		"FlushText":          testFlushText,
 		"FlushConcurrent":    testFlushConcurrent,
