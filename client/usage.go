@@ -204,3 +204,10 @@ func (cl *Client) DeleteMeter(ctx context.Context, rootID, slug string, opts ...
 	_, _, err := cl.do(ctx, newCall("DELETE", []string{"orgs", rootID, "meters", slug}, opts))
 	return err
 }
+
+// GiveUpSpool lets months be closed without the requests that a spool may hold of
+// them: the spool of a server that is lost. Only the operator may.
+func (cl *Client) GiveUpSpool(ctx context.Context, spoolID, reason string, opts ...CallOption) error {
+	_, _, err := cl.do(ctx, newCall("DELETE", []string{"spools", spoolID}, opts).set("reason", reason))
+	return err
+}

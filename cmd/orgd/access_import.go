@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -37,7 +38,13 @@ matches in the path of the request; lines that do not match stay with --org.
 
 Running it again adds nothing, in whatever order the lines are: an event is
 known by the content of its line, and by its number among lines of the same
-content in one file. So a log that has grown can be imported as a whole.
+content in all the files of one call. So a log that has grown or was rotated can
+be imported again as a whole. Name the files of a rotated log in one call: equal
+lines that stand in two of them are events of their own then.
+
+Several hosts may write the same line. --source names the host that wrote the
+files, and lines of different sources are different events. Use the same name each
+time.
 
 The action of an event is the method of the request unless --action names one,
 its status DENIED for 401 and 403, FAILURE for other answers from 400 on, and
@@ -48,6 +55,7 @@ all the same, and the exit code is 1.
 Lines that are older than the root keeps its access log are refused; see 'orgd
 access retention'.`,
 		Example: `  orgd access import --org acme /var/log/nginx/access.log /var/log/nginx/access.log.*.gz
+  orgd access import --org acme --source web-2 web-2/access.log*
   orgd access import --org acme --org-from-path '^/customers/([^/]+)/' access.log`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if format != "combined" && format != "common" {
@@ -76,6 +84,7 @@ access retention'.`,
 				done = showProgress(cmd.ErrOrStderr(), im.progress)
 				im.errors = nil // the terminal shows the progress; kept until it is done
 			}
+			im.seen = map[uint64]uint32{}
 			for _, name := range args {
 				if err = im.file(cmd.Context(), name, cmd.InOrStdin()); err != nil {
 					break
@@ -107,6 +116,7 @@ access retention'.`,
 	complete(cmd, "format", "combined", "common")
 	fs.StringVar(&im.orgID, "org", "", "`id` of the organization that the lines belong to")
 	fs.StringVar(&pattern, "org-from-path", "", "regular `expression` whose first group matches the id of the organization in a request's path")
+	fs.StringVar(&im.source, "source", "", "`name` of the host that wrote the files; equal lines of two sources are two events")
 	fs.StringVar(&im.action, "action", "", "the `action` of all events; otherwise the method of the request")
 	return cmd
 }
@@ -134,12 +144,14 @@ type logImport struct {
 	orgID  string
 	path   *regexp.Regexp
 	action string
+	source string
 
 	errors io.Writer // nil to keep what is printed
 	kept   []string
 
 	name  string
-	seen  map[uint64]uint32 // hash of a line → how many of its content there were in the file
+	files []os.FileInfo     // that were read
+	seen  map[uint64]uint32 // hash of a line → how many of its content there were
 	batch []client.NewAccessEvent
 	lines []int // of the batch
 	bytes int
@@ -160,7 +172,7 @@ func (im *logImport) progress() string {
 // file imports one file.
 func (im *logImport) file(ctx context.Context, name string, stdin io.Reader) error {
 	in := stdin
-	im.name, im.seen = "stdin", map[uint64]uint32{}
+	im.name = "stdin"
 	im.read.Store(0)
 	im.size.Store(0)
 	if name != "-" {
@@ -170,6 +182,11 @@ func (im *logImport) file(ctx context.Context, name string, stdin io.Reader) err
 		}
 		defer f.Close()
 		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+			// Its lines would count twice.
+			if slices.ContainsFunc(im.files, func(other os.FileInfo) bool { return os.SameFile(info, other) }) {
+				return usageError("%s is given twice", name)
+			}
+			im.files = append(im.files, info)
 			im.size.Store(info.Size())
 		}
 		in, im.name = f, name
@@ -232,9 +249,13 @@ func (im *logImport) report(line int, reason string) {
 
 var logIDs = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
 
-// logID returns the id of the nth event with the same line.
-func logID(raw string, n uint32) string {
+// logID returns the id of the nth event of a source with the same line.
+func logID(source, raw string, n uint32) string {
 	h := sha256.New()
+	if source != "" {
+		of := sha256.Sum256([]byte(source))
+		h.Write(of[:])
+	}
 	io.WriteString(h, raw)
 	h.Write(binary.BigEndian.AppendUint32([]byte{0}, n))
 	return "log_" + logIDs.EncodeToString(h.Sum(nil)[:20])
@@ -245,7 +266,7 @@ func (im *logImport) add(l *access.LogLine) {
 	sum := sha256.Sum256([]byte(l.Raw))
 	content := binary.BigEndian.Uint64(sum[:])
 	im.seen[content]++
-	e := client.NewAccessEvent{ID: logID(l.Raw, im.seen[content]), Timestamp: l.Time, User: cutText(l.User, 256), Action: im.action,
+	e := client.NewAccessEvent{ID: logID(im.source, l.Raw, im.seen[content]), Timestamp: l.Time, User: cutText(l.User, 256), Action: im.action,
 		Status: access.Success, UserAgent: cutText(l.UserAgent, 512), Method: cutText(l.Method, 32), Path: cutText(l.Path, maxImportPath)}
 	if e.User == "" {
 		e.User = "anonymous"

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -76,15 +75,16 @@ func (d *duration) Type() string   { return "duration" }
 // as not set, since many tools can only empty one.
 func fromEnvironment(fs *pflag.FlagSet, but ...string) error {
 	var errs []error
+	but = append(slices.Clone(but), secretFlags...)
 	fs.VisitAll(func(f *pflag.Flag) {
-		name := "ORGD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		name := variableOf(f.Name)
 		if v := os.Getenv(name); v != "" && !f.Changed && f.Name != "help" && !slices.Contains(but, f.Name) {
 			if err := fs.Set(f.Name, v); err != nil {
 				errs = append(errs, usageError("%s=%q is not valid: it takes %s", name, v, valuesOf(f)))
 			}
 		}
 	})
-	return errors.Join(errs...)
+	return errors.Join(append(errs, secretsFromEnvironment(fs))...)
 }
 
 // logger returns the logger that the flags ask for, and what it writes to.
@@ -110,16 +110,25 @@ func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 		RestoreWindow: f.restoreWindow, SpoolMaxBytes: f.spoolMaxMiB << 20, Version: version(), Log: log,
 		AuditAnchor: f.auditAnchor, Witnesses: f.witnesses, Demo: f.demo}
 	if !f.demo {
-		c.OperatorKey, c.AuditKey = os.Getenv("ORGD_OPERATOR_KEY"), os.Getenv("ORGD_AUDIT_KEY")
+		var err error
+		if c.OperatorKey, err = secretVariable("ORGD_OPERATOR_KEY"); err != nil {
+			return c, err
+		}
+		if c.AuditKey, err = secretVariable("ORGD_AUDIT_KEY"); err != nil {
+			return c, err
+		}
 		// For tests that compare with and without: no flag, since nobody should
 		// want it.
 		if c.NoBudget = os.Getenv("ORGD_NO_BUDGETS") == "true"; c.NoBudget {
 			log.Warn("ORGD_NO_BUDGETS: nothing bounds what one customer uses at the same time")
 		}
 	}
-	for flag, database := range map[string]string{"--database": c.Database, "--database-direct": c.DatabaseDirect} {
-		if u, err := url.Parse(database); database != "" && (err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql") {
-			return c, usageError("%s must be a URL such as postgres://user@host/database; leave it out for SQLite", flag)
+	for flag, database := range map[string]string{"database": c.Database, "database-direct": c.DatabaseDirect} {
+		if database == "" {
+			continue
+		}
+		if err := checkDatabaseURL(flag, database); err != nil {
+			return c, err
 		}
 	}
 	switch {
@@ -180,7 +189,8 @@ Keep a copy: without it the logs cannot be signed, and the server does not start
 Servers that share a database share both.
 
 Every flag can also be set in the environment: --data-dir as ORGD_DATA_DIR. A
-flag goes before the environment. A duration is written as 90s, 72h or 30d.
+flag goes before the environment. ORGD_OPERATOR_KEY, ORGD_AUDIT_KEY and
+ORGD_DATABASE may be in files: ORGD_OPERATOR_KEY_FILE names one. A duration is written as 90s, 72h or 30d.
 SIGTERM lets the requests under way finish; a second one ends them.`,
 		Example: `  orgd serve
   orgd serve --data-dir /var/lib/orgd --listen 0.0.0.0:8080 --trusted-proxies 10.0.0.5

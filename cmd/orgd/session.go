@@ -154,7 +154,9 @@ func (s *session) connect() (*client.Client, error) {
 		s.url = defaultURL
 	}
 	if u, err := url.Parse(s.url); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" {
-		return nil, usageError("%q is not the URL of a server; one looks like %s", s.url, defaultURL)
+		return nil, usageError("%q is not the URL of a server; one looks like %s", shownURL(s.url), defaultURL)
+	} else if strings.Count(s.url, "@") > 1 || u.User == nil && strings.Contains(s.url, "@") {
+		return nil, usageError("%q is not the URL of a server: there is an @ where none belongs; in a password write it as %%40", shownURL(s.url))
 	}
 	key, err := s.readKey()
 	if err != nil {
@@ -170,8 +172,9 @@ func (s *session) readKey() (string, error) {
 		return "", usageError("give --key or --key-file, not both")
 	}
 	if key == "" && file == "" {
-		if key = os.Getenv("ORGD_KEY"); key == "" {
-			file = os.Getenv("ORGD_KEY_FILE")
+		var err error
+		if key, err = secretVariable("ORGD_KEY"); err != nil {
+			return "", err
 		}
 	}
 	if file != "" {
@@ -213,13 +216,13 @@ func (s *session) explain(err error) error {
 	var dns *net.DNSError
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
-		err = messagef("no server answers at %s: the connection was refused.\nStart one with 'orgd serve', or name another with --url or ORGD_URL.", s.url)
+		err = messagef("no server answers at %s: the connection was refused.\nStart one with 'orgd serve', or name another with --url or ORGD_URL.", shownURL(s.url))
 	case errors.As(err, &dns):
-		err = messagef("no server answers at %s: the host %s is not known.\nName another with --url or ORGD_URL.", s.url, dns.Name)
+		err = messagef("no server answers at %s: the host %s is not known.\nName another with --url or ORGD_URL.", shownURL(s.url), dns.Name)
 	case failed.Timeout():
-		err = fmt.Errorf("the server at %s does not answer in time: %w", s.url, failed.Err)
+		err = fmt.Errorf("the server at %s does not answer in time: %w", shownURL(s.url), failed.Err)
 	default:
-		err = fmt.Errorf("the server at %s cannot be reached: %w", s.url, failed.Err)
+		err = fmt.Errorf("the server at %s cannot be reached: %w", shownURL(s.url), failed.Err)
 	}
 	return &exitError{exitUnavailable, err}
 }

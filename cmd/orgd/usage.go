@@ -20,8 +20,8 @@ import (
 )
 
 func usageCommand(s *session) *cobra.Command {
-	cmd := group("usage", "Consumption: show, send, adjust, adjustments, meters, limits", usageShowCommand(s), usageSendCommand(s),
-		usageAdjustCommand(s), usageAdjustmentsCommand(s), usageMetersCommand(s), usageLimitsCommand(s))
+	cmd := group("usage", "Consumption: show, send, adjust, adjustments, meters, limits, give-up-spool", usageShowCommand(s), usageSendCommand(s),
+		usageAdjustCommand(s), usageAdjustmentsCommand(s), usageMetersCommand(s), usageLimitsCommand(s), giveUpSpoolCommand(s))
 	s.outputFlag(cmd)
 	return cmd
 }

@@ -12,6 +12,7 @@ import (
 // past a part of the spool that cannot be read.
 type Batch struct {
 	SpoolID  string
+	Run      Run      // of the process that stores it; the zero Run is not compared
 	From     Position // the stored position that the batch follows
 	Position Position // the position to store: the end of the batch's last record
 	Events   []Event
@@ -29,6 +30,31 @@ type Position struct {
 // Before reports whether p comes before q.
 func (p Position) Before(q Position) bool {
 	return p.Segment < q.Segment || p.Segment == q.Segment && p.Offset < q.Offset
+}
+
+// Run is one start of a process on a spool. Each start has the number after the
+// last one's, and a nonce of its own: so two directories with one spool in them
+// can be told apart.
+type Run struct {
+	Number int64
+	Nonce  string
+	Before string // the nonce of the run with the number before; empty if that is not known
+}
+
+// Same reports whether r and q are the same run.
+func (r Run) Same(q Run) bool { return r.Number == q.Number && r.Nonce == q.Nonce }
+
+// Follows reports whether r may store what follows on what was stored by q, or
+// by nobody if q is the zero Run: q is r, the run before it, or an older one of
+// the same directory, which a database tells that went back to an earlier state.
+func (r Run) Follows(q Run) bool {
+	return r.Same(q) || q.Number < r.Number-1 || q.Number == r.Number-1 && (r.Before == "" || q.Nonce == r.Before)
+}
+
+// SpoolState is what a Sink knows of a spool.
+type SpoolState struct {
+	Position
+	Run Run // the last run that took it, without Before; zero if none did
 }
 
 // Usage is what a recorded request consumed of a meter with the aggregation
@@ -67,7 +93,14 @@ type Sink interface {
 	// during the call.
 	Flush(ctx context.Context, b Batch) error
 
-	// SpoolPosition returns the position that the last successful Flush for
-	// spoolID stored, or the zero Position if there was none.
-	SpoolPosition(ctx context.Context, spoolID string) (Position, error)
+	// SpoolState returns the position that the last successful Flush for a
+	// spool stored, and the run that has the spool; the zero SpoolState for one
+	// that is not known.
+	SpoolState(ctx context.Context, spoolID string) (SpoolState, error)
+
+	// TakeSpool gives the spool to a run, in one durable transaction: from then
+	// on no batch is stored for a run before it. It changes nothing if the run
+	// does not follow the one that has the spool. It returns what was there
+	// before. place says to people where the spool is, and at is the time.
+	TakeSpool(ctx context.Context, spoolID string, run Run, place string, at time.Time) (SpoolState, error)
 }

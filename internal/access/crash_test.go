@@ -84,9 +84,14 @@ func (s *fileSink) load() (p Position, ids []string, size int64, err error) {
 	return p, ids, size, err
 }
 
-func (s *fileSink) SpoolPosition(context.Context, string) (Position, error) {
+// The directory is never copied, so who has it needs no keeping.
+func (s *fileSink) SpoolState(ctx context.Context, id string) (SpoolState, error) {
 	p, _, _, err := s.load()
-	return p, err
+	return SpoolState{Position: p}, err
+}
+
+func (s *fileSink) TakeSpool(ctx context.Context, id string, run Run, _ string, _ time.Time) (SpoolState, error) {
+	return s.SpoolState(ctx, id)
 }
 
 func (s *fileSink) Flush(ctx context.Context, b Batch) error {

@@ -21,6 +21,9 @@ const (
 	recordHeader  = 8
 	maxPayload    = 4 << 20
 	recordVersion = 1
+	// headerVersion is the version of a record that only names its segment: the
+	// first one of every segment but those that older releases wrote.
+	headerVersion = 2
 
 	hasEvent = 1 << 0
 	hasUse   = 1 << 1
@@ -113,14 +116,44 @@ func nextRecord(b []byte) (payload []byte, size int, err error) {
 	if crc32.Update(sum, castagnoli, payload) != binary.LittleEndian.Uint32(b[4:]) {
 		return nil, 0, errDamaged
 	}
-	if payload[0] != recordVersion {
+	if payload[0] != recordVersion && payload[0] != headerVersion {
 		return nil, size, errVersion
 	}
 	return payload, size, nil
 }
 
-// decodePayload adds what a payload holds to b.
+// appendHeader appends the header of a segment to b: the id of its spool and its
+// number, so that neither another spool's file nor one with another name is
+// taken for it.
+func appendHeader(b []byte, spoolID string, number int64) []byte {
+	start := len(b)
+	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0, headerVersion)
+	b = binary.AppendVarint(b, number)
+	b = appendString(b, spoolID)
+	seal(b[start:])
+	return b
+}
+
+// isHeader reports whether a payload is the header of a segment.
+func isHeader(payload []byte) bool { return payload[0] == headerVersion }
+
+// parseHeader reads the header at the start of a segment. ok is false if there
+// is none that can be read.
+func parseHeader(b []byte) (spoolID string, number int64, ok bool) {
+	payload, _, err := nextRecord(b)
+	if err != nil || !isHeader(payload) {
+		return "", 0, false
+	}
+	d := decoder{s: string(payload[1:]), ok: true}
+	number, spoolID = d.varint(), d.string()
+	return spoolID, number, d.ok && d.s == ""
+}
+
+// decodePayload adds what a payload holds to b, nothing if it is a header.
 func decodePayload(payload []byte, b *Batch) error {
+	if isHeader(payload) {
+		return nil
+	}
 	d := decoder{s: string(payload), ok: true}
 	d.s = d.s[1:] // nextRecord has looked at the version
 	present := d.byte()

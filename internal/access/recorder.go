@@ -48,6 +48,8 @@ type Options struct {
 	SyncInterval time.Duration
 	// Logger gets what goes wrong in the background. Default slog.Default().
 	Logger *slog.Logger
+	// Now is the clock. Default time.Now.
+	Now func() time.Time
 
 	open    func(name string) (file, error)
 	remove  func(name string) error
@@ -75,6 +77,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	if o.open == nil {
 		o.open = openFile
@@ -119,6 +124,8 @@ const (
 // can open a spool.
 type Recorder struct {
 	id      string
+	run     Run  // of this process
+	first   bool // this process has made the spool
 	sink    Sink
 	opts    Options
 	lock    *os.File
@@ -157,7 +164,7 @@ func OpenRecorder(ctx context.Context, dir string, sink Sink, opts Options) (*Re
 	if err := durable.MkdirAll(dir); err != nil {
 		return nil, err
 	}
-	lock, err := durable.Open(filepath.Join(dir, lockName), os.O_RDWR)
+	lock, err := durable.Create(filepath.Join(dir, lockName), os.O_RDWR)
 	if err != nil {
 		return nil, err
 	}
@@ -190,13 +197,13 @@ func (r *Recorder) start(ctx context.Context) error {
 	if !locked {
 		return errInUse
 	}
-	if r.id, err = spoolID(r.spool.dir); err != nil {
-		return err
-	}
 	if err := r.spool.list(); err != nil {
 		return err
 	}
-	if r.stored, err = r.sink.SpoolPosition(ctx, r.id); err != nil {
+	if r.first, err = r.spool.identify(r.opts.Logger); err != nil {
+		return err
+	}
+	if err := r.take(ctx); err != nil {
 		return err
 	}
 	if err := r.recover(); err != nil {
@@ -217,7 +224,7 @@ func (r *Recorder) start(ctx context.Context) error {
 		r.spool.spare = r.spool.makeSpare() == nil
 	}
 	ctx, r.cancel = context.WithCancel(context.Background())
-	r.running.Go(func() { r.run(ctx) })
+	r.running.Go(func() { r.store(ctx) })
 	if r.opts.SyncInterval > 0 {
 		r.running.Go(func() { r.sync(ctx) })
 	}
@@ -243,11 +250,15 @@ func (r *Recorder) recover() error {
 	if damaged {
 		last.size = total
 	}
+	_, _, headed, err := s.headed(last)
+	if err != nil {
+		return err
+	}
 	switch {
 	case s.end().Before(r.stored):
 		log.Warn("the spool ends before the position that is stored; a loss of power can do that", "stored", r.stored, "end", s.end())
 		err = s.roll(r.stored.Segment + 1)
-	case damaged:
+	case damaged, size > 0 && !headed:
 		err = s.roll(last.number + 1)
 	default:
 		if s.active, err = s.open(s.path(last.number)); err != nil {
@@ -272,8 +283,22 @@ func (r *Recorder) recover() error {
 	if info, err := os.Lstat(spare); err == nil && info.Size() > 0 {
 		r.left = append(r.left, spare)
 	}
+	// A segment that was being written again; see rewrite.
+	for i := range s.segments {
+		if name := s.path(s.segments[i].number) + newExt; exists(name) {
+			r.left = append(r.left, name)
+		}
+	}
 	r.removeLeft()
+	if r.opts.SyncInterval > 0 {
+		return s.reopen()
+	}
 	return nil
+}
+
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
 }
 
 // Record records a request. When it returns nil, the record survives a crash
@@ -315,7 +340,8 @@ func (r *Recorder) append(rec *Record) error {
 		return r.refuse(&problem.Error{Code: problem.Unavailable, RetryAfter: retryAfter,
 			Detail: "The server cannot record more requests until its database has caught up."})
 	}
-	if err := r.spool.append(r.buf); err != nil {
+	size, err := r.spool.append(r.buf)
+	if err != nil {
 		return r.refuse(writeError(err))
 	}
 	if r.refusing {
@@ -442,6 +468,12 @@ func (r *Recorder) reached(target Position) bool {
 // ID returns the name of the spool in the Sink.
 func (r *Recorder) ID() string { return r.id }
 
+// Run returns which start on the spool this is.
+func (r *Recorder) Run() Run { return r.run }
+
+// First reports whether there was no spool in the directory.
+func (r *Recorder) First() bool { return r.first }
+
 // Lag returns how much is recorded and not stored yet.
 func (r *Recorder) Lag() (records, bytes int64) {
 	r.mu.Lock()
@@ -481,8 +513,8 @@ func (r *Recorder) Close(ctx context.Context) error {
 	return errors.Join(err, r.spool.active.Close(), r.lock.Close())
 }
 
-// run stores records until ctx ends.
-func (r *Recorder) run(ctx context.Context) {
+// store stores records until ctx ends.
+func (r *Recorder) store(ctx context.Context) {
 	var b batch
 	for {
 		wait := true
@@ -566,14 +598,14 @@ func (r *Recorder) flush(ctx context.Context, b *batch) {
 			return
 		case <-time.After(backoff):
 		}
-		position, err := r.sink.SpoolPosition(ctx, r.id)
+		state, err := r.sink.SpoolState(ctx, r.id)
 		if err != nil {
 			continue
 		}
-		if retry && position == b.Position {
+		if retry && state.Position == b.Position && state.Run.Same(r.run) {
 			r.advance(b)
 			retry = false
-		} else if r.relocate(position) {
+		} else if r.relocate(state) {
 			retry = false
 		}
 	}
@@ -595,7 +627,7 @@ func (r *Recorder) read(b *batch) error {
 		i++
 	}
 	g := s.segments[i]
-	b.SpoolID, b.From, b.segment, b.records = r.id, r.stored, g.number, 0
+	b.SpoolID, b.Run, b.From, b.segment, b.records = r.id, r.run, r.stored, g.number, 0
 	b.Events, b.Usage, b.Uses = b.Events[:0], b.Usage[:0], b.Uses[:0]
 	r.mu.Unlock()
 
@@ -614,7 +646,9 @@ func (r *Recorder) read(b *batch) error {
 		} else if err != nil {
 			return err
 		}
-		b.records++
+		if !isHeader(payload) {
+			b.records++
+		}
 		pos.Offset += int64(n)
 	}
 	b.Position = pos
@@ -682,11 +716,15 @@ func (r *Recorder) moved() {
 
 // relocate goes to the position that the Sink tells after a failure. It
 // returns false if the Recorder was there already, or cannot go there.
-func (r *Recorder) relocate(position Position) bool {
+func (r *Recorder) relocate(state SpoolState) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	position := state.Position
 	log := r.opts.Logger.With("spool", r.id, "stored", position, "expected", r.stored)
 	switch {
+	case !r.run.Follows(state.Run):
+		log.Error("another process has opened a copy of this spool and stores under its id; this one stores nothing more: stop one of them, and start this one again")
+		return false
 	case position == r.stored:
 		return false
 	case position.Before(r.stored):
@@ -695,7 +733,7 @@ func (r *Recorder) relocate(position Position) bool {
 		// The last transaction of an earlier process was committed after
 		// this one had asked for the position.
 	default:
-		log.Error("another process stores under the id of this spool; nothing is stored until it stops and the position is corrected")
+		log.Error("somebody else has moved the position of this spool; nothing is stored until it is corrected")
 		return false
 	}
 	if err := r.spool.count(position); err != nil {
@@ -801,10 +839,11 @@ func (r *Recorder) syncFiles() error {
 	s := &r.spool
 	if r.bytes == 0 {
 		s.closeSealed()
+		s.unsafe = nil
 		r.mu.Unlock()
 		return nil
 	}
-	sealed, active, created := s.sealed, s.active, s.created
+	sealed, active, number, created := s.sealed, s.active, s.last().number, s.created
 	if !s.written {
 		active = nil
 	}
@@ -812,14 +851,89 @@ func (r *Recorder) syncFiles() error {
 	r.mu.Unlock()
 
 	var err error
+	var failed []int64
 	for _, f := range sealed {
-		err = errors.Join(err, f.Sync(), f.Close())
+		synced := f.Sync()
+		if synced != nil {
+			failed = append(failed, f.number)
+		}
+		err = errors.Join(err, synced, f.Close())
 	}
 	if active != nil {
-		err = errors.Join(err, active.Sync())
+		if synced := active.Sync(); synced != nil {
+			failed = append(failed, number)
+			err = errors.Join(err, synced)
+		}
 	}
 	if created {
-		err = errors.Join(err, r.opts.syncDir(s.dir))
+		if synced := r.opts.syncDir(s.dir); synced != nil {
+			err = errors.Join(err, synced)
+			r.mu.Lock()
+			s.created = true
+			r.mu.Unlock()
+		}
 	}
-	return err
+	return errors.Join(err, r.distrust(failed), r.rewrite())
+}
+
+// distrust ends segments whose sync failed. The system may have dropped what it
+// could not write, or keep it in memory only and take it for written: no later
+// sync of the file says anything about it.
+func (r *Recorder) distrust(numbers []int64) error {
+	if len(numbers) == 0 {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := &r.spool
+	s.unsafe = append(s.unsafe, numbers...)
+	r.opts.Logger.Error("a sync of the spool failed: until what it held is stored or written again, a loss of power would lose it",
+		"spool", r.id, "segments", numbers, "waiting_records", r.records)
+	signal(r.hurry)
+	if !slices.Contains(numbers, s.last().number) || s.last().size == 0 {
+		return nil
+	}
+	s.failed = true
+	if err := s.roll(s.last().number + 1); err != nil {
+		return err
+	}
+	i := len(s.sealed) - 1 // another sync of it would say nothing
+	f := s.sealed[i]
+	s.sealed = s.sealed[:i]
+	return f.Close()
+}
+
+// rewrite writes segments that are unsafe again, into new files with new blocks
+// that take their places: what they held is as durable then as if their sync had
+// not failed. What is stored meanwhile needs that no more.
+func (r *Recorder) rewrite() error {
+	r.removing.Lock() // nothing that is removed comes back
+	defer r.removing.Unlock()
+	r.mu.Lock()
+	s := &r.spool
+	var unsafe []segment
+	s.unsafe = slices.DeleteFunc(s.unsafe, func(n int64) bool {
+		i := s.find(n)
+		gone := i == len(s.segments) || s.segments[i].number != n
+		if !gone && n != s.last().number {
+			unsafe = append(unsafe, s.segments[i])
+		}
+		return gone
+	})
+	r.mu.Unlock()
+	var failed error
+	for _, g := range unsafe {
+		err := s.copy(g)
+		if err != nil && !isDamage(err) {
+			failed = errors.Join(failed, fmt.Errorf("a segment whose sync failed cannot be written again: %w", err))
+			continue
+		}
+		if err == nil {
+			r.opts.Logger.Info("a segment whose sync failed is written again, and as durable as any", "spool", r.id, "segment", g.number)
+		}
+		r.mu.Lock()
+		s.unsafe = slices.DeleteFunc(s.unsafe, func(n int64) bool { return n == g.number })
+		r.mu.Unlock()
+	}
+	return failed
 }

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/durable"
+	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -29,6 +30,7 @@ import (
 type memorySink struct {
 	mu        sync.Mutex
 	positions map[string]Position
+	runs      map[string]Run
 	events    []Event
 	usage     []Usage
 	uses      []KeyUse
@@ -38,9 +40,14 @@ type memorySink struct {
 	after  func(b Batch) error // fails it after its commit
 }
 
-func newMemorySink() *memorySink { return &memorySink{positions: map[string]Position{}} }
+func newMemorySink() *memorySink {
+	return &memorySink{positions: map[string]Position{}, runs: map[string]Run{}}
+}
 
-var errPosition = errors.New("the spool is at another position")
+var (
+	errPosition = errors.New("the spool is at another position")
+	errTaken    = errors.New("another process has taken the spool")
+)
 
 func (s *memorySink) Flush(ctx context.Context, b Batch) error {
 	s.mu.Lock()
@@ -50,6 +57,9 @@ func (s *memorySink) Flush(ctx context.Context, b Batch) error {
 			return err
 		}
 	}
+	if !b.Run.Follows(s.runs[b.SpoolID]) {
+		return errTaken
+	}
 	switch s.positions[b.SpoolID] {
 	case b.Position:
 		return nil
@@ -57,7 +67,7 @@ func (s *memorySink) Flush(ctx context.Context, b Batch) error {
 	default:
 		return errPosition
 	}
-	s.positions[b.SpoolID] = b.Position
+	s.positions[b.SpoolID], s.runs[b.SpoolID] = b.Position, b.Run
 	s.events = append(s.events, b.Events...)
 	s.usage = append(s.usage, b.Usage...)
 	s.uses = append(s.uses, b.Uses...)
@@ -68,10 +78,20 @@ func (s *memorySink) Flush(ctx context.Context, b Batch) error {
 	return nil
 }
 
-func (s *memorySink) SpoolPosition(ctx context.Context, id string) (Position, error) {
+func (s *memorySink) SpoolState(ctx context.Context, id string) (SpoolState, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.positions[id], nil
+	return SpoolState{Position: s.positions[id], Run: s.runs[id]}, nil
+}
+
+func (s *memorySink) TakeSpool(ctx context.Context, id string, run Run, _ string, _ time.Time) (SpoolState, error) {
+	was, err := s.SpoolState(ctx, id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if run.Follows(was.Run) {
+		s.runs[id] = run
+	}
+	return was, err
 }
 
 // ids returns the ids of the events stored, in order.
@@ -462,6 +482,7 @@ func TestARecordThatWasCutShortIsCutOff(t *testing.T) {
 		off += n
 		ends = append(ends, off)
 	}
+	ends = ends[1:] // the first is that of the header
 	for cut := ends[1]; cut < ends[2]; cut++ {
 		for _, zeros := range []int{0, 1, 5000} {
 			copied := t.TempDir()
@@ -510,11 +531,15 @@ func TestDamageIsReportedAndSkipped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, n, err := nextRecord(whole)
-	if err != nil {
-		t.Fatal(err)
+	n, end := 0, 0 // the bytes of the second record, which follows the header and the first
+	for range 3 {
+		_, size, err := nextRecord(whole[end:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, end = end, end+size
 	}
-	for at := n; at < 2*n && at < int(first); at++ { // the bytes of the second record
+	for at := n; at < end && at < int(first); at++ {
 		t.Run(fmt.Sprint(at), func(t *testing.T) {
 			copied := t.TempDir()
 			if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
@@ -608,7 +633,7 @@ func TestARecordOfANewerVersionStopsTheStart(t *testing.T) {
 	dir, name := spooled(t, 1)
 	rec := testRecord(1)
 	b := appendRecord(nil, &rec)
-	b[recordHeader] = recordVersion + 1
+	b[recordHeader] = headerVersion + 1
 	seal(b)
 	f, err := os.OpenFile(name, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
@@ -863,7 +888,7 @@ func TestAFullDisk(t *testing.T) {
 			for part := 0; part < size; part += 11 {
 				sink := newMemorySink()
 				sink.before = fail
-				d := &disk{free: 3*size + part, fault: c.fault, stuck: c.stuck}
+				d := &disk{free: len(appendHeader(nil, ident.New("spool_"), 1)) + 3*size + part, fault: c.fault, stuck: c.stuck}
 				dir := t.TempDir()
 				opts := fast()
 				opts.open = d.open
@@ -990,8 +1015,11 @@ func BenchmarkRecord(b *testing.B) {
 // discard is a Sink that costs nothing.
 type discard struct{}
 
-func (discard) Flush(context.Context, Batch) error                      { return nil }
-func (discard) SpoolPosition(context.Context, string) (Position, error) { return Position{}, nil }
+func (discard) Flush(context.Context, Batch) error                     { return nil }
+func (discard) SpoolState(context.Context, string) (SpoolState, error) { return SpoolState{}, nil }
+func (discard) TakeSpool(context.Context, string, Run, string, time.Time) (SpoolState, error) {
+	return SpoolState{}, nil
+}
 
 func BenchmarkDrainIdle(b *testing.B) {
 	r := open(b, b.TempDir(), discard{}, Options{Logger: quiet})

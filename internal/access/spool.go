@@ -8,18 +8,18 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/orgd/orgd/internal/durable"
-	"github.com/orgd/orgd/internal/ident"
 )
 
 const (
 	idFile      = "spool.id"
+	runFile     = "spool.run"
 	lockName    = "spool.lock"
 	segmentExt  = ".spool"
 	damagedExt  = ".damaged"
+	newExt      = ".new" // of durable.Write
 	readAtOnce  = 1 << 20
 	segmentName = "%020d" + segmentExt
 
@@ -46,6 +46,12 @@ func openFile(name string) (file, error) {
 	return f, nil
 }
 
+// sealedFile is the file of a segment that gets no more records.
+type sealedFile struct {
+	file
+	number int64
+}
+
 // segment is one file of a spool.
 type segment struct {
 	number  int64
@@ -57,6 +63,7 @@ type segment struct {
 // is guarded by its Recorder's mutex.
 type spool struct {
 	dir      string
+	id       string
 	open     func(name string) (file, error)
 	limit    int64 // the size from which on a segment gets no more records
 	segments []segment
@@ -69,8 +76,15 @@ type spool struct {
 	written bool
 	// created says that a segment was created and the directory not synced.
 	created bool
+	// failed says that a write of the last segment failed, which gets no more
+	// records then.
+	failed bool
 	// sealed holds the files before the last one that were not synced.
-	sealed []file
+	sealed []sealedFile
+	// unsafe holds the numbers of segments of which a sync failed: what they
+	// hold can be read until the next loss of power, and no later sync makes it
+	// durable. They are written again; see Recorder.rewrite.
+	unsafe []int64
 	// spare says that there is a spare file with its space reserved, and
 	// ahead that the last segment has its own.
 	spare, ahead bool
@@ -108,20 +122,24 @@ func (s *spool) after(p Position) (size, records int64) {
 	return size, records
 }
 
-// append writes b, which is one record, with one call of write(2). After an
-// error nothing of b will ever be read.
-func (s *spool) append(b []byte) error {
+// append writes b, which is one record, with one call of write(2), together with
+// the header if the segment is empty, and returns how many bytes that took.
+// After an error nothing of b will ever be read.
+func (s *spool) append(b []byte) (written int64, err error) {
 	if s.torn {
 		if err := s.active.Truncate(s.last().size); err != nil {
-			return fmt.Errorf("cutting off a failed write: %w", err)
+			return 0, fmt.Errorf("cutting off a failed write: %w", err)
 		}
 		s.torn = false
 		s.reserve()
 	}
-	if s.last().size >= s.limit {
+	if size := s.last().size; size >= s.limit || s.failed && size > 0 {
 		if err := s.roll(s.last().number + 1); err != nil {
-			return err
+			return 0, err
 		}
+	}
+	if s.last().size == 0 {
+		b = append(appendHeader(nil, s.id, s.last().number), b...)
 	}
 	n, err := s.active.Write(b)
 	if err == nil && n < len(b) {
@@ -132,12 +150,13 @@ func (s *spool) append(b []byte) error {
 		if s.torn = s.active.Truncate(s.last().size) != nil; !s.torn {
 			s.reserve()
 		}
-		return err
+		s.failed = true
+		return 0, err
 	}
 	s.last().size += int64(len(b))
 	s.last().records++
 	s.written = true
-	return nil
+	return int64(len(b)), nil
 }
 
 // roll starts a new segment. The one before it is complete from then on.
@@ -156,9 +175,9 @@ func (s *spool) roll(number int64) error {
 		return err
 	}
 	if s.active != nil {
-		s.sealed = append(s.sealed, s.active)
+		s.sealed = append(s.sealed, sealedFile{s.active, s.last().number})
 	}
-	s.active, s.written, s.created, s.begun = f, false, true, time.Now()
+	s.active, s.written, s.created, s.failed, s.begun = f, false, true, false, time.Now()
 	s.reserve()
 	s.segments = append(s.segments, segment{number: number})
 	return nil
@@ -218,6 +237,44 @@ func (s *spool) closeSealed() {
 	s.sealed = nil
 }
 
+// reopen opens the segments before the last one, so that they are synced: the
+// process that wrote them may have ended before it did that.
+func (s *spool) reopen() error {
+	for _, g := range s.segments[:len(s.segments)-1] {
+		f, err := s.open(s.path(g.number))
+		if err != nil {
+			return err
+		}
+		s.sealed = append(s.sealed, sealedFile{f, g.number})
+	}
+	return nil
+}
+
+// copy puts a new file with the records of a segment in the place of its file.
+// The error is one of isDamage if the records cannot be read as they were
+// written.
+func (s *spool) copy(g segment) error {
+	f, err := os.Open(s.path(g.number))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b := make([]byte, g.size)
+	if _, err := io.ReadFull(f, b); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errShort
+	} else if err != nil {
+		return err
+	}
+	for rest := b; len(rest) > 0; {
+		_, n, err := nextRecord(rest)
+		if err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	return durable.Write(s.path(g.number), b)
+}
+
 // list finds the segments of the directory. Sizes are those of the files.
 func (s *spool) list() error {
 	entries, err := os.ReadDir(s.dir)
@@ -253,13 +310,15 @@ func (s *spool) count(p Position) error {
 			pos.Offset = p.Offset
 		}
 		for pos.Offset < g.size {
-			_, n, err := r.next(s.path(g.number), pos, g.size)
+			payload, n, err := r.next(s.path(g.number), pos, g.size)
 			if isDamage(err) {
 				break
 			} else if err != nil {
 				return fmt.Errorf("%s at byte %d: %w", s.path(g.number), pos.Offset, err)
 			}
-			g.records++
+			if !isHeader(payload) {
+				g.records++
+			}
 			pos.Offset += int64(n)
 		}
 	}
@@ -346,22 +405,4 @@ func (r *reader) close() {
 		r.f.Close()
 	}
 	r.f, r.buf = nil, r.buf[:0]
-}
-
-// spoolID returns the id of the spool in dir, and makes it if there is none.
-func spoolID(dir string) (string, error) {
-	name := filepath.Join(dir, idFile)
-	b, err := os.ReadFile(name)
-	if err == nil {
-		id := strings.TrimSpace(string(b))
-		if !ident.Valid(id) {
-			return "", fmt.Errorf("%s does not hold the id of a spool", name)
-		}
-		return id, nil
-	}
-	if !errors.Is(err, os.ErrNotExist) {
-		return "", err
-	}
-	id := ident.New("spool_")
-	return id, durable.Write(name, []byte(id+"\n"))
 }

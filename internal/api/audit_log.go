@@ -257,6 +257,7 @@ func (a *API) abandonLog(r *web.Request) (*web.Response, error) {
 	if err := a.log.Abandon(r.PathValue("log_id"), reason); err != nil {
 		return nil, err
 	}
+	r.Did = "The audit log was abandoned"
 	return web.JSON(http.StatusOK, struct {
 		Message string `json:"message"`
 	}{"Audit log abandoned"}), nil

@@ -69,6 +69,7 @@ var samples = map[string]sample{
 	"rotateAuditKey":            {path: "/orgs/ORG/audit_log/rotate_key", operator: true},
 	"listRefusedAuditLogs":      {path: "/refused_audit_logs", elsewhere: true, operator: true},
 	"abandonAuditLog":           {path: "/refused_audit_logs/none?reason=test", elsewhere: true, operator: true},
+	"giveUpSpool":               {path: "/spools/none?reason=test", elsewhere: true, operator: true},
 	"listLimits":                {path: "/orgs/ORG/limits"},
 	"getLimit":                  {path: "/orgs/ORG/limits/api_calls"},
 	"putLimit":                  {path: "/orgs/ORG/limits/api_calls", body: `{"limit":5,"enforcement":"hard"}`},

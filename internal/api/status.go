@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/prometheus/common/expfmt"
@@ -22,6 +23,9 @@ type Status interface {
 	Ready(ctx context.Context) error
 	// Report describes the server and its parts.
 	Report(ctx context.Context) Report
+	// GiveUpSpool lets months be closed without what a spool may hold of them.
+	// NotFound if none waits for it.
+	GiveUpSpool(ctx context.Context, id, reason string) error
 }
 
 // Report is what /service_status says.
@@ -41,6 +45,24 @@ type Check struct {
 
 func (a *API) serviceStatus(r *web.Request) (*web.Response, error) {
 	return web.JSON(http.StatusOK, a.status.Report(r.Context())), nil
+}
+
+func (a *API) giveUpSpool(r *web.Request) (*web.Response, error) {
+	q := parameters(r, "reason")
+	reason := q.text("reason")
+	if q.err == nil && strings.TrimSpace(reason) == "" {
+		q.fail(problem.Param("reason", "is missing: it must say why"))
+	}
+	if q.err != nil {
+		return nil, q.err
+	}
+	if err := a.status.GiveUpSpool(r.Context(), r.PathValue("spool_id"), reason); err != nil {
+		return nil, err
+	}
+	r.Did = "The spool was given up"
+	return web.JSON(http.StatusOK, struct {
+		Message string `json:"message"`
+	}{"Spool given up"}), nil
 }
 
 func (a *API) healthz(*web.Request) (*web.Response, error) {

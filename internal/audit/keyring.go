@@ -36,7 +36,7 @@ func ParseKeyring(text string) (*Keyring, error) {
 	for _, field := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' || r == '\n' || r == '\r' || r == '\t' }) {
 		seed, err := hex.DecodeString(field)
 		if err != nil || len(seed) != SeedSize {
-			return nil, fmt.Errorf("seed %d of the audit key is not %d hexadecimal digits; 'orgd keygen --audit' makes one", len(k.seeds)+1, 2*SeedSize)
+			return nil, fmt.Errorf("seed %d of the audit key is not %d hexadecimal digits", len(k.seeds)+1, 2*SeedSize)
 		}
 		id, err := hkdf.Key(sha256.New, seed, nil, "orgd audit seed id v1", 8)
 		if err != nil {

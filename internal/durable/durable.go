@@ -8,8 +8,10 @@ package durable
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 const (
@@ -82,6 +84,42 @@ func (d disk) exchange(path, kept, next string) error {
 	return d.syncDir(filepath.Dir(path))
 }
 
+// Create is Open and makes the file durable under its name: it is there after a
+// loss of power, with what was in it.
+func Create(path string, flag int) (*os.File, error) { return system().create(path, flag) }
+
+func (d disk) create(path string, flag int) (*os.File, error) {
+	f, err := Open(path, flag)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(d.sync(f), d.syncDir(filepath.Dir(path))); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// Settle makes a file durable that is there, with its name, before anything
+// relies on it: the process that made it may have ended too early. A file system
+// that takes no changes has nothing to make durable.
+func Settle(path string) error { return system().settle(path) }
+
+func (d disk) settle(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unlessFixed(d.sync(f)), f.Close(), unlessFixed(d.syncDir(filepath.Dir(path))))
+}
+
+// unlessFixed drops the errors of what this process cannot have changed.
+func unlessFixed(err error) error {
+	if errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EINVAL) || errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
+	return err
+}
+
 // Open opens a file, which it creates if need be. Its mode is 0600 from then
 // on, also if it was there with another. The name of a new file is durable after
 // SyncDir.
@@ -98,16 +136,24 @@ func Open(path string, flag int) (*os.File, error) {
 	return f, nil
 }
 
-// MkdirAll makes a directory with all that is missing above it.
+// MkdirAll makes a directory with all that is missing above it. It is durable in
+// the one above it, also if it was there: who made it may have ended too early.
 func MkdirAll(path string) error { return system().mkdirAll(path) }
 
 func (d disk) mkdirAll(path string) error {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return unlessFixed(d.syncDir(filepath.Dir(filepath.Clean(path))))
+	}
+	return d.mkdirMissing(path)
+}
+
+func (d disk) mkdirMissing(path string) error {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		return nil
 	}
 	parent := filepath.Dir(filepath.Clean(path))
 	if parent != path {
-		if err := d.mkdirAll(parent); err != nil {
+		if err := d.mkdirMissing(parent); err != nil {
 			return err
 		}
 	}

@@ -79,6 +79,29 @@ func TestWrite(t *testing.T) {
 	}
 }
 
+// A file that is opened or found is on disk under its name before anything relies
+// on it.
+func TestCreateAndSettle(t *testing.T) {
+	path := filepath.Join(home(t), "f")
+	for failing, want := range map[string]string{"": "", "sync f": "fails", "sync directory home": "fails"} {
+		d, got := recorded(failing)
+		f, err := d.create(path, os.O_WRONLY)
+		if steps := strings.Join(*got, ", "); steps != "sync f, sync directory home" || (err == nil) != (want == "") {
+			t.Errorf("create, failing at %q: %q, %v", failing, steps, err)
+		}
+		if err == nil {
+			f.Close()
+		}
+		d, got = recorded(failing)
+		if err := d.settle(path); strings.Join(*got, ", ") != "sync f, sync directory home" || (err == nil) != (want == "") {
+			t.Errorf("settle, failing at %q: %q, %v", failing, *got, err)
+		}
+	}
+	if err := Settle(filepath.Join(home(t), "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+}
+
 func TestExchange(t *testing.T) {
 	steps := []string{"link f kept", "rename next f", "sync directory home"}
 	for i, failing := range append(steps, "") {
@@ -108,7 +131,8 @@ func TestMkdirAll(t *testing.T) {
 	if want := "mkdir a, sync directory home, mkdir b, sync directory a"; strings.Join(*got, ", ") != want {
 		t.Errorf("%q, want %q", *got, want)
 	}
-	if err := d.mkdirAll(filepath.Join(dir, "a", "b")); err != nil || len(*got) != 4 {
+	d, got = recorded("")
+	if err := d.mkdirAll(filepath.Join(dir, "a", "b")); err != nil || strings.Join(*got, ", ") != "sync directory a" {
 		t.Errorf("again: %q, %v", *got, err)
 	}
 	d, got = recorded("sync directory a")

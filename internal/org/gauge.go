@@ -18,6 +18,8 @@ import (
 type Spool interface {
 	// ID names the spool in the store.
 	ID() string
+	// Run tells which start of a process on the spool this is.
+	Run() access.Run
 	// Drain returns once everything that was recorded before the call is
 	// stored.
 	Drain(ctx context.Context) error

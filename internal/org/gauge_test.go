@@ -69,6 +69,8 @@ func (t limitedTx) Consumed(_, id string, _ usage.Month, _ string) (usage.Decima
 	return t.l.consumed[id], nil
 }
 
+func (l *limited) Run() access.Run { return access.Run{} }
+
 func (t limitedTx) SpoolPosition(string) (access.Position, error) { return t.l.position, nil }
 
 func (l *limited) ID() string { return "spool" }

@@ -3,11 +3,14 @@ package org
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -84,10 +87,88 @@ func (s *Service) NextClose() time.Time {
 	return s.lastMonth(s.monthCloseAfter).Next().Closes(s.monthCloseAfter)
 }
 
+// SpoolReport is what the database knows of a spool.
+type SpoolReport struct {
+	ID          string
+	Place       string    // host and directory
+	StoredUntil time.Time // what was recorded before is stored
+}
+
+// SpoolsBehindError says which spools months wait for.
+type SpoolsBehindError struct {
+	Month  usage.Month // the newest one that waits
+	Spools []SpoolReport
+}
+
+func (e *SpoolsBehindError) Error() string {
+	return fmt.Sprintf("the month %s is not closed: %d spools may hold requests of it", e.Month, len(e.Spools))
+}
+
+// maxBehind is how many spools an error names.
+const maxBehind = 20
+
+// reportSpool stores what this process has recorded, and reports it, if a month
+// waits for that.
+func (s *Service) reportSpool(ctx context.Context, behind []SpoolReport) error {
+	if len(behind) < maxBehind && !slices.ContainsFunc(behind, func(r SpoolReport) bool { return r.ID == s.spool.ID() }) {
+		return nil
+	}
+	at := s.Now()
+	if err := s.spool.Drain(ctx); err != nil {
+		return err
+	}
+	return s.store.Write(ctx, func(tx Tx) error { return tx.ReportSpool(s.spool.ID(), s.spool.Run(), at, false) })
+}
+
+// EndSpool reports that this process ends with nothing left in its spool.
+func (s *Service) EndSpool(ctx context.Context) error {
+	return s.store.Write(ctx, func(tx Tx) error { return tx.ReportSpool(s.spool.ID(), s.spool.Run(), s.Now(), true) })
+}
+
+// spoolsBehind returns the spools that may hold requests from before a time,
+// once this process has stored what it has of them.
+func (s *Service) spoolsBehind(ctx context.Context, end time.Time) (behind []SpoolReport, err error) {
+	for range 2 {
+		err := s.store.Read(ctx, func(tx Tx) (err error) {
+			behind, err = tx.SpoolsBehind(end, maxBehind)
+			return err
+		})
+		if err != nil || len(behind) == 0 {
+			return nil, err
+		}
+		if err := s.reportSpool(ctx, behind); err != nil {
+			return nil, err
+		}
+	}
+	return behind, nil
+}
+
+// GiveUpSpool lets months be closed without what a spool may hold of them, since
+// it is lost. Should it be stored after all, it is an adjustment in a month that
+// is open.
+func (s *Service) GiveUpSpool(ctx context.Context, id, reason string) error {
+	last := s.lastMonth(s.monthCloseAfter)
+	err := s.store.Write(ctx, func(tx Tx) error { return tx.GiveUpSpool(id, last.End(), reason, s.Now()) })
+	if errors.Is(err, ErrAbsent) {
+		return problem.New(problem.NotFound, "No month waits for a spool %s.", id).
+			WithFix("The server's log and /service_status name the spools that months wait for.")
+	}
+	return err
+}
+
 // CloseMonths closes all months whose time has come, and returns how many. It
-// stops at the first error.
+// stops at the first error. A month waits until all that was recorded in it is
+// stored, by this process and by all others that the database knows; the error is
+// a *SpoolsBehindError then.
 func (s *Service) CloseMonths(ctx context.Context) (int, error) {
 	last := s.lastMonth(s.monthCloseAfter)
+	behind, err := s.spoolsBehind(ctx, last.End())
+	if err != nil {
+		return 0, err
+	}
+	if len(behind) > 0 {
+		return 0, &SpoolsBehindError{last, behind}
+	}
 	n := 0
 	for after, known := "", true; ctx.Err() == nil; {
 		var months []Month

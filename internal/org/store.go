@@ -337,6 +337,19 @@ type Tx interface {
 	// for one that is not known.
 	SpoolPosition(spoolID string) (access.Position, error)
 
+	// SpoolsBehind returns up to limit spools that may hold what was recorded
+	// before a time and is not stored, those furthest behind first: all that
+	// have not reported that time, but those whose process has ended with
+	// nothing left, and those given up.
+	SpoolsBehind(before time.Time, limit int) ([]SpoolReport, error)
+	// ReportSpool notes that what a spool has recorded before a time is stored,
+	// and with ended that its process ends with nothing left. ErrStale if
+	// another run has the spool.
+	ReportSpool(id string, run access.Run, until time.Time, ended bool) error
+	// GiveUpSpool makes a spool one that nobody waits for, until a process
+	// takes it again. ErrAbsent unless SpoolsBehind has it.
+	GiveUpSpool(id string, before time.Time, reason string, at time.Time) error
+
 	// Quota returns the quota of a root, if one is set.
 	Quota(rootID string) (*Quota, error)
 	// PutQuota sets the quota of a root, in the place of the one it has.

@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -101,13 +100,8 @@ func (a *anchor) beginAgain(path string) error {
 }
 
 func readAnchor(path string, now func() time.Time, log *slog.Logger) (_ *anchor, size int64, err error) {
-	f, err := durable.Open(path, os.O_RDWR|os.O_APPEND)
-	if err == nil {
-		// What is appended to it counts for nothing if the file can go.
-		if err = durable.SyncDir(filepath.Dir(path)); err != nil {
-			f.Close()
-		}
-	}
+	// What is appended to it counts for nothing if the file can go.
+	f, err := durable.Create(path, os.O_RDWR|os.O_APPEND)
 	if err != nil {
 		return nil, 0, fmt.Errorf("the anchor of the audit logs cannot be opened: %w", err)
 	}

@@ -33,16 +33,34 @@ func (s *Server) keyring(ctx context.Context) (*audit.Keyring, error) {
 		if err != nil {
 			return nil, fmt.Errorf("the key of the audit logs cannot be read: %w", err)
 		}
+		if err := durable.Settle(path); err != nil {
+			return nil, fmt.Errorf("the key of the audit logs cannot be made durable: %w", err)
+		}
 		text, from = string(b), path
 	}
 	k, err := audit.ParseKeyring(text)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", from, err)
+		return nil, s.damagedSeed(ctx, from, err)
 	}
 	if err := s.markSeed(ctx, k); err != nil && !errors.Is(err, org.ErrStale) {
 		return nil, err
 	}
 	return k, nil
+}
+
+// damagedSeed says what is wrong with seeds, and what to do. What is signed with
+// the seed that is meant is signed with no other one: making another is the last
+// resort, and only where nothing is signed no loss.
+func (s *Server) damagedSeed(ctx context.Context, from string, damage error) error {
+	var signing []string
+	if err := s.Store.Read(ctx, func(tx org.Tx) (err error) { signing, err = tx.SigningSeeds(s.config.Now()); return err }); err != nil {
+		return err
+	}
+	if len(signing) == 0 {
+		return fmt.Errorf("%s: %w; 'orgd keygen --audit' makes one", from, damage)
+	}
+	return fmt.Errorf(`%s: %w. The audit logs of this database are signed with %s: restore it from a copy, or from another server
+of the database. Another seed in its place could not go on with these logs`, from, damage, seedNames(signing))
 }
 
 // makeSeed makes the seed of a new database, and writes it to the file. It

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -102,6 +103,7 @@ type Server struct {
 	started time.Time
 	stop    context.CancelFunc
 	done    chan struct{}
+	behind  atomic.Pointer[behind] // what the last attempt to close months waits for
 }
 
 // Open opens the data directory and the database and brings both up to date.
@@ -113,6 +115,7 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		return nil, fmt.Errorf("the data directory cannot be made: %w", err)
 	}
 	keepPrivate(c.DataDir, c.Log)
+	lacks := missing(c.DataDir, anchorPath(&c))
 	s := &Server{config: c, started: c.Now(), done: make(chan struct{})}
 	options := store.Options{Log: c.Log, Direct: c.DatabaseDirect, Readers: c.DatabasePool}
 	if c.Demo {
@@ -142,7 +145,7 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 	if err := s.operatorKey(); err != nil {
 		return nil, err
 	}
-	s.Recorder, err = access.OpenRecorder(ctx, filepath.Join(c.DataDir, "spool"), s.Store, access.Options{MaxBytes: c.SpoolMaxBytes, Logger: c.Log})
+	s.Recorder, err = access.OpenRecorder(ctx, filepath.Join(c.DataDir, "spool"), s.Store, access.Options{MaxBytes: c.SpoolMaxBytes, Logger: c.Log, Now: c.Now})
 	if err != nil {
 		return nil, err
 	}
@@ -162,6 +165,9 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		RestoreWindow: c.RestoreWindow, MonthCloseAfter: c.MonthCloseAfter, OperatorHash: hash, Spool: s.Recorder, Keyring: keyring})
 	if err != nil {
 		return nil, err
+	}
+	for _, what := range lacks {
+		c.Log.Warn(what)
 	}
 	metrics := prometheus.NewRegistry()
 	if err := s.openLog(metrics); err != nil {
@@ -223,11 +229,7 @@ func (s *Server) openLog(metrics prometheus.Registerer) error {
 	if err != nil {
 		return err
 	}
-	path := s.config.AuditAnchor
-	if path == "" {
-		path = filepath.Join(s.config.DataDir, "audit.anchor")
-	}
-	a, err := openAnchor(path, s.config.Now, s.config.Log)
+	a, err := openAnchor(anchorPath(&s.config), s.config.Now, s.config.Log)
 	if err != nil {
 		return err
 	}
@@ -245,6 +247,9 @@ func (s *Server) operatorKey() error {
 	path := filepath.Join(s.config.DataDir, "operator.key")
 	b, err := os.ReadFile(path)
 	if err == nil {
+		if err := durable.Settle(path); err != nil {
+			return fmt.Errorf("the operator key cannot be made durable: %w", err)
+		}
 		s.OperatorKey = strings.TrimSpace(string(b))
 		if id, _, ok := key.ParseToken(s.OperatorKey); !ok || id != "operator" {
 			return fmt.Errorf("%s does not hold an operator key; 'orgd keygen' makes one", path)
@@ -355,7 +360,7 @@ func (s *Server) Close() error {
 	<-s.done
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
-	return errors.Join(s.log.close(ctx), s.Recorder.Close(ctx), s.Store.Close())
+	return errors.Join(s.log.close(ctx), s.closeSpool(ctx), s.Store.Close())
 }
 
 const (
@@ -436,42 +441,6 @@ func (s *Server) settleImports(ctx context.Context) {
 	}
 }
 
-const (
-	// closeInterval is how late a month may be closed.
-	closeInterval = time.Second
-	// closeAgain is how often months are looked for that should have been
-	// closed, and events whose time is over.
-	closeAgain = time.Hour
-)
-
-// closeMonths closes the months whose time has come.
-func (s *Server) closeMonths(ctx context.Context) {
-	tick := time.NewTicker(closeInterval)
-	defer tick.Stop()
-	var next, again time.Time
-	for {
-		if now := s.config.Now(); !now.Before(next) || !now.Before(again) {
-			next, again = s.Service.NextClose(), now.Add(closeAgain)
-			n, err := s.Service.CloseMonths(ctx)
-			if n > 0 {
-				s.config.Log.Info("closed months", "months", n)
-			}
-			if err == nil {
-				err = s.Service.PruneUsage(ctx)
-			}
-			if err != nil && ctx.Err() == nil {
-				s.config.Log.Error("months could not be closed; it is tried again", "error", err)
-				next = now.Add(10 * closeInterval)
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
 // Ready fails if the database cannot be reached or nothing can be recorded.
 func (s *Server) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -497,5 +466,7 @@ func (s *Server) Report(ctx context.Context) api.Report {
 	check("database", "The database does not answer.", s.Store.Ping(ctx))
 	check("recorder", "The access log cannot be written.", s.Recorder.Ready())
 	check("audit_log", s.log.advice(), s.log.state())
+	behind := s.behind.Load()
+	check("months", behindAdvice(behind), behind.state())
 	return r
 }

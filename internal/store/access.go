@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -168,7 +167,7 @@ func (s *Store) Flush(ctx context.Context, b access.Batch) error {
 
 func (s *Store) flush(ctx context.Context, b access.Batch, at time.Time) error {
 	return s.write(ctx, func(t *tx) error {
-		stored, err := t.moveSpool(b.SpoolID, b.From, b.Position)
+		stored, err := t.moveSpool(&b)
 		if err != nil || stored {
 			return err
 		}
@@ -188,47 +187,6 @@ func (s *Store) flush(ctx context.Context, b access.Batch, at time.Time) error {
 		}
 		return t.touchKeys(b.Uses)
 	})
-}
-
-// moveSpool changes a spool's position. done says that it was there already.
-// A transaction that moves the same spool at the same time waits here, and
-// then finds the new position.
-func (t *tx) moveSpool(spoolID string, from, to access.Position) (done bool, err error) {
-	stored, err := t.spoolPosition(spoolID)
-	if err != nil || stored == to {
-		return true, err
-	}
-	if stored == from {
-		n, err := t.exec(`INSERT INTO spool_positions (spool_id, segment, position) VALUES ($1, $2, $3)
-			ON CONFLICT (spool_id) DO UPDATE SET segment = excluded.segment, position = excluded.position
-			WHERE spool_positions.segment = $4 AND spool_positions.position = $5`,
-			spoolID, to.Segment, to.Offset, from.Segment, from.Offset)
-		if err != nil || n > 0 {
-			return false, err
-		}
-		if stored, err = t.spoolPosition(spoolID); err != nil || stored == to {
-			return true, err
-		}
-	}
-	return false, fmt.Errorf("the spool %s is at %v, and the batch goes from %v to %v", spoolID, stored, from, to)
-}
-
-// SpoolPosition returns the position of the last batch that was flushed from
-// a spool, zero if there was none.
-func (s *Store) SpoolPosition(ctx context.Context, spoolID string) (p access.Position, err error) {
-	err = s.read(ctx, func(t *tx) error {
-		p, err = t.spoolPosition(spoolID)
-		return err
-	})
-	return p, err
-}
-
-func (t *tx) spoolPosition(spoolID string) (p access.Position, err error) {
-	err = t.queryRow(into(&p.Segment, &p.Offset), `SELECT segment, position FROM spool_positions WHERE spool_id = $1`, spoolID)
-	if errors.Is(err, org.ErrAbsent) {
-		err = nil
-	}
-	return p, err
 }
 
 // insertEvents stores events. Their roots are taken in the order of their

@@ -50,4 +50,7 @@ func (t *tx) Consumed(rootID, orgID string, month usage.Month, meter string) (us
 	return sum, err
 }
 
-func (t *tx) SpoolPosition(spoolID string) (access.Position, error) { return t.spoolPosition(spoolID) }
+func (t *tx) SpoolPosition(spoolID string) (access.Position, error) {
+	state, err := t.spoolState(spoolID)
+	return state.Position, err
+}

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -51,6 +52,9 @@ type Route struct {
 	// Room is how many bytes are charged to a GET before its answer is made:
 	// see the budget of bytes.
 	Room int64
+	// Probe says that machines make the call again and again: a success is
+	// logged at level debug, unless the call before failed.
+	Probe bool
 	// Expensive tells whether the request is one of which only a few are
 	// worked on at the same time. It is asked once the request is permitted;
 	// the work starts when its body has been read. Nil for never.
@@ -167,7 +171,8 @@ func NewServer(c Config, routes []Route) (*Server, error) {
 
 func (s *Server) handler(rt *Route) http.Handler {
 	duration := s.duration.WithLabelValues(rt.Operation)
-	var counters sync.Map // status → prometheus.Counter
+	var failing atomic.Bool // the last probe failed
+	var counters sync.Map   // status → prometheus.Counter
 	maxBody := rt.MaxBody
 	if maxBody == 0 {
 		maxBody = MaxBody
@@ -215,7 +220,11 @@ func (s *Server) handler(rt *Route) http.Handler {
 			counter, _ = counters.LoadOrStore(resp.Status, s.requests.WithLabelValues(rt.Operation, strconv.Itoa(resp.Status)))
 		}
 		counter.(prometheus.Counter).Inc()
-		s.logRequest(rt, r, resp.Status, end, took)
+		level := slog.LevelInfo
+		if failed := resp.Status >= 400; rt.Probe && !failing.Swap(failed) && !failed {
+			level = slog.LevelDebug
+		}
+		s.logRequest(level, rt, r, resp.Status, end, took)
 		if resp.Feed != nil {
 			resp.send(w, true)
 			if hr.Method != http.MethodHead {
@@ -515,12 +524,12 @@ func (s *Server) eventStatus(rt *Route, r *Request, status int) string {
 
 // logRequest logs one line. It makes the record itself: a Logger would look up
 // which line of the program called it.
-func (s *Server) logRequest(rt *Route, r *Request, status int, end time.Time, took time.Duration) {
+func (s *Server) logRequest(level slog.Level, rt *Route, r *Request, status int, end time.Time, took time.Duration) {
 	ctx, h := context.Background(), s.log.Handler()
-	if !h.Enabled(ctx, slog.LevelInfo) {
+	if !h.Enabled(ctx, level) {
 		return
 	}
-	rec := slog.NewRecord(end, slog.LevelInfo, "request", 0)
+	rec := slog.NewRecord(end, level, "request", 0)
 	var more [9]slog.Attr
 	attrs := append(more[:0],
 		slog.String("request_id", r.ID), slog.String("operation", rt.Operation), slog.String("method", cut(key.Redact(r.Method), 64)),

@@ -4,6 +4,7 @@ package storetest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -24,6 +25,7 @@ import (
 type Store interface {
 	org.Store
 	access.Sink
+	SpoolPosition(ctx context.Context, spoolID string) (access.Position, error)
 }
 
 // Run runs the suite. Each call of open returns a new, empty store, which is
@@ -81,6 +83,8 @@ func Run(t *testing.T, open func(testing.TB) Store) {
 		"AnswersKept":        testAnswersKept,
 		"Quotas":             testQuotas,
 		"Flush":              testFlush,
+		"SpoolRuns":          testSpoolRuns,
+		"SpoolReports":       testSpoolReports,
 		"FlushKeyUse":        testFlushKeyUse,
 		"FlushText":          testFlushText,
 		"FlushConcurrent":    testFlushConcurrent,

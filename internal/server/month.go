@@ -1,0 +1,134 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/orgd/orgd/internal/org"
+)
+
+const (
+	// closeInterval is how late a month may be closed.
+	closeInterval = time.Second
+	// closeAgain is how often months are looked for that should have been
+	// closed, and events whose time is over. It is also how often the log
+	// repeats what a month waits for.
+	closeAgain = time.Hour
+)
+
+// behind is what months wait for.
+type behind struct {
+	org.SpoolsBehindError
+	logged time.Time
+}
+
+// state is the error; nil if b is.
+func (b *behind) state() error {
+	if b == nil {
+		return nil
+	}
+	return &b.SpoolsBehindError
+}
+
+// same reports whether b and c name the same spools.
+func (b *behind) same(c *behind) bool {
+	return b != nil && b.Month == c.Month && slices.EqualFunc(b.Spools, c.Spools, func(x, y org.SpoolReport) bool { return x.ID == y.ID })
+}
+
+// behindAdvice says to operators what months wait for, and what to do.
+func behindAdvice(b *behind) string {
+	if b == nil {
+		return ""
+	}
+	var names []string
+	for _, spool := range b.Spools {
+		names = append(names, spool.ID) // where it is, the log says
+	}
+	return fmt.Sprintf("The month %s is not closed: requests of it may wait in the spool of a server that is not running: %s. "+
+		"The server's log says where it is. Start that server again, or give the spool up with 'orgd usage give-up-spool'.", b.Month, strings.Join(names, ", "))
+}
+
+// closeMonths closes the months whose time has come.
+func (s *Server) closeMonths(ctx context.Context) {
+	tick := time.NewTicker(closeInterval)
+	defer tick.Stop()
+	var next, again time.Time
+	for {
+		if now := s.config.Now(); !now.Before(next) || !now.Before(again) {
+			next, again = s.Service.NextClose(), now.Add(closeAgain)
+			n, err := s.Service.CloseMonths(ctx)
+			if n > 0 {
+				s.config.Log.Info("closed months", "months", n)
+			}
+			waits := s.noteBehind(err, now)
+			if waits {
+				err = nil
+			}
+			if err == nil {
+				err = s.Service.PruneUsage(ctx)
+			}
+			if err != nil && ctx.Err() == nil {
+				s.config.Log.Error("months could not be closed; it is tried again", "error", err)
+			}
+			if err != nil || waits {
+				next = now.Add(10 * closeInterval)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// noteBehind notes what months wait for, if err says so, and logs it when that
+// is new, and every hour.
+func (s *Server) noteBehind(err error, now time.Time) bool {
+	var e *org.SpoolsBehindError
+	if !errors.As(err, &e) {
+		if err == nil {
+			s.behind.Store(nil)
+		}
+		return false
+	}
+	b, before := &behind{SpoolsBehindError: *e, logged: now}, s.behind.Load()
+	if before.same(b) && now.Sub(before.logged) < closeAgain {
+		b.logged = before.logged
+	} else {
+		for _, spool := range b.Spools {
+			s.config.Log.Warn("a month is not closed: requests of it may wait in a spool; start the server that has it, "+
+				"or give it up: orgd usage give-up-spool "+spool.ID+" --reason …",
+				"month", b.Month, "spool", spool.ID, "place", spool.Place, "stored_until", spool.StoredUntil)
+		}
+	}
+	s.behind.Store(b)
+	return true
+}
+
+// GiveUpSpool implements api.Status.
+func (s *Server) GiveUpSpool(ctx context.Context, id, reason string) error {
+	if err := s.Service.GiveUpSpool(ctx, id, reason); err != nil {
+		return err
+	}
+	s.config.Log.Warn("a spool was given up: months are closed without what it may hold of them", "spool", id, "reason", reason)
+	return nil
+}
+
+// closeSpool closes the spool, and reports that nothing is left in it.
+func (s *Server) closeSpool(ctx context.Context) error {
+	if err := s.Recorder.Close(ctx); err != nil {
+		return err
+	}
+	if _, bytes := s.Recorder.Lag(); bytes > 0 {
+		return nil
+	}
+	if err := s.Service.EndSpool(ctx); err != nil {
+		s.config.Log.Warn("the database does not know that the spool is empty; months wait until this server has run again", "spool", s.Recorder.ID(), "error", err)
+	}
+	return nil
+}
