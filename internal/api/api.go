@@ -126,7 +126,7 @@ func (a *API) Routes() []web.Route {
 
 		{Method: "GET", Pattern: "/service_status", Listeners: []web.Listener{web.Admin}, Operation: "serviceStatus", Rule: open, Handle: a.serviceStatus},
 		{Method: "GET", Pattern: "/healthz", Listeners: []web.Listener{web.Main, web.Proxies, web.Admin}, Operation: "healthz", Rule: open, Handle: a.healthz},
-		{Method: "GET", Pattern: "/readyz", Listeners: []web.Listener{web.Main, web.Admin}, Operation: "readyz", Rule: open, Handle: a.readyz},
+		{Method: "GET", Pattern: "/readyz", Listeners: []web.Listener{web.Main, web.Proxies, web.Admin}, Operation: "readyz", Rule: open, Handle: a.readyz},
 		{Method: "GET", Pattern: "/metrics", Listeners: []web.Listener{web.Admin}, Operation: "metrics", Rule: open, Handle: a.getMetrics},
 		{Method: "GET", Pattern: "/openapi.json", Operation: "openapiJSON", Rule: open, Handle: a.openapiJSON},
 		{Method: "GET", Pattern: "/openapi.yaml", Operation: "openapiYAML", Rule: open, Handle: a.openapiYAML},

@@ -71,7 +71,7 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 		return nil, err
 	}
 	db := stdlib.OpenDBFromPool(pool)
-	err = migrate(ctx, db, postgresDialect, o.Mark)
+	err = migrate(ctx, db, postgresDialect, o)
 	db.Close()
 	if err != nil {
 		pool.Close()
