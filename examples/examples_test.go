@@ -22,6 +22,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -40,6 +42,10 @@ var identity = []string{"X-Orgd-Org-Id", "X-Orgd-Root-Id", "X-Orgd-Path", "X-Org
 // orgd in its headers and trailers.
 func product(t *testing.T) string {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") == "websocket" {
+			echo(w, r)
+			return
+		}
 		body, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%s %s\nbody %x\n", r.Method, r.RequestURI, sha256.Sum256(body))
 		for _, name := range append(identity, "Authorization") {
@@ -59,6 +65,24 @@ func product(t *testing.T) string {
 	}))
 	t.Cleanup(s.Close)
 	return s.Listener.Addr().String()
+}
+
+// echo opens what the proxy takes for a WebSocket, and sends lines back with who
+// has sent them.
+func echo(w http.ResponseWriter, r *http.Request) {
+	c, in, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
+	for {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return
+		}
+		io.WriteString(c, r.Header.Get("X-Orgd-Org-Id")+" "+line)
+	}
 }
 
 func freeAddress(t *testing.T) string {
@@ -86,8 +110,130 @@ func protect(t *testing.T) (s *testkit.Server, replace *strings.Replacer, addres
 	})
 	s.Must(http.StatusOK, "POST", "/orgs/import", s.OperatorKey, "id,parent_id,name\nacme,,Acme\nacme.eu,acme,Acme Europe\nother,,Other\n", "Content-Type", "text/csv")
 	address = freeAddress(t)
+	asked = newRelay(t, asked)
 	replace = strings.NewReplacer("127.0.0.1:8081", asked, "127.0.0.1:8000", address, "127.0.0.1:9000", product(t))
 	return s, replace, address
+}
+
+// A relay is between a proxy and orgd. While it hangs it takes connections, and
+// what is sent on them, and nothing comes back.
+type relay struct {
+	hangs atomic.Bool
+}
+
+var relays sync.Map // *testing.T → *relay
+
+func newRelay(t *testing.T, to string) (address string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &relay{}
+	relays.Store(t, r)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", to)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			go func() { io.Copy(out, in); out.Close() }()
+			go func() {
+				b := make([]byte, 32<<10)
+				for {
+					n, err := out.Read(b)
+					for r.hangs.Load() {
+						time.Sleep(10 * time.Millisecond)
+					}
+					if n > 0 {
+						in.Write(b[:n])
+					}
+					if err != nil {
+						in.Close()
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// Without an answer from orgd nothing is let through, the client is told so in a
+// few seconds, and when orgd answers again all is well.
+func testWait(t *testing.T, start func(*testing.T) (*testkit.Server, string)) {
+	s, url := start(t)
+	r, _ := relays.Load(t)
+	key, _ := s.NewKey("acme.eu", `"permissions":["app:orders:read"]`)
+	if a := ask(t, "GET", url+"/orders", key, ""); a.status != 200 {
+		t.Fatalf("status %d: %s", a.status, a.body)
+	}
+	r.(*relay).hangs.Store(true)
+	for _, method := range []string{"GET", "POST"} {
+		begun := time.Now()
+		a := ask(t, method, url+"/orders", key, "")
+		if took := time.Since(begun); took > 8*time.Second || took < time.Second || a.status < 502 || a.status > 504 || strings.Contains(a.body, "X-Orgd") {
+			t.Errorf("with orgd hanging %s is %d after %s: %s", method, a.status, took, a.body)
+		}
+		if a := ask(t, method, url+"/status", key, ""); a.status != 200 {
+			t.Errorf("where orgd is not asked: %d", a.status)
+		}
+	}
+	r.(*relay).hangs.Store(false)
+	for begun := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		if a := ask(t, "GET", url+"/orders", key, ""); a.status == 200 {
+			break
+		} else if time.Since(begun) > 20*time.Second {
+			t.Fatalf("when orgd answers again: status %d: %s", a.status, a.body)
+		}
+	}
+}
+
+// A WebSocket is opened through the proxy if orgd says so, and a body of 64 MiB
+// reaches the product.
+func testStreams(t *testing.T, start func(*testing.T) (*testkit.Server, string)) {
+	s, url := start(t)
+	key, _ := s.NewKey("acme.eu", `"permissions":["app:orders:read"]`)
+	weak, _ := s.NewKey("acme.eu", `"permissions":["app:none"]`)
+	open := func(key string) (net.Conn, *bufio.Reader, int) {
+		c, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		fmt.Fprintf(c, "GET /orders/live HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", key)
+		in := bufio.NewReader(c)
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c, in, resp.StatusCode
+	}
+	c, in, status := open(key)
+	if status != 101 {
+		t.Fatalf("a WebSocket is answered %d", status)
+	}
+	for range 3 {
+		io.WriteString(c, "ping\n")
+		if line, err := in.ReadString('\n'); line != "acme.eu ping\n" {
+			t.Fatalf("on a WebSocket %q comes back: %v", line, err)
+		}
+	}
+	if _, _, status := open(weak); status != 403 {
+		t.Errorf("a WebSocket of a key without the permission is answered %d", status)
+	}
+
+	large := strings.Repeat("0123456789abcdef", 4<<20)
+	if a := ask(t, "POST", url+"/orders", key, large); a.status != 200 || !strings.Contains(a.body, fmt.Sprintf("\nbody %x\n", sha256.Sum256([]byte(large)))) {
+		t.Errorf("a body of 64 MiB: status %d: %s", a.status, a.body)
+	}
 }
 
 // run runs a proxy until the test ends, and returns when it listens.
@@ -182,6 +328,10 @@ func TestNginxPaths(t *testing.T)    { testPaths(t, startNginx) }
 func TestCaddyPaths(t *testing.T)    { testPaths(t, startCaddy) }
 func TestNginxIdentity(t *testing.T) { testIdentity(t, startNginx) }
 func TestCaddyIdentity(t *testing.T) { testIdentity(t, startCaddy) }
+func TestNginxWait(t *testing.T)     { testWait(t, startNginx) }
+func TestCaddyWait(t *testing.T)     { testWait(t, startCaddy) }
+func TestNginxStreams(t *testing.T)  { testStreams(t, startNginx) }
+func TestCaddyStreams(t *testing.T)  { testStreams(t, startCaddy) }
 
 // answer is what a client gets through a proxy.
 type answer struct {

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/server"
@@ -31,6 +32,7 @@ type serveFlags struct {
 	forwardAuthListen, adminListen      string
 	trustedProxies                      []string
 	restoreWindow, monthCloseAfter      time.Duration
+	shutdownDelay                       time.Duration
 	spoolMaxMiB                         int64
 	auditAnchor                         string
 	witnesses                           []string
@@ -50,6 +52,7 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&f.trustedProxies, "trusted-proxies", nil, "addresses of the proxies, or `CIDRs`, that are believed about the client's address and, in /forward_auth, about the original request (default none)")
 	f.restoreWindow, f.monthCloseAfter = 30*24*time.Hour, org.DefaultMonthCloseAfter
 	fs.Var((*duration)(&f.restoreWindow), "restore-window", "how long a deleted organization can be restored")
+	fs.Var((*duration)(&f.shutdownDelay), "shutdown-delay", "how long requests are still answered after SIGTERM while /readyz is 503, so that a balancer sends them elsewhere")
 	fs.Var((*duration)(&f.monthCloseAfter), "month-close-after", "how long after its end a month still takes late usage events")
 	fs.Int64Var(&f.spoolMaxMiB, "spool-max", 1024, "how many `MiB` of recorded requests may wait for the database before requests get 503")
 	fs.StringVar(&f.auditAnchor, "audit-anchor", "", "append-only `file` that keeps what was signed of the audit logs, better not on the database's disk (default audit.anchor in the data directory)")
@@ -107,7 +110,7 @@ func (f *serveFlags) logger() (*slog.Logger, *server.LogWriter, error) {
 
 func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 	c := server.Config{DataDir: f.dataDir, Database: f.database, DatabaseDirect: f.databaseDirect, DatabasePool: f.databasePool, BasePath: strings.TrimSuffix(f.basePath, "/"),
-		RestoreWindow: f.restoreWindow, SpoolMaxBytes: f.spoolMaxMiB << 20, Version: version(), Log: log,
+		RestoreWindow: f.restoreWindow, ShutdownDelay: f.shutdownDelay, SpoolMaxBytes: f.spoolMaxMiB << 20, Version: version(), Log: log,
 		AuditAnchor: f.auditAnchor, Witnesses: f.witnesses, Demo: f.demo}
 	if !f.demo {
 		var err error
@@ -153,6 +156,9 @@ func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 	if f.restoreWindow < 0 {
 		return c, usageError("--restore-window cannot be negative")
 	}
+	if f.shutdownDelay < 0 {
+		return c, usageError("--shutdown-delay cannot be negative")
+	}
 	if c.MonthCloseAfter = f.monthCloseAfter; f.monthCloseAfter < 0 || f.monthCloseAfter > usage.Window {
 		return c, usageError("--month-close-after must be from 0 to %s", usage.Window)
 	} else if f.monthCloseAfter == 0 {
@@ -189,9 +195,12 @@ Keep a copy: without it the logs cannot be signed, and the server does not start
 Servers that share a database share both.
 
 Every flag can also be set in the environment: --data-dir as ORGD_DATA_DIR. A
-flag goes before the environment. ORGD_OPERATOR_KEY, ORGD_AUDIT_KEY and
-ORGD_DATABASE may be in files: ORGD_OPERATOR_KEY_FILE names one. A duration is written as 90s, 72h or 30d.
-SIGTERM lets the requests under way finish; a second one ends them.`,
+flag goes before the environment. ORGD_OPERATOR_KEY, ORGD_AUDIT_KEY,
+ORGD_DATABASE and ORGD_DATABASE_DIRECT may be in files: ORGD_OPERATOR_KEY_FILE
+names one. A duration is written as 90s, 72h or 30d.
+SIGTERM lets the requests under way finish; a second one ends them. Behind a
+balancer set --shutdown-delay to a little more than the time that it takes to
+notice that /readyz is 503: until then requests are answered as before.`,
 		Example: `  orgd serve
   orgd serve --data-dir /var/lib/orgd --listen 0.0.0.0:8080 --trusted-proxies 10.0.0.5
   orgd serve --database postgres://orgd@db.internal/orgd`,
@@ -245,6 +254,7 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 	if err != nil {
 		return err
 	}
+	bound := budget.BoundHeap()
 	begin := time.Now()
 	places := f.places(&config)
 	for _, at := range places {
@@ -256,8 +266,16 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 		*at.listener = l
 	}
 	l := *places[0].listener
-	s, err := server.Open(ctx, config)
+	url := "http://" + l.Addr().String()
+	log.Info("orgd is live, and ready when its database is open", "healthz", url+"/healthz", "version", version(), "heap_mib", bound>>20)
+	front := server.Listen(config, l)
+	s, err := front.Open(ctx)
 	if err != nil {
+		front.Close()
+		if ctx.Err() != nil {
+			log.Info("stopped before it was ready", "error", err)
+			return nil
+		}
 		return err
 	}
 	defer func() {
@@ -265,7 +283,6 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 			log.Info("stopped")
 		}
 	}()
-	url := "http://" + l.Addr().String()
 	if s.NewOperatorKey != "" {
 		log.Info("made the operator key", "file", s.NewOperatorKey)
 	}
@@ -279,12 +296,12 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 		"data_dir", f.dataDir, "version", version(), "took_ms", time.Since(begin).Milliseconds())
 	logs.Flush()
 	if started == nil {
-		return s.Serve(ctx, l)
+		return front.Serve(ctx, s)
 	}
 	served := make(chan error, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() { served <- s.Serve(ctx, l) }()
+	go func() { served <- front.Serve(ctx, s) }()
 	if err := started(s, url); err != nil {
 		cancel()
 		return errors.Join(err, <-served)

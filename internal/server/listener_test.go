@@ -24,9 +24,9 @@ func TestListeners(t *testing.T) {
 		atAdmin        []string
 	}{
 		{"one listener", false, false, []string{decision, "/healthz", metrics, status, "/org", "/readyz"}, nil, nil},
-		{"one for proxies", true, false, []string{"/healthz", metrics, status, "/org", "/readyz"}, []string{decision, "/healthz"}, nil},
+		{"one for proxies", true, false, []string{"/healthz", metrics, status, "/org", "/readyz"}, []string{decision, "/healthz", "/readyz"}, nil},
 		{"one for operators", false, true, []string{decision, "/healthz", "/org", "/readyz"}, nil, []string{"/healthz", metrics, status, "/readyz"}},
-		{"both", true, true, []string{"/healthz", "/org", "/readyz"}, []string{decision, "/healthz"}, []string{"/healthz", metrics, status, "/readyz"}},
+		{"both", true, true, []string{"/healthz", "/org", "/readyz"}, []string{decision, "/healthz", "/readyz"}, []string{"/healthz", metrics, status, "/readyz"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var proxies, admin string

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -50,7 +49,10 @@ type Config struct {
 	Proxies net.Listener
 	// Admin, unless it is nil, is where /metrics and /service_status are served,
 	// and only there.
-	Admin         net.Listener
+	Admin net.Listener
+	// ShutdownDelay is how long requests are still answered after the end of the
+	// context of Serve, while /readyz tells that they should go elsewhere.
+	ShutdownDelay time.Duration
 	RestoreWindow time.Duration
 	// MonthCloseAfter is how long after its end a month still takes late
 	// events; zero for org.DefaultMonthCloseAfter, negative for not at all.
@@ -73,6 +75,8 @@ type Config struct {
 	Version string
 	Log     *slog.Logger
 	Now     func() time.Time // nil for the real clock
+
+	busy func(with string) // hears what Open is busy with; nil for nobody
 }
 
 // CheckBasePath reports what is wrong with Config.BasePath.
@@ -100,14 +104,22 @@ type Server struct {
 	config  Config
 	log     *checkpointer
 	handler *web.Server
-	started time.Time
-	stop    context.CancelFunc
-	done    chan struct{}
-	behind  atomic.Pointer[behind] // what the last attempt to close months waits for
+	gate    *web.Gate
+
+	serving  sync.Mutex
+	outdated bool // guarded by serving: the database is for newer servers
+	started  time.Time
+	stop     context.CancelFunc
+	done     chan struct{}
+	behind   atomic.Pointer[behind] // what the last attempt to close months waits for
 }
 
 // Open opens the data directory and the database and brings both up to date.
-func Open(ctx context.Context, c Config) (_ *Server, err error) {
+func Open(ctx context.Context, c Config) (*Server, error) {
+	return open(ctx, c, web.NewGate(c.BasePath, starting))
+}
+
+func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -116,8 +128,8 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 	}
 	keepPrivate(c.DataDir, c.Log)
 	lacks := missing(c.DataDir, anchorPath(&c))
-	s := &Server{config: c, started: c.Now(), done: make(chan struct{})}
-	options := store.Options{Log: c.Log, Direct: c.DatabaseDirect, Readers: c.DatabasePool}
+	s := &Server{config: c, gate: gate, started: c.Now(), done: make(chan struct{})}
+	options := store.Options{Log: c.Log, Busy: c.busy, Direct: c.DatabaseDirect, Readers: c.DatabasePool}
 	if c.Demo {
 		options.Mark = "demo"
 	}
@@ -199,7 +211,7 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		return nil, err
 	}
 	var listeners []web.Listener
-	for l := range s.listeners(nil) {
+	for l := range c.listeners(nil) {
 		listeners = append(listeners, l)
 	}
 	s.handler, err = web.NewServer(web.Config{Service: s.Service, Recorder: s.Recorder, Limiter: limiter,
@@ -215,6 +227,9 @@ func Open(ctx context.Context, c Config) (_ *Server, err error) {
 		wg.Go(func() { s.purge(background) })
 		wg.Go(func() { s.closeMonths(background) })
 		wg.Go(func() { s.settleImports(background) })
+		if c.Database != "" {
+			wg.Go(func() { s.watchSchema(background) })
+		}
 		wg.Wait()
 	}()
 	if c.SignInterval >= 0 {
@@ -299,59 +314,50 @@ func (s *Server) compareOperatorKey(ctx context.Context, hash [32]byte) error {
 // Handler returns what answers HTTP requests.
 func (s *Server) Handler() http.Handler { return s.handler }
 
-// Timeouts of the HTTP server. A stream extends its write deadline as it goes.
-const (
-	readHeaderTimeout = 10 * time.Second
-	readTimeout       = 60 * time.Second
-	writeTimeout      = 120 * time.Second
-	idleTimeout       = 120 * time.Second
-	drainTimeout      = 25 * time.Second
-)
-
-// listeners returns where requests come in, main being the first place.
-func (s *Server) listeners(main net.Listener) map[web.Listener]net.Listener {
-	all := map[web.Listener]net.Listener{web.Main: main, web.Proxies: s.config.Proxies, web.Admin: s.config.Admin}
-	maps.DeleteFunc(all, func(_ web.Listener, l net.Listener) bool { return l == nil })
-	return all
+// Serve answers requests on l, and on the other listeners of the Config, as
+// Front.Serve does.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	s.open()
+	return s.config.listen(l, s.gate).Serve(ctx, s)
 }
 
-// Serve answers requests on l, and on the other listeners of the Config, until
-// ctx ends, then lets the requests under way finish. If one of them fails all
-// end.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	var servers []*http.Server
-	failed := make(chan error, len(s.listeners(l)))
-	for place, l := range s.listeners(l) {
-		hs := &http.Server{Handler: s.handler.On(place), ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout,
-			WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
-			ErrorLog: slog.NewLogLogger(s.config.Log.Handler(), slog.LevelWarn)}
-		hs.RegisterOnShutdown(s.handler.Stop)
-		servers = append(servers, hs)
-		go func() { failed <- hs.Serve(l) }()
+// open has requests answered.
+func (s *Server) open() {
+	s.serving.Lock()
+	defer s.serving.Unlock()
+	if !s.outdated {
+		s.gate.Open(s.handler)
 	}
-	var err error
-	select {
-	case err = <-failed:
-		s.config.Log.Error("a listener failed; requests under way may finish", "error", err)
-	case <-ctx.Done():
-		s.config.Log.Info("shutting down: requests under way may finish; a second signal ends them", "at_most_seconds", drainTimeout.Seconds())
+}
+
+// schemaInterval is how often a server looks whether it may still serve a
+// database that another one can bring to a schema that it does not know.
+const schemaInterval = time.Second
+
+// watchSchema ends with the answers of the server, and with its work in the
+// background, once the database has a schema that it does not know.
+func (s *Server) watchSchema(ctx context.Context) {
+	tick := time.NewTicker(schemaInterval)
+	defer tick.Stop()
+	for {
+		asking, cancel := context.WithTimeout(ctx, 5*schemaInterval)
+		err := s.Store.CheckSchema(asking)
+		cancel()
+		if foreign := new(store.SchemaError); errors.As(err, &foreign) {
+			s.config.Log.Error("nothing is answered any more; replace this server by the newer version", "error", err)
+			s.serving.Lock()
+			s.outdated = true
+			s.gate.Close("The server is too old: " + err.Error() + ".")
+			s.serving.Unlock()
+			s.stop()
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
 	}
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-	defer cancel()
-	ended := make(chan error, len(servers))
-	for _, hs := range servers {
-		go func() {
-			if err := hs.Shutdown(drain); err != nil {
-				ended <- fmt.Errorf("requests were still under way: %w", errors.Join(err, hs.Close()))
-				return
-			}
-			ended <- nil
-		}()
-	}
-	for range servers {
-		err = errors.Join(err, <-ended)
-	}
-	return err
 }
 
 // Close stores what was recorded and closes the database.

@@ -27,7 +27,7 @@ func OldDatabase(ctx context.Context, kind, name string, versions map[int64]bool
 		return err
 	}
 	defer db.Close()
-	all, err := migrationSteps(d)
+	all, err := migrationSteps(d, newProgress(nil, d, Options{}))
 	if err != nil {
 		return err
 	}
@@ -154,4 +154,25 @@ func (c *countingConn) execEach(text string, n int, args func(int) []any, change
 		}
 		return changed(i, rows)
 	})
+}
+
+// Watch runs what takes so long as a migration of that name.
+func Watch(o Options, name string, takes time.Duration) error {
+	return newProgress(nil, sqliteDialect, o).watch(context.Background(), name, 0, func() error {
+		time.Sleep(takes)
+		return nil
+	})
+}
+
+// MigrationConn returns a connection that holds the lock of migrations.
+func MigrationConn(ctx context.Context, url string) (*sql.Conn, error) {
+	db, err := sql.Open("pgx", url)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return conn, sessionLocker{newProgress(db, postgresDialect, Options{})}.SessionLock(ctx, conn)
 }

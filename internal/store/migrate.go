@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/pressly/goose/v3"
-	"github.com/pressly/goose/v3/lock"
 )
 
 //go:embed migrations/*.sql
@@ -21,9 +20,10 @@ var sqliteStatistics string
 
 // migrate brings the schema up to date. Each migration is one transaction;
 // on PostgreSQL an advisory lock keeps two processes from migrating at once.
-// The mark is that of the Options.
-func migrate(ctx context.Context, db *sql.DB, d *dialect, mark string) error {
-	steps, err := migrationSteps(d)
+// What takes long is told to the Log and to Busy of the Options.
+func migrate(ctx context.Context, db *sql.DB, d *dialect, o Options) error {
+	mark, watched := o.Mark, newProgress(db, d, o)
+	steps, err := migrationSteps(d, watched)
 	if err != nil {
 		return err
 	}
@@ -32,11 +32,7 @@ func migrate(ctx context.Context, db *sql.DB, d *dialect, mark string) error {
 		goose.WithDisableGlobalRegistry(true),
 	}
 	if d.kind == Postgres {
-		locker, err := lock.NewPostgresSessionLocker()
-		if err != nil {
-			return err
-		}
-		options = append(options, goose.WithSessionLocker(locker))
+		options = append(options, goose.WithSessionLocker(sessionLocker{watched}))
 	}
 	provider, err := goose.NewProvider(d.goose, db, nil, options...)
 	if err != nil {
@@ -56,7 +52,13 @@ func migrate(ctx context.Context, db *sql.DB, d *dialect, mark string) error {
 	}
 	applied, err := provider.Up(ctx)
 	if err == nil && len(applied) > 0 && d.statistics != "" {
-		_, err = db.ExecContext(ctx, d.statistics)
+		err = watched.watch(ctx, "counting rows for the database's statistics", 0, func() error {
+			_, err := db.ExecContext(ctx, d.statistics)
+			return err
+		})
+	}
+	if err == nil {
+		err = raiseCompatible(ctx, db, d)
 	}
 	if err == nil && mark != "" {
 		_, err = db.ExecContext(ctx, d.query(`INSERT INTO marks (name, value) VALUES ($1, '') ON CONFLICT (name) DO NOTHING`), mark)
@@ -88,40 +90,74 @@ func checkMark(ctx context.Context, db *sql.DB, d *dialect, version int64, mark 
 	return nil
 }
 
-// migrationSteps returns the embedded migrations in the engine's own SQL. A
-// file is named by its version, "00001_initial.sql"; its statements end with
-// a semicolon at the end of a line.
-func migrationSteps(d *dialect) ([]*goose.Migration, error) {
-	names, err := fs.Glob(migrations, "migrations/*.sql")
+// migrationNames returns the names of the embedded migrations by their versions:
+// "00001_initial" is of version 1.
+func migrationNames() (map[int64]string, error) {
+	files, err := fs.Glob(migrations, "migrations/*.sql")
+	if err != nil {
+		return nil, err
+	}
+	names := map[int64]string{carryVersion: "00008_logs", olderVersion: "00016_older"}
+	for _, file := range files {
+		name := strings.TrimSuffix(strings.TrimPrefix(file, "migrations/"), ".sql")
+		prefix, _, _ := strings.Cut(name, "_")
+		version, err := strconv.ParseInt(prefix, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("the migration %s has no version: %w", file, err)
+		}
+		names[version] = name
+	}
+	return names, nil
+}
+
+// migrationSteps returns the embedded migrations in the engine's own SQL. Their
+// statements end with a semicolon at the end of a line.
+func migrationSteps(d *dialect, p *progress) ([]*goose.Migration, error) {
+	names, err := migrationNames()
 	if err != nil {
 		return nil, err
 	}
 	var steps []*goose.Migration
-	for _, name := range names {
-		prefix, _, _ := strings.Cut(strings.TrimPrefix(name, "migrations/"), "_")
-		version, err := strconv.ParseInt(prefix, 10, 64)
-		if err != nil {
-			return nil, fmt.Errorf("the migration %s has no version: %w", name, err)
+	for version, name := range names {
+		var up func(ctx context.Context, tx *sql.Tx) error
+		switch version {
+		case carryVersion:
+			up = func(ctx context.Context, tx *sql.Tx) error { return carryLogs(ctx, tx, d) }
+		case olderVersion:
+			up = func(ctx context.Context, tx *sql.Tx) error { return noteOlder(ctx, tx, d) }
+		default:
+			text, err := fs.ReadFile(migrations, "migrations/"+name+".sql")
+			if err != nil {
+				return nil, err
+			}
+			up = func(ctx context.Context, tx *sql.Tx) error { return execAll(ctx, tx, name, d.schema(string(text))) }
 		}
-		text, err := fs.ReadFile(migrations, name)
-		if err != nil {
-			return nil, err
-		}
-		up := func(ctx context.Context, tx *sql.Tx) error {
-			for statement := range strings.SplitSeq(d.schema(string(text)), ";\n") {
-				if strings.TrimSpace(statement) == "" {
-					continue
-				}
-				if _, err := tx.ExecContext(ctx, statement); err != nil {
-					return fmt.Errorf("%s: %w", name, err)
+		steps = append(steps, goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+			pid := 0
+			if d.kind == Postgres {
+				if err := tx.QueryRowContext(ctx, `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+					return err
 				}
 			}
-			return nil
-		}
-		steps = append(steps, goose.NewGoMigration(version, &goose.GoFunc{RunTx: up}, nil))
+			err := p.watch(ctx, "the migration "+name, pid, func() error { return up(ctx, tx) })
+			if err == nil && version == compatibleFrom {
+				err = raiseCompatible(ctx, tx, d)
+			}
+			return err
+		}}, nil))
 	}
-	carry := func(ctx context.Context, tx *sql.Tx) error { return carryLogs(ctx, tx, d) }
-	note := func(ctx context.Context, tx *sql.Tx) error { return noteOlder(ctx, tx, d) }
-	return append(steps, goose.NewGoMigration(carryVersion, &goose.GoFunc{RunTx: carry}, nil),
-		goose.NewGoMigration(olderVersion, &goose.GoFunc{RunTx: note}, nil)), nil
+	return steps, nil
+}
+
+// execAll runs the statements of a migration.
+func execAll(ctx context.Context, tx *sql.Tx, name, text string) error {
+	for statement := range strings.SplitSeq(text, ";\n") {
+		if strings.TrimSpace(statement) == "" {
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("migrations/%s.sql: %w", name, err)
+		}
+	}
+	return nil
 }

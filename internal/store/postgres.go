@@ -121,7 +121,7 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := e.migrate(ctx, o.Mark); err != nil {
+	if err := e.migrate(ctx, o); err != nil {
 		return nil, fmt.Errorf("the database cannot be opened: %w", notPrimary(err))
 	}
 
@@ -180,7 +180,7 @@ func prepareConfig(c *pgx.ConnConfig) {
 const warned = "warned"
 
 // migrate brings the schema up to date, past a pooler.
-func (e *postgresEngine) migrate(ctx context.Context, mark string) error {
+func (e *postgresEngine) migrate(ctx context.Context, o Options) error {
 	config := e.direct.Copy()
 	if !e.pooled {
 		e.follow(config)
@@ -194,7 +194,7 @@ func (e *postgresEngine) migrate(ctx context.Context, mark string) error {
 		return err
 	}))
 	defer db.Close()
-	return migrate(ctx, db, postgresDialect, mark)
+	return migrate(ctx, db, postgresDialect, o)
 }
 
 func processName() string {

@@ -156,7 +156,7 @@ func (e *sqliteEngine) open(ctx context.Context, o Options) error {
 		return err
 	}
 	defer db.Close()
-	if err := migrate(ctx, db, sqliteDialect, o.Mark); err != nil {
+	if err := migrate(ctx, db, sqliteDialect, o); err != nil {
 		e.writer.close()
 		return err
 	}

@@ -26,6 +26,9 @@ type Options struct {
 	Readers int
 	// Log hears of what could be stored only in part; nil for nobody.
 	Log *slog.Logger
+	// Busy, unless it is nil, hears what takes long while the store is opened, as
+	// a part of a sentence; an empty text when it is over.
+	Busy func(with string)
 	// Mark, if set, is for data that is of no worth: the database gets this
 	// mark (org.Tx.Mark), and one that ever had organizations and does not bear
 	// it is refused with ErrUnmarked, before anything of it is changed.
