@@ -29,8 +29,8 @@ type BlockDisk struct {
 	device string
 
 	mu      sync.Mutex
-	content []byte
-	base    []byte // the content before the first record
+	content sectors
+	base    sectors // the content before the first record
 	records []blockRecord
 	record  bool
 	writes  int // since the disk records
@@ -44,6 +44,46 @@ type blockRecord struct {
 	at     time.Time
 }
 
+// sectors is the content of a disk in parts of partSize, of which those that were
+// never written are nil.
+type sectors [][]byte
+
+const partSize = 64 << 10
+
+func (s sectors) size() int64 { return int64(len(s)) * partSize }
+
+func (s sectors) read(b []byte, offset int64) {
+	for n := 0; len(b) > 0; b, offset = b[n:], offset+int64(n) {
+		part, from := s[offset/partSize], offset%partSize
+		n = min(len(b), int(partSize-from))
+		if part == nil {
+			clear(b[:n])
+		} else {
+			copy(b[:n], part[from:])
+		}
+	}
+}
+
+func (s sectors) write(b []byte, offset int64) {
+	for n := 0; len(b) > 0; b, offset = b[n:], offset+int64(n) {
+		part, from := &s[offset/partSize], offset%partSize
+		if *part == nil {
+			*part = make([]byte, partSize)
+		}
+		n = copy((*part)[from:], b)
+	}
+}
+
+func (s sectors) clone() sectors {
+	out := make(sectors, len(s))
+	for i, part := range s {
+		if part != nil {
+			out[i] = append([]byte(nil), part...)
+		}
+	}
+	return out
+}
+
 const (
 	fuseMaxWrite = 128 << 10
 	fuseBuffer   = fuseMaxWrite + 4096
@@ -54,7 +94,7 @@ const (
 // without them the test is skipped, and with CI=true it fails.
 func NewBlockDisk(t testing.TB, sizeMiB int, mkfs ...string) *BlockDisk {
 	t.Helper()
-	d := openBlockDisk(t, make([]byte, sizeMiB<<20))
+	d := openBlockDisk(t, make(sectors, sizeMiB<<20/partSize))
 	args := append(append([]string{"-q"}, mkfs[1:]...), d.device)
 	if out, err := exec.Command("mkfs."+mkfs[0], args...).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.%s: %v\n%s", mkfs[0], err, out)
@@ -62,7 +102,7 @@ func NewBlockDisk(t testing.TB, sizeMiB int, mkfs ...string) *BlockDisk {
 	return d
 }
 
-func openBlockDisk(t testing.TB, content []byte) *BlockDisk {
+func openBlockDisk(t testing.TB, content sectors) *BlockDisk {
 	t.Helper()
 	d := &BlockDisk{t: t, content: content, fuse: -1}
 	if err := d.open(); err != nil {
@@ -124,7 +164,7 @@ func (d *BlockDisk) Close() {
 func (d *BlockDisk) Record() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.base, d.records, d.record, d.writes = append([]byte(nil), d.content...), nil, true, 0
+	d.base, d.records, d.record, d.writes = d.content.clone(), nil, true, 0
 }
 
 // Position is how many writes and flushes have been recorded.
@@ -158,7 +198,7 @@ func (d *BlockDisk) FailWrites(fail func(write int) error) {
 func (d *BlockDisk) Cut(position int, kept float64, r *rand.Rand) *BlockDisk {
 	d.t.Helper()
 	d.mu.Lock()
-	image, records := append([]byte(nil), d.base...), d.records[:position]
+	image, records := d.base.clone(), d.records[:position]
 	d.mu.Unlock()
 	flushed := 0
 	for i, w := range records {
@@ -169,7 +209,7 @@ func (d *BlockDisk) Cut(position int, kept float64, r *rand.Rand) *BlockDisk {
 	for i, w := range records {
 		for from := 0; from < len(w.data); from += 4096 {
 			if i < flushed || r.Float64() < kept {
-				copy(image[w.offset+int64(from):], w.data[from:min(from+4096, len(w.data))])
+				image.write(w.data[from:min(from+4096, len(w.data))], w.offset+int64(from))
 			}
 		}
 	}
@@ -241,8 +281,8 @@ func (d *BlockDisk) answer(op uint32, in []byte) ([]byte, unix.Errno) {
 	case fuseGetattr, fuseSetattr:
 		out := make([]byte, 104)
 		le.PutUint64(out[16:], 1)
-		le.PutUint64(out[24:], uint64(len(d.content)))
-		le.PutUint64(out[32:], uint64(len(d.content)/512))
+		le.PutUint64(out[24:], uint64(d.content.size()))
+		le.PutUint64(out[32:], uint64(d.content.size()/512))
 		le.PutUint32(out[76:], unix.S_IFREG|0o600)
 		le.PutUint32(out[80:], 1)
 		le.PutUint32(out[96:], 4096)
@@ -255,8 +295,9 @@ func (d *BlockDisk) answer(op uint32, in []byte) ([]byte, unix.Errno) {
 		offset, size := int64(le.Uint64(in[8:])), int64(le.Uint32(in[16:]))
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		end := min(offset+size, int64(len(d.content)))
-		return append([]byte(nil), d.content[min(offset, end):end]...), 0
+		out := make([]byte, max(0, min(size, d.content.size()-offset)))
+		d.content.read(out, offset)
+		return out, 0
 	case fuseWrite:
 		return d.write(int64(le.Uint64(in[8:])), in[40:40+le.Uint32(in[16:])])
 	case fuseFsync:
@@ -275,7 +316,7 @@ func (d *BlockDisk) answer(op uint32, in []byte) ([]byte, unix.Errno) {
 func (d *BlockDisk) write(offset int64, data []byte) ([]byte, unix.Errno) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if offset+int64(len(data)) > int64(len(d.content)) {
+	if offset+int64(len(data)) > d.content.size() {
 		return nil, unix.ENOSPC
 	}
 	if d.record {
@@ -285,7 +326,7 @@ func (d *BlockDisk) write(offset int64, data []byte) ([]byte, unix.Errno) {
 		}
 		d.records = append(d.records, blockRecord{offset, append([]byte(nil), data...), time.Now()})
 	}
-	copy(d.content[offset:], data)
+	d.content.write(data, offset)
 	out := make([]byte, 8)
 	binary.LittleEndian.PutUint32(out, uint32(len(data)))
 	return out, 0
