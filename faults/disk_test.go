@@ -72,7 +72,7 @@ func (x *worked) after(t *testing.T, j *journal, position int, kept float64) (f 
 		return x.w.nothing(j, u, err)
 	}
 	defer p.kill()
-	if f = x.w.check(j, p.url, u); f.broken > 0 || f.lost > 0 {
+	if f = x.w.check(j, p.url, u); j == x.j && (f.broken > 0 || f.lost > 0) {
 		t.Logf("after a cut at %d of %d with %v of what was not flushed: %s\n%s", position, x.ending, kept, f, tail(p.text()))
 	}
 	return f
