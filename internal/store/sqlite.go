@@ -57,7 +57,9 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 		groupTime:   groupTime,
 	}
 	s.engine = e
-	err = e.open(ctx, o)
+	if err = checkCopy(dir, e.uri, s.log); err == nil {
+		err = e.open(ctx, o)
+	}
 	if err == nil {
 		// The connection that has migrated may have taken the file with it.
 		var shm *os.File
@@ -67,7 +69,10 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 	}
 	if err == nil {
 		// SQLite syncs its files; that they are in the directory is ours to sync.
-		if err = durable.SyncDir(dir); err != nil {
+		if err = durable.SyncDir(dir); err == nil {
+			err = notePlace(dir)
+		}
+		if err != nil {
 			e.close()
 		}
 	}
