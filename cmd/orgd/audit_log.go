@@ -9,11 +9,13 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/orgd/orgd/client"
+	"github.com/orgd/orgd/internal/durable"
 )
 
 func auditCheckpointCommand(s *session) *cobra.Command {
@@ -136,7 +138,7 @@ func exportAudit(cmd *cobra.Command, c *client.Client, rootID, path string) (ent
 	if err := c.AuditExport(cmd.Context(), rootID, at.Epoch, at.Seq, f); err != nil {
 		return 0, errors.Join(err, f.Truncate(end))
 	}
-	if err := f.Sync(); err != nil {
+	if err := errors.Join(f.Sync(), durable.SyncDir(filepath.Dir(path))); err != nil {
 		return 0, err
 	}
 	_, after, newEnd, err := exportEnd(f)

@@ -68,7 +68,7 @@ func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder
 		t.Fatal(err)
 	}
 	metrics, limiter := prometheus.NewRegistry(), key.NewLimiter()
-	a, err := api.New(api.Config{Service: service, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics})
+	a, err := api.New(api.Config{Service: service, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,5 +154,93 @@ func TestEffectsAreNotDenied(t *testing.T) {
 		}
 		store.unsure.Store(false)
 		recorder.deaf.Store(false)
+	})
+}
+
+// The same for every call that changes something, with a receipt or without: if
+// its access cannot be recorded the answer says what was done, and if the database
+// does not know it either, that nobody knows.
+func TestNoChangeIsDenied(t *testing.T) {
+	on(t, func(t *testing.T, engine string) {
+		at, _ := metered(t, engine, "2026-11-14T12:00:00Z")
+		s, recorder, store := withFaults(t, at)
+		_, updated := at.NewKey("us", "")
+		_, rotated := at.NewKey("us", "")
+		_, revoked := at.NewKey("us", "")
+		for _, id := range []string{"spool_lost1", "spool_lost2"} {
+			if _, err := at.Store.TakeSpool(t.Context(), id, access.Run{Number: 1, Nonce: "run_x"}, "gone:/spool", time.Date(2026, 10, 1, 0, 0, 0, 0, time.UTC)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tested := map[string]bool{
+			"verify": true, // does nothing but what is recorded
+			// They take the signer of a whole server.
+			"openAuditEpoch": true, "rotateAuditKey": true, "abandonAuditLog": true,
+		}
+		calls := []struct{ operation, method, path, body, contentType string }{
+			{"createOrg", "POST", "/orgs", `{"id":"rootN","name":"Root"}`, ""},
+			{"createChild", "POST", "/orgs/acme/children", `{"id":"kidN","name":"Kid"}`, ""},
+			{"importOrgs", "POST", "/orgs/import", "id,parent_id,name\nrowN,acme,Row\n", "text/csv"},
+			{"updateOrg", "PATCH", "/orgs/us", `{"name":"USN"}`, ""},
+			{"moveOrg", "POST", "/orgs/lab/move", `{"parent_id":"kidN"}`, ""},
+			{"deleteOrg", "DELETE", "/orgs/lab", "", ""},
+			{"restoreOrg", "POST", "/orgs/lab/restore", "", ""},
+			{"putCustomizations", "PUT", "/orgs/us/customizations", `{"customizations":{"a":N}}`, ""},
+			{"putCustomizationSchema", "PUT", "/orgs/acme/customization_schema", `{"type":"object","title":"N"}`, ""},
+			{"deleteCustomizationSchema", "DELETE", "/orgs/acme/customization_schema", "", ""},
+			{"putTag", "PUT", "/orgs/us/tags/blueN", "", ""},
+			{"deleteTag", "DELETE", "/orgs/us/tags/blueN", "", ""},
+			{"createKey", "POST", "/orgs/us/api_keys", `{"name":"New"}`, ""},
+			{"updateKey", "PATCH", "/orgs/us/api_keys/" + updated, `{"name":"Changed N"}`, ""},
+			{"rotateKey", "POST", "/orgs/us/api_keys/" + rotated + "/rotate", `{"overlap_seconds":0}`, ""},
+			{"revokeKey", "DELETE", "/orgs/us/api_keys/" + revoked, "", ""},
+			{"ingestAccessLog", "POST", "/orgs/us/access_log", `{"user":"jo","action":"LOGIN","status":"SUCCESS"}`, ""},
+			{"putAccessLogRetention", "PUT", "/orgs/acme/access_log/retention", `{"days":3N}`, ""},
+			{"putLimit", "PUT", "/orgs/us/limits/api_calls", `{"limit":5N,"enforcement":"soft"}`, ""},
+			{"deleteLimit", "DELETE", "/orgs/us/limits/api_calls", "", ""},
+			{"putMeter", "PUT", "/orgs/acme/meters/tokensN", `{"unit":"tokens","aggregation":"sum"}`, ""},
+			{"deleteMeter", "DELETE", "/orgs/acme/meters/tokensN", "", ""},
+			{"putQuota", "PUT", "/orgs/acme/quota", `{"streams":5N}`, ""},
+			{"deleteQuota", "DELETE", "/orgs/acme/quota", "", ""},
+			{"createAdjustment", "POST", "/orgs/us/consumption/adjustments", `{"meter":"api_calls","quantity":1,"reason":"test"}`, ""},
+			{"ingestUsage", "POST", "/orgs/us/consumption/events", `{"id":"u-N","meter":"storage_used","quantity":1}`, ""},
+			{"ingestEvents", "POST", "/api/v1/events", `{"specversion":"1.0","id":"e-N","source":"test","subject":"us","type":"storage_used","data":{"quantity":1}}`, ""},
+			{"eraseSubject", "POST", "/orgs/acme/audit_erasures", `{"subject":"Changed N","basis":"Request 7"}`, ""},
+			{"giveUpSpool", "DELETE", "/spools/spool_lostN?reason=test", "", ""},
+		}
+		recorder.deaf.Store(true)
+		for _, unsure := range []bool{false, true} {
+			store.unsure.Store(unsure)
+			n := map[bool]string{false: "1", true: "2"}[unsure]
+			for _, c := range calls {
+				tested[c.operation] = true
+				if unsure && (c.operation == "revokeKey" || c.operation == "deleteTag" || c.operation == "deleteMeter") {
+					store.unsure.Store(false) // what they undo was not answered, and is there
+				}
+				var headers []string
+				if c.contentType != "" {
+					headers = []string{"Content-Type", c.contentType}
+				}
+				if c.operation == "ingestEvents" {
+					headers = []string{"Content-Type", "application/cloudevents+json"}
+				}
+				in := strings.NewReplacer("kidN", "kid"+n, "N", n)
+				a := s.Do(c.method, in.Replace(c.path), s.OperatorKey, in.Replace(c.body), headers...)
+				if a.Status != 503 || a.String("code") != "outcome_unknown" {
+					if unsure && c.operation == "revokeKey" && a.Status == 503 { // it is revoked
+						continue
+					}
+					t.Errorf("%s, unsure %v: %d %s", c.operation, unsure, a.Status, a.Body)
+				}
+				store.unsure.Store(unsure)
+			}
+		}
+		recorder.deaf.Store(false)
+		store.unsure.Store(false)
+		for _, rt := range new(api.API).Routes() {
+			if rt.Method != "" && rt.Method != "GET" && rt.Method != "HEAD" && !tested[rt.Operation] {
+				t.Errorf("%s is not tested", rt.Operation)
+			}
+		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -88,12 +89,17 @@ func (s *Service) History(ctx context.Context, actor *key.Actor, id string, firs
 		if err != nil {
 			return err
 		}
+		isClosed := s.closedOf(tx, known)
 		for _, month := range months {
+			closed, err := isClosed(month)
+			if err != nil {
+				return err
+			}
 			totals, err := tx.Totals(snap.RootID, id, month)
 			if err != nil {
 				return err
 			}
-			c := &Consumption{OrgID: id, Month: month, Closed: s.isClosed(known, month), Meters: make([]MeterTotal, len(meters))}
+			c := &Consumption{OrgID: id, Month: month, Closed: closed, Meters: make([]MeterTotal, len(meters))}
 			for i := range meters {
 				c.Meters[i].Meter = meters[i]
 				c.Meters[i].Limit = least[meters[i].Slug]
@@ -122,12 +128,34 @@ func closedMonths(tx Tx, rootID string) (map[usage.Month]bool, error) {
 	return closed, err
 }
 
-// isClosed reports whether nothing can be counted in a month any more.
-func (s *Service) isClosed(known map[usage.Month]bool, month usage.Month) bool {
-	if closed, ok := known[month]; ok {
-		return closed
+// closedOf returns a function that reports whether nothing can be counted in a
+// month of a root any more. A month that is not known becomes known if a spool
+// still holds requests of it.
+func (s *Service) closedOf(tx Tx, known map[usage.Month]bool) func(usage.Month) (bool, error) {
+	now := s.now()
+	var stored time.Time // by all spools
+	return func(month usage.Month) (bool, error) {
+		if closed, ok := known[month]; ok {
+			return closed, nil
+		}
+		if !month.Closed(now, s.monthCloseAfter) {
+			return false, nil
+		}
+		if stored.IsZero() {
+			stored = now
+			behind, err := tx.SpoolsBehind(now, 2)
+			if err != nil {
+				return false, err
+			}
+			for _, spool := range behind {
+				if spool.ID != s.spool.ID() { // who reads waits for this process
+					stored = spool.StoredUntil
+					break
+				}
+			}
+		}
+		return !stored.Before(month.End()), nil
 	}
-	return month.Closed(s.now(), s.monthCloseAfter)
 }
 
 // DayConsumption is what an organization consumed on one day.

@@ -1,0 +1,182 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/server"
+	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/usage"
+)
+
+// monthClock is a clock that servers share and a test moves.
+type monthClock struct{ micros atomic.Int64 }
+
+func (c *monthClock) set(at string) {
+	t, err := time.Parse(time.RFC3339, at)
+	if err != nil {
+		panic(err)
+	}
+	c.micros.Store(t.UnixMicro())
+}
+
+func (c *monthClock) now() time.Time { return time.UnixMicro(c.micros.Load()).UTC() }
+
+// crash leaves n requests of the organization r in the spool of a server, and
+// ends it as kill -9 does.
+func crash(t *testing.T, s *testkit.Server, at time.Time, n int) {
+	t.Helper()
+	if err := s.Recorder.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range n {
+		if err := s.Recorder.Record(access.Record{Usage: []access.Usage{{RootID: "r", Path: "r/", At: at, Meter: usage.APICalls, Quantity: usage.One}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Recorder.Close(gone); err == nil {
+		t.Fatal("all was stored before the crash")
+	}
+	s.Stop()
+}
+
+// closes tries to close months until none waits, or for a while, and returns what
+// they wait for.
+func closes(t *testing.T, s *testkit.Server) *org.SpoolsBehindError {
+	t.Helper()
+	_, err := s.Service.CloseMonths(t.Context())
+	var behind *org.SpoolsBehindError
+	if err != nil && !errors.As(err, &behind) {
+		t.Fatal(err)
+	}
+	return behind
+}
+
+// month returns the status of a month of r, and what it consumed.
+func month(s *testkit.Server, m string) string {
+	a := s.Must(200, "GET", "/orgs/r/consumption?month="+m, s.OperatorKey, "")
+	return fmt.Sprint(a.String("status"), " ", a.JSON("meters", "api_calls", "total"))
+}
+
+// A month is closed with what its servers recorded in it, also if one of them is
+// down at its closing time: the month waits, says for whom, and closes with the
+// right figures once that server was started again, or was given up.
+func TestAMonthWaitsForEverySpool(t *testing.T) {
+	for _, giveUp := range []bool{false, true} {
+		t.Run(map[bool]string{false: "comes back", true: "given up"}[giveUp], func(t *testing.T) {
+			clock := &monthClock{}
+			clock.set("2026-11-30T23:50:00Z")
+			database := testkit.Postgres(t)
+			a := testkit.Start(t, "postgres", func(c *server.Config) { c.Database, c.Now = database, clock.now })
+			second := func(dir string) *testkit.Server {
+				return testkit.Open(t, "postgres", func(c *server.Config) {
+					c.Database, c.Now, c.OperatorKey = database, clock.now, a.OperatorKey
+					if dir != "" {
+						c.DataDir = dir
+					}
+				})
+			}
+			a.Must(201, "POST", "/orgs", a.OperatorKey, `{"id":"r","name":"Root"}`)
+			idle := second("")
+			idle.Stop() // ends with nothing left, and nobody waits for it
+			b := second("")
+			crash(t, b, clock.now(), 100)
+
+			clock.set("2026-12-04T00:00:00Z")
+			for range 3 {
+				behind := closes(t, a)
+				if behind == nil || behind.Month != "2026-11" || len(behind.Spools) != 1 || behind.Spools[0].ID != b.Recorder.ID() ||
+					!strings.HasSuffix(behind.Spools[0].Place, b.Config.DataDir+"/spool") {
+					t.Fatalf("the month waits for %+v, want the spool %s", behind, b.Recorder.ID())
+				}
+			}
+			if got := month(a, "2026-11"); strings.HasPrefix(got, "closed") {
+				t.Fatalf("the month is %s", got)
+			}
+			for start := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+				check := a.Must(200, "GET", "/service_status", "", "")
+				if detail := check.String("checks", "months", "detail"); strings.Contains(detail, b.Recorder.ID()) && strings.Contains(detail, "give-up-spool") {
+					break
+				}
+				if time.Since(start) > 20*time.Second {
+					t.Fatalf("/service_status: %s", check.Body)
+				}
+			}
+
+			if !giveUp {
+				b = second(b.Config.DataDir)
+				defer b.Stop()
+				if err := b.Recorder.Drain(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if behind := closes(t, b); behind != nil {
+					t.Fatalf("it still waits: %v", behind)
+				}
+				if behind := closes(t, a); behind != nil {
+					t.Fatalf("it still waits: %v", behind)
+				}
+				if got := month(a, "2026-11"); got != "closed 100" {
+					t.Errorf("November is %s", got)
+				}
+				return
+			}
+			key, _ := a.NewKey("r", `"permissions":["admin"]`)
+			a.Must(403, "DELETE", "/spools/"+b.Recorder.ID()+"?reason=x", key, "")
+			a.Must(400, "DELETE", "/spools/"+b.Recorder.ID(), a.OperatorKey, "")
+			for _, id := range []string{"none", a.Recorder.ID(), idle.Recorder.ID()} {
+				a.Must(404, "DELETE", "/spools/"+id+"?reason=x", a.OperatorKey, "")
+			}
+			a.Must(200, "DELETE", "/spools/"+b.Recorder.ID()+"?reason=broken+disk", a.OperatorKey, "")
+			if behind := closes(t, a); behind != nil {
+				t.Fatalf("it still waits: %v", behind)
+			}
+			if got := month(a, "2026-11"); strings.Contains(got, "100") || !strings.HasPrefix(got, "closed") {
+				t.Errorf("November is %s", got)
+			}
+			// What turns up is counted, once, where it can be.
+			b = second(b.Config.DataDir)
+			defer b.Stop()
+			if err := b.Recorder.Drain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if november, december := month(a, "2026-11"), month(a, "2026-12"); strings.Contains(november, "100") || !strings.HasPrefix(december, "open 10") {
+				t.Errorf("November is %s, December %s", november, december)
+			}
+		})
+	}
+}
+
+// A server that starts after the closing time stores what an earlier process
+// recorded before it closes the month.
+func TestAMonthIsClosedAfterTheReplay(t *testing.T) {
+	for _, engine := range testkit.Engines {
+		t.Run(engine, func(t *testing.T) {
+			clock := &monthClock{}
+			clock.set("2026-11-30T23:50:00Z")
+			s := testkit.Open(t, engine, func(c *server.Config) { c.Now = clock.now })
+			s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"r","name":"Root"}`)
+			const n = 20_000
+			crash(t, s, clock.now(), n)
+			clock.set("2026-12-04T00:00:00Z")
+			config := s.Config
+			s = testkit.Start(t, engine, func(c *server.Config) { *c = config })
+			for start := time.Now(); !strings.HasPrefix(month(s, "2026-11"), "closed"); time.Sleep(20 * time.Millisecond) {
+				if time.Since(start) > 30*time.Second {
+					t.Fatalf("November is %s", month(s, "2026-11"))
+				}
+			}
+			if got, want := month(s, "2026-11"), fmt.Sprint("closed ", n); got != want {
+				t.Errorf("November is %s, want %s", got, want)
+			}
+		})
+	}
+}
