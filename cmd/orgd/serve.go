@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/server"
@@ -230,6 +231,7 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 	if err != nil {
 		return err
 	}
+	bound := budget.BoundHeap()
 	begin := time.Now()
 	places := f.places(&config)
 	for _, at := range places {
@@ -242,7 +244,7 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 	}
 	l := *places[0].listener
 	url := "http://" + l.Addr().String()
-	log.Info("orgd is live, and ready when its database is open", "healthz", url+"/healthz", "version", version())
+	log.Info("orgd is live, and ready when its database is open", "healthz", url+"/healthz", "version", version(), "heap_mib", bound>>20)
 	front := server.Listen(config, l)
 	s, err := front.Open(ctx)
 	if err != nil {

@@ -181,7 +181,7 @@ func (a *API) accessRoutes() []web.Route {
 	}
 	return []web.Route{
 		{Method: "GET", Pattern: "/orgs/{org_id}/access_log", Operation: "getAccessLog", Action: "GET_ACCESS_LOG", Rule: rule(key.AccessLogRead), Handle: a.getAccessLog},
-		{Method: "POST", Pattern: "/orgs/{org_id}/access_log", Operation: "ingestAccessLog", Action: "INGEST_ACCESS_LOG", Rule: rule(key.AccessLogWrite), MaxBody: web.MaxBulkBody, Handle: a.ingestAccessLog},
+		{Method: "POST", Pattern: "/orgs/{org_id}/access_log", Operation: "ingestAccessLog", Action: "INGEST_ACCESS_LOG", Rule: rule(key.AccessLogWrite), MaxBody: web.MaxBulkBody, Swell: accessSwell, Handle: a.ingestAccessLog},
 		{Method: "GET", Pattern: "/orgs/{org_id}/access_log/retention", Operation: "getAccessLogRetention", Action: "GET_ACCESS_LOG_RETENTION", Rule: rule(key.AccessLogRead), Handle: a.getAccessRetention},
 		{Method: "PUT", Pattern: "/orgs/{org_id}/access_log/retention", Operation: "putAccessLogRetention", Action: "PUT_ACCESS_LOG_RETENTION", Rule: rule(key.AccessLogWrite), Handle: a.putAccessRetention},
 	}

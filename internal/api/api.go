@@ -98,7 +98,7 @@ func (a *API) Routes() []web.Route {
 		{Method: "GET", Pattern: "/org", Operation: "whoAmI", Action: "WHO_AM_I", Handle: a.whoAmI},
 		{Method: "GET", Pattern: "/orgs", Operation: "listOrgs", Action: "LIST_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsRead}}, Handle: a.listOrgs},
 		{Method: "POST", Pattern: "/orgs", Operation: "createOrg", Action: "CREATE_ORG", Rule: web.Rule{Permissions: []string{key.OrgsWrite}, May: mayCreate}, Handle: a.createOrg},
-		{Method: "POST", Pattern: "/orgs/import", Operation: "importOrgs", Action: "IMPORT_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsWrite}, May: mayCreate}, MaxBody: web.MaxBulkBody, Handle: a.importOrgs},
+		{Method: "POST", Pattern: "/orgs/import", Operation: "importOrgs", Action: "IMPORT_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsWrite}, May: mayCreate}, MaxBody: web.MaxBulkBody, Swell: importSwell, Handle: a.importOrgs},
 		{Method: "GET", Pattern: "/orgs/{org_id}", Operation: "getOrg", Action: "GET_ORG", Rule: needs(key.OrgsRead), Handle: a.getOrg},
 		{Method: "PATCH", Pattern: "/orgs/{org_id}", Operation: "updateOrg", Action: "UPDATE_ORG", Rule: needs(key.OrgsWrite), Handle: a.updateOrg},
 		{Method: "DELETE", Pattern: "/orgs/{org_id}", Operation: "deleteOrg", Action: "DELETE_ORG", Rule: and(needs(key.OrgsDelete), a.mayDelete), Handle: a.deleteOrg},

@@ -6,6 +6,13 @@ import (
 	"github.com/orgd/orgd/internal/web"
 )
 
+// What bulk bodies become.
+var (
+	importSwell = web.Swell{Times: 4, Item: 512, MaxItems: 100_000}
+	usageSwell  = web.Swell{Times: 3, Item: 1 << 10, MaxItems: maxEvents}
+	accessSwell = web.Swell{Times: 5, Item: 1 << 10, MaxItems: maxAccessEvents}
+)
+
 // pages are the operations whose answers may be long.
 var pages = map[string]bool{
 	"listOrgs": true, "listChildren": true, "listAncestors": true, "listDescendants": true, "listKeys": true, "listTags": true,

@@ -21,9 +21,9 @@ import (
 func (a *API) usageEventRoutes() []web.Route {
 	return []web.Route{
 		{Method: "POST", Pattern: "/orgs/{org_id}/consumption/events", Operation: "ingestUsage", Action: "INGEST_USAGE",
-			Rule: web.Rule{Target: "org_id", Permissions: []string{key.ConsumptionWrite}}, MaxBody: web.MaxBulkBody, Handle: a.ingestUsage},
+			Rule: web.Rule{Target: "org_id", Permissions: []string{key.ConsumptionWrite}}, MaxBody: web.MaxBulkBody, Swell: usageSwell, Handle: a.ingestUsage},
 		{Method: "POST", Pattern: "/api/v1/events", Operation: "ingestEvents", Action: "INGEST_USAGE",
-			Rule: web.Rule{Permissions: []string{key.ConsumptionWrite}}, MaxBody: web.MaxBulkBody, Handle: a.ingestEvents},
+			Rule: web.Rule{Permissions: []string{key.ConsumptionWrite}}, MaxBody: web.MaxBulkBody, Swell: usageSwell, Handle: a.ingestEvents},
 	}
 }
 

@@ -24,7 +24,7 @@ type Resource int
 // used up anew in every second.
 const (
 	Requests          Resource = iota // requests that are being answered
-	Bytes                             // of request bodies, and of answers until they are sent
+	Bytes                             // of request bodies and what they become, and of answers until they are sent
 	Expensive                         // work that takes long: see Ticket.Begin
 	Streams                           // followed logs, and answers of any length
 	RequestsPerSecond                 // requests of any kind
@@ -126,8 +126,6 @@ func New(capacity Limits) *Budget {
 	for r := range half {
 		half[r] = max(half[r]/2, 1)
 	}
-	// A body of the greatest size must fit.
-	half[Bytes] = max(half[Bytes], min(capacity[Bytes], minBytes))
 	b.roots.init(capacity)
 	b.operator.init(half)
 	b.own.pool = &b.operator

@@ -15,8 +15,13 @@ func TestMachineScales(t *testing.T) {
 			t.Errorf("a small machine has %d %s, a large one %d", small[r], r, large[r])
 		}
 	}
-	if small[Bytes] != minBytes || large[Bytes] != maxBytes || Machine(2, 2<<30)[Bytes] != 256<<20 {
-		t.Errorf("the bytes are %d, %d and %d", small[Bytes], large[Bytes], Machine(2, 2<<30)[Bytes])
+	if tiny := Machine(1, 64<<20); tiny[Bytes] != minBytes || large[Bytes] != maxBytes {
+		t.Errorf("the bytes are %d and %d", tiny[Bytes], large[Bytes])
+	}
+	for _, memory := range []int64{256 << 20, 512 << 20, 2 << 30} {
+		if b := New(Machine(2, memory)); b.roots.capacity[Bytes]+b.operator.capacity[Bytes]+ownMemory > heap(memory) {
+			t.Errorf("of %d MiB %d and %d are for bodies", memory>>20, b.roots.capacity[Bytes]>>20, b.operator.capacity[Bytes]>>20)
+		}
 	}
 	// The largest body that any call takes fits on the smallest machine.
 	if got := New(small).Default()[Bytes]; got < 32<<20 {
@@ -29,6 +34,7 @@ func TestMachineScales(t *testing.T) {
 
 func TestMemory(t *testing.T) {
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(math.MaxInt64))
+	t.Setenv("GOMEMLIMIT", "")
 	root := t.TempDir()
 	file := func(name, text string) {
 		t.Helper()
@@ -58,6 +64,16 @@ func TestMemory(t *testing.T) {
 	want(4<<20, "of a group with a bound")
 	file("sys/fs/cgroup/memory.max", "3145728\n")
 	want(3<<20, "of a container")
+	file("sys/fs/cgroup/a/memory.high", "2621440\n")
+	want(2621440, "of a group below one that is slowed down")
+	file("proc/self/cgroup", "9:name=systemd:/\n4:cpu,memory:/c/d\n0::/\n")
+	file("sys/fs/cgroup/memory/c/d/memory.limit_in_bytes", "9223372036854771712\n")
+	want(3<<20, "of a group of version 1 without a bound")
+	file("sys/fs/cgroup/memory/c/memory.limit_in_bytes", "2359296\n")
+	want(2359296, "of a group of version 1 below one with a bound")
+	file("sys/fs/cgroup/memory/c/d/memory.limit_in_bytes", "2228224\n")
+	want(2228224, "of a group of version 1")
+	t.Setenv("GOMEMLIMIT", "2MiB")
 	debug.SetMemoryLimit(2 << 20)
 	want(2<<20, "with GOMEMLIMIT")
 }

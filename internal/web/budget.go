@@ -1,6 +1,7 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -29,6 +30,35 @@ const (
 	// be longer or shorter is settled when it is known.
 	PageRoom = 1 << 20
 )
+
+// Swell says how much memory a body takes while it is worked on, itself and what
+// it is decoded to, as measured.
+type Swell struct {
+	Times    int64 // for each of its bytes at least
+	Item     int64 // or itself and this for each of its objects or lines
+	MaxItems int64 // of which it has no more
+}
+
+// usualSwell is that of a JSON document of which much is kept as it is.
+var usualSwell = Swell{Times: 4}
+
+// charge returns what is charged for n bytes of a body before they are there.
+func (s Swell) charge(n int64) int64 {
+	if n <= smallBody {
+		return 0
+	}
+	return n * max(s.Times, 1)
+}
+
+// chargeAll returns what is charged for a whole body.
+func (s Swell) chargeAll(body []byte) int64 {
+	n := int64(len(body))
+	if n <= smallBody || s.Item == 0 {
+		return s.charge(n)
+	}
+	items := int64(max(bytes.Count(body, []byte{'\n'}), bytes.Count(body, []byte{'{'})))
+	return max(s.charge(n), n+min(items, s.MaxItems)*s.Item)
+}
 
 // budgets is what a Server knows of the budget: it shows it in its metrics.
 type budgets struct {
@@ -199,7 +229,15 @@ func (s *Server) started(r *Request, err error) error {
 	return err
 }
 
-// hold charges n bytes of the body.
+// swell says what the body of the request becomes.
+func (r *Request) swell() Swell {
+	if r.route == nil || r.route.Swell == (Swell{}) {
+		return usualSwell
+	}
+	return r.route.Swell
+}
+
+// hold charges n bytes for the body.
 func (r *Request) hold(n int64) error {
 	if n <= 0 || r.server == nil {
 		return nil

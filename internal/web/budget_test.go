@@ -59,9 +59,9 @@ func TestAnswersAreChargedUntilTheyAreSent(t *testing.T) {
 		{"GET", PageRoom, 0, 300 << 10, PageRoom, 300 << 10},
 		{"GET", PageRoom, 0, 3 << 20, PageRoom, 3 << 20},
 		{"POST", PageRoom, 4 << 10, 100, 0, 0},
-		{"POST", 0, 5 << 10, 100, 5 << 10, 0},
-		{"POST", 0, 5 << 20, 100, 5 << 20, 0},
-		{"POST", 0, 5 << 20, 1 << 20, 5 << 20, 1 << 20},
+		{"POST", 0, 5 << 10, 100, 4 * 5 << 10, 0},
+		{"POST", 0, 5 << 20, 100, 4 * 5 << 20, 0},
+		{"POST", 0, 5 << 20, 1 << 20, 4 * 5 << 20, 1 << 20},
 	} {
 		r := entered(t, s, tt.method, "a", tt.room)
 		if _, err := s.handle(&Route{Room: tt.room, Handle: func(*Request) (*Response, error) { return nil, nil }}, r); err != nil {
@@ -127,6 +127,27 @@ func TestAnswersThatNobodyReads(t *testing.T) {
 	}
 }
 
+// What a body becomes is charged by its length, or by what is in it if that is
+// more: lines or objects, up to as many as the call takes.
+func TestSwell(t *testing.T) {
+	swell := Swell{Times: 3, Item: 1000, MaxItems: 5000}
+	for _, tt := range []struct {
+		name string
+		body string
+		want int64
+	}{
+		{"a small body", strings.Repeat("\n", smallBody), 0},
+		{"long lines", strings.Repeat(strings.Repeat("x", 999)+"\n", 100), 300_000},
+		{"short lines", strings.Repeat("xxxxxxxxx\n", 1000), 10_000 + 1_000_000},
+		{"objects on one line", strings.Repeat(`{"a":1},  `, 1000), 10_000 + 1_000_000},
+		{"more than the call takes", strings.Repeat("\n", 50_000), 50_000 + 5_000_000},
+	} {
+		if got := swell.chargeAll([]byte(tt.body)); got != tt.want {
+			t.Errorf("%s: %d are charged, want %d", tt.name, got, tt.want)
+		}
+	}
+}
+
 // A body of unknown length is read whole and charged for what it takes.
 func TestBodyOfUnknownLength(t *testing.T) {
 	s, b := budgetServer(t)
@@ -139,7 +160,7 @@ func TestBodyOfUnknownLength(t *testing.T) {
 		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("of %d bytes %d were read: %v", n, len(got), err)
 		}
-		if used := b.UsedBy("a", time.Now())[budget.Bytes]; used < int64(n)-smallBody || used > int64(n)*2+bodyStep {
+		if used := b.UsedBy("a", time.Now())[budget.Bytes]; used < usualSwell.Times*(int64(n)-smallBody) || used > usualSwell.Times*(int64(n)*2+bodyStep) {
 			t.Errorf("for a body of %d bytes %d are charged", n, used)
 		}
 		r.ticket.Leave()

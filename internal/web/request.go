@@ -225,36 +225,49 @@ func (r *Request) Raw() ([]byte, error) {
 	return b, r.begin()
 }
 
-// readBody reads the body and charges it: its length where that is known, and
-// as it grows otherwise.
-func (r *Request) readBody() ([]byte, error) {
-	body := io.LimitReader(r.Request.Body, r.maxBody+1)
-	if r.ContentLength >= 0 {
-		if r.ContentLength > smallBody {
-			if err := r.hold(r.ContentLength); err != nil {
-				return nil, err
-			}
+// readBody reads the body and charges it, and what it becomes: by its length
+// where that is known, as it grows otherwise, and by what is in it in the end.
+func (r *Request) readBody() (b []byte, err error) {
+	body, swell := io.LimitReader(r.Request.Body, r.maxBody+1), r.swell()
+	held := int64(0)
+	hold := func(upTo int64) error {
+		more := upTo - held
+		if more <= 0 {
+			return nil
 		}
-		return io.ReadAll(body)
+		held = upTo
+		return r.hold(more)
 	}
-	b := make([]byte, 0, smallBody)
-	for {
-		if len(b) == cap(b) {
-			step := max(bodyStep, cap(b)/4)
-			if err := r.hold(int64(step)); err != nil {
-				return nil, err
-			}
-			b = append(make([]byte, 0, cap(b)+step), b...)
-		}
-		n, err := body.Read(b[len(b):cap(b)])
-		b = b[:len(b)+n]
-		if err == io.EOF {
-			return b, nil
-		}
-		if err != nil {
+	if n := r.ContentLength; n >= 0 {
+		if err := hold(swell.charge(n)); err != nil {
 			return nil, err
 		}
+		b = make([]byte, n)
+		_, err := io.ReadFull(body, b)
+		if err != nil && n > 0 {
+			return nil, err
+		}
+	} else {
+		b = make([]byte, 0, smallBody)
+		for {
+			if len(b) == cap(b) {
+				size := cap(b) + max(bodyStep, cap(b)/4)
+				if err := hold(swell.charge(int64(size))); err != nil {
+					return nil, err
+				}
+				b = append(make([]byte, 0, size), b...)
+			}
+			n, err := body.Read(b[len(b):cap(b)])
+			b = b[:len(b)+n]
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
 	}
+	return b, hold(swell.chargeAll(b))
 }
 
 func tooLarge(limit int64) *problem.Error {

@@ -41,6 +41,7 @@ type Route struct {
 	Action    string // what the access log calls it
 	Rule      Rule
 	MaxBody   int64 // 0 means MaxBody
+	Swell     Swell // the zero Swell means that of most calls
 	// Prepare runs before the request is authenticated. It makes the
 	// Request.Decision of a route that decides about the request that it
 	// stands for.
