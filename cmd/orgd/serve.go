@@ -17,7 +17,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/orgd/orgd/internal/audit"
-	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/server"
@@ -254,7 +253,7 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 	if err != nil {
 		return err
 	}
-	bound := budget.BoundHeap()
+	bound := server.BoundHeap()
 	begin := time.Now()
 	places := f.places(&config)
 	for _, at := range places {

@@ -123,19 +123,19 @@ func (a *API) getAccessLog(r *web.Request) (*web.Response, error) {
 // followAccessLog answers with the events as they become visible, from the
 // position in Last-Event-ID on, or from now on without one.
 func (a *API) followAccessLog(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "follow", "user", "action", "status", "ip", "api_key_id", "scope")
+	q := parameters(r, "follow", "last_event_id", "user", "action", "status", "ip", "api_key_id", "scope")
 	if !q.bool("follow") {
 		q.fail(problem.Param("follow", "must be true, or be left out"))
 	}
-	selected := q.accessQuery()
+	selected, lastID := q.accessQuery(), lastEventID(r, q)
 	if q.err != nil {
 		return nil, q.err
 	}
 	scope := "access log of " + r.Org.RootID
 	var position int64
 	var err error
-	if id := r.Header.Get("Last-Event-ID"); id != "" {
-		position, err = a.openPosition(id, scope)
+	if lastID != "" {
+		position, err = a.openPosition(lastID, scope)
 	} else if err = a.caughtUp(r.Context()); err == nil {
 		position, err = a.service.AccessHead(r.Context(), r.Org.RootID)
 	}
@@ -164,6 +164,18 @@ func (a *API) sealPosition(n int64, scope string) string {
 	return a.seal(strconv.AppendInt(nil, n, 36), scope)
 }
 
+// lastEventID returns the id of the message after which a stream goes on, empty
+// for none. The header goes before the parameter last_event_id: an EventSource
+// that was opened with that comes back with the same address and a later id in
+// the header.
+func lastEventID(r *web.Request, q *query) string {
+	id := q.text("last_event_id")
+	if later := r.Header.Get("Last-Event-ID"); later != "" {
+		return later
+	}
+	return id
+}
+
 // openPosition returns the position in a Last-Event-ID.
 func (a *API) openPosition(id, scope string) (int64, error) {
 	if text, ok := a.open(id, scope); ok {
@@ -172,7 +184,7 @@ func (a *API) openPosition(id, scope string) (int64, error) {
 		}
 	}
 	return 0, problem.New(problem.InvalidCursor, "The Last-Event-ID was not made by this stream.").
-		WithFix("Send the id of the last message that you got, or leave the header out to start now.")
+		WithFix("Send the id of the last message that you got, or leave it out to start now.")
 }
 
 func (a *API) accessRoutes() []web.Route {

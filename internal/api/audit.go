@@ -45,11 +45,11 @@ func withinAudit(aq org.AuditQuery, r *web.Request) (org.AuditQuery, error) {
 // committed: nobody can see an entry before one with a smaller number. So a
 // reader who goes by the numbers misses nothing.
 func (a *API) followChildrenAudit(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "follow", "from", "action", "actor", "org", "scope")
+	q := parameters(r, "follow", "last_event_id", "from", "action", "actor", "org", "scope")
 	if !q.bool("follow") {
 		q.fail(problem.Param("follow", "must be true, or be left out"))
 	}
-	selected := q.auditQuery()
+	selected, lastID := q.auditQuery(), lastEventID(r, q)
 	if q.err != nil {
 		return nil, q.err
 	}
@@ -62,9 +62,9 @@ func (a *API) followChildrenAudit(r *web.Request) (*web.Response, error) {
 	}
 	scope := "audit log " + head.LogID
 	var position int64
-	switch id := r.Header.Get("Last-Event-ID"); {
-	case id != "":
-		if position, err = a.openPosition(id, scope); err != nil {
+	switch {
+	case lastID != "":
+		if position, err = a.openPosition(lastID, scope); err != nil {
 			return nil, err
 		}
 		selected.From = time.Time{}

@@ -8,9 +8,9 @@ import (
 
 // What bulk bodies become.
 var (
-	importSwell = web.Swell{Times: 3, Item: 512, MaxItems: 100_000}
+	importSwell = web.Swell{Times: 4, Item: 512, MaxItems: 100_000}
 	usageSwell  = web.Swell{Times: 3, Item: 1 << 10, MaxItems: maxEvents}
-	accessSwell = web.Swell{Times: 4, Item: 1 << 10, MaxItems: maxAccessEvents}
+	accessSwell = web.Swell{Times: 5, Item: 1 << 10, MaxItems: maxAccessEvents}
 )
 
 // pages are the operations whose answers may be long.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/web"
 )
 
@@ -31,6 +32,10 @@ type Front struct {
 	servers []*http.Server
 	failed  chan error
 }
+
+// BoundHeap has this process keep within the memory that it may use, see
+// budget.BoundHeap.
+func BoundHeap() int64 { return budget.BoundHeap() }
 
 // starting is why nothing is answered while a Server is opened.
 const starting = "The server is starting and not ready."

@@ -14,7 +14,7 @@ import (
 // 9.2) that goes on for as long as the request may be made: it ends when the
 // key, the permission or the organization is gone, when the server stops, and
 // when the client does not read. A client that comes back names the last id
-// that it got in the header Last-Event-ID.
+// that it got in the header Last-Event-ID, or in the parameter last_event_id.
 type Feed struct {
 	// Next returns the messages after those that it returned last; at once,
 	// and none if there are none. Before each call the Actor and the Org of
