@@ -221,6 +221,19 @@ func (j *journal) send(h *http.Client, url, key string, r *request) outcome {
 	return unknown
 }
 
+// skeptical returns the journal of a client that takes nothing for done that it
+// was not told.
+func (j *journal) skeptical() *journal {
+	out := newJournal()
+	out.requests = j.all()
+	for i, r := range out.requests {
+		if r.outcome == unknown {
+			out.requests[i].outcome = refused
+		}
+	}
+	return out
+}
+
 // found is what a check has found.
 type found struct {
 	acknowledged, lost, twice int

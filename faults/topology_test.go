@@ -58,6 +58,7 @@ func TestKillBehindBalancer(t *testing.T) {
 	}
 	time.Sleep(700 * time.Millisecond)
 	stop()
+	time.Sleep(2 * time.Second) // what each process has recorded is stored
 	for status, count := range j.strange {
 		t.Errorf("%d answers are %s", count, status)
 	}
