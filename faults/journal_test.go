@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,7 +45,8 @@ type request struct {
 	kind, org, id string
 	outcome       outcome
 	answered      time.Time
-	position      int // of the disk, when the answer was there
+	position      int  // of the disk, when the answer was there
+	sentAgain     bool // by net/http, which repeats a read that got no answer
 }
 
 // journal is what all clients of a test sent.
@@ -104,6 +106,7 @@ type world struct {
 	vkeys    map[string]string      // verifier keys of the audit logs, by root
 	orgs     []string               // one for each client
 	roots    []string
+	kinds    []string // what clients do, one after the other
 }
 
 func (w *world) rootOf(org string) string { root, _, _ := strings.Cut(org, "-"); return root }
@@ -111,7 +114,7 @@ func (w *world) rootOf(org string) string { root, _, _ := strings.Cut(org, "-");
 // makeWorld makes roots with clients.
 func makeWorld(t *testing.T, p *process, roots, clients int) *world {
 	t.Helper()
-	w := &world{operator: p.key, keys: map[string]*client.Key{}, vkeys: map[string]string{}}
+	w := &world{operator: p.key, keys: map[string]*client.Key{}, vkeys: map[string]string{}, kinds: []string{change, read, event, change}}
 	c := client.New(p.url, p.key)
 	ctx := t.Context()
 	for n := range roots {
@@ -153,8 +156,8 @@ func (w *world) load(j *journal, url func() string) (stop func()) {
 			defer h.CloseIdleConnections()
 			for n := 0; ctx.Err() == nil; n++ {
 				id := fmt.Sprintf("l%d-%s-%d", number, org, n)
-				r := request{kind: []string{change, read, event, change}[n%4], org: org, id: id}
-				r.outcome = j.send(h, url(), w.keys[w.rootOf(org)].Secret, r)
+				r := request{kind: w.kinds[n%len(w.kinds)], org: org, id: id}
+				r.outcome = j.send(h, url(), w.keys[w.rootOf(org)].Secret, &r)
 				j.add(r)
 				if r.outcome != acknowledged {
 					time.Sleep(20 * time.Millisecond)
@@ -169,7 +172,7 @@ func (w *world) load(j *journal, url func() string) (stop func()) {
 }
 
 // send makes one request and returns what its client knows of it.
-func (j *journal) send(h *http.Client, url, key string, r request) outcome {
+func (j *journal) send(h *http.Client, url, key string, r *request) outcome {
 	method, path, body := "GET", "/orgs/"+r.org, ""
 	switch r.kind {
 	case change:
@@ -187,7 +190,9 @@ func (j *journal) send(h *http.Client, url, key string, r request) outcome {
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := h.Do(req)
+	sent := 0
+	resp, err := h.Do(req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{WroteHeaders: func() { sent++ }})))
+	r.sentAgain = sent > 1
 	if err != nil {
 		var dial *net.OpError
 		if errors.As(err, &dial) && dial.Op == "dial" {
@@ -214,6 +219,19 @@ func (j *journal) send(h *http.Client, url, key string, r request) outcome {
 	defer j.mu.Unlock()
 	j.strange[fmt.Sprintf("%s %d %s", r.kind, resp.StatusCode, cmp.Or(problem.Code, "without a code"))]++
 	return unknown
+}
+
+// skeptical returns the journal of a client that takes nothing for done that it
+// was not told.
+func (j *journal) skeptical() *journal {
+	out := newJournal()
+	out.requests = j.all()
+	for i, r := range out.requests {
+		if r.outcome == unknown {
+			out.requests[i].outcome = refused
+		}
+	}
+	return out
 }
 
 // found is what a check has found.
@@ -288,7 +306,7 @@ func (w *world) check(j *journal, url string, u until) (f found) {
 		if r.outcome == acknowledged && r.answered.Before(u.logged) && r.position <= u.position && s.logged[r.id] == 0 {
 			f.unlogged++
 		}
-		if s.logged[r.id] > 1 {
+		if s.logged[r.id] > 1 && !r.sentAgain {
 			f.twice++
 		}
 		made := s.changes[r.id]
