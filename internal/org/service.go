@@ -41,6 +41,7 @@ type Service struct {
 	meters *otter.Cache[string, *rootMeters]
 	quotas *otter.Cache[string, *rootQuota]
 	kept   *otter.Cache[string, *keptAnswers]
+	ends   *otter.Cache[string, logEnd] // by root
 	spool  Spool
 	gauges *gauges
 	// turns are those of changes in the store, settling those of changes of
@@ -94,11 +95,15 @@ func NewService(c Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	ends, err := otter.New(&otter.Options[string, logEnd]{MaximumSize: 20_000})
+	if err != nil {
+		return nil, err
+	}
 	closeAfter := c.MonthCloseAfter
 	if closeAfter == 0 {
 		closeAfter = DefaultMonthCloseAfter
 	}
-	return &Service{meters: meters, quotas: quotas, kept: kept, monthCloseAfter: max(closeAfter, 0), store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
+	return &Service{meters: meters, quotas: quotas, kept: kept, ends: ends, monthCloseAfter: max(closeAfter, 0), store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
 		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
 		bounds: limits, spool: c.Spool, gauges: newGauges(), turns: turns{most: c.Store.WritersPerRoot()}, settling: turns{most: 1}, bulk: turns{most: 1},
 		keyring: c.Keyring, changed: changedRoots{roots: map[string]bool{}, wake: make(chan struct{}, 1)}}, nil
@@ -138,9 +143,13 @@ var errUnchanged = errors.New("nothing changed")
 // change is a mutation under way.
 type change struct {
 	Tx
-	call  *Call
-	at    time.Time // taken under the first lock, so that entries of a log are in the order of their times
+	call *Call
+	// at is the time of the change. It is taken under the first lock and never
+	// before the last entry of a log that is locked, whatever the clock does, so
+	// that entries of a log are in the order of their times.
+	at    time.Time
 	now   func() time.Time
+	ends  *otter.Cache[string, logEnd]
 	newID ident.Source
 	heads map[string]*audit.Head
 	// present returns the actor of the call as it is in this transaction; nil
@@ -162,7 +171,7 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 	err := s.write(ctx, call, func(tx Tx) error {
 		receipt = audit.Receipt{}
 		own := *call // its actor is brought up to date
-		c := &change{Tx: tx, call: &own, at: s.Now(), now: s.Now, newID: s.newID, heads: map[string]*audit.Head{}, present: s.present, rootOf: s.rootOf}
+		c := &change{Tx: tx, call: &own, at: s.Now(), now: s.Now, ends: s.ends, newID: s.newID, heads: map[string]*audit.Head{}, present: s.present, rootOf: s.rootOf}
 		result, entries, err := fn(c)
 		if err != nil {
 			return err
@@ -263,6 +272,9 @@ func (c *change) append(entries []audit.Draft, rand io.Reader) (receipt audit.Re
 		if err := c.AppendAudit(c.heads[rootID], records[rootID]); err != nil {
 			return receipt, nil, err
 		}
+		if own := records[rootID]; c.ends != nil {
+			c.ends.Set(rootID, logEnd{c.heads[rootID].Root, own[len(own)-1].Timestamp})
+		}
 	}
 	return receipt, roots, nil
 }
@@ -293,6 +305,13 @@ func (c *change) lockFor(rootID, soon string) error {
 	if first && c.now != nil {
 		c.at = c.now()
 	}
+	if c.ends != nil {
+		last, err := c.lastEntry(head)
+		if err != nil {
+			return err
+		}
+		c.at = later(c.at, last)
+	}
 	c.heads[rootID] = head
 	if first && c.present != nil {
 		c.call.Actor, err = c.present(c.Tx, c.call)
@@ -309,6 +328,24 @@ func (c *change) ahead(soon string) {
 	} else {
 		c.Ahead("", [2]string{soon})
 	}
+}
+
+// logEnd is the time of the last entry of a log whose tree has the root hash.
+type logEnd struct {
+	root audit.Hash
+	at   time.Time
+}
+
+// lastEntry returns the time of the newest entry of a root's logs.
+func (c *change) lastEntry(head *audit.Head) (time.Time, error) {
+	if end, ok := c.ends.GetIfPresent(head.RootID); ok && end.root == head.Root && head.Size > 0 {
+		return end.at, nil
+	}
+	at, err := c.LastAudit(head.RootID)
+	if errors.Is(err, ErrAbsent) {
+		return time.Time{}, nil
+	}
+	return at, err
 }
 
 // within reports whether the actor can see anything in a root.

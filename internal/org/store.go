@@ -173,6 +173,9 @@ type Tx interface {
 	// AppendAudit appends entries to a root's log and stores the head that
 	// follows from them.
 	AppendAudit(head *audit.Head, records []audit.Record) error
+	// LastAudit returns the time of the newest entry of all logs that the root's
+	// id ever had; ErrAbsent if there is none.
+	LastAudit(rootID string) (time.Time, error)
 	// Head returns a head of a log of the root, without a lock: an empty log
 	// id stands for the open log, a negative epoch for the log's last one.
 	Head(rootID, logID string, epoch int64) (*audit.Head, error)

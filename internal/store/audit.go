@@ -105,6 +105,12 @@ func (t *tx) Lock(rootID string) (*audit.Head, error) {
 	return h, nil
 }
 
+func (t *tx) LastAudit(rootID string) (time.Time, error) {
+	var at int64
+	err := t.queryRow(into(&at), `SELECT at FROM audit_entries WHERE root_id = $1 ORDER BY epoch DESC, seq DESC LIMIT 1`, rootID)
+	return fromMicros(at), err
+}
+
 func (t *tx) NewLog(head *audit.Head) error {
 	err := t.queryRow(into(&head.Ordinal), `SELECT coalesce(max(epoch), -1) + 1 FROM audit_heads WHERE root_id = $1`, head.RootID)
 	if err != nil {

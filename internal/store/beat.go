@@ -33,9 +33,9 @@ const (
 	// proofTime is how long the database itself is believed to be the one that
 	// takes the changes, after it was last shown to be.
 	proofTime = 5 * time.Second
-	// staleTime is how long after its last beat a process counts as live, by the
+	// aliveTime is how long after its last beat a process counts as live, by the
 	// clock of the database.
-	staleTime = 5 * time.Second
+	aliveTime = 5 * time.Second
 	// gapTime is after which time without a look nothing kept is believed: what
 	// changed meanwhile may have been swept away.
 	gapTime = 10 * time.Second
@@ -255,7 +255,7 @@ func (b *beat) look(ctx context.Context, conn *pgx.Conn, write bool) error {
 	batch := &pgx.Batch{}
 	if write {
 		batch.Queue(beatText, b.instance, b.name)
-		batch.Queue(livesText, staleTime.Microseconds(), olderApplication)
+		batch.Queue(livesText, aliveTime.Microseconds(), olderApplication)
 	}
 	first, open := b.seen.after()
 	batch.Queue(lookText, first, open, b.process())

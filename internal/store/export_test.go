@@ -60,6 +60,23 @@ func Trusting(o Options) Options {
 	return o
 }
 
+// OnMount returns options with which a store believes that it has the data
+// directory on a mount, whose locks nobody else knows.
+func OnMount(mount string) Options {
+	return Options{hooks: ownerHooks{unlocked: true, mount: mount}}
+}
+
+// WithoutSharedMemory returns options of a file system that has none.
+func WithoutSharedMemory() Options { return Options{hooks: ownerHooks{noMemory: true}} }
+
+// Freeze stops the heart of a store, as a process that is stopped, until thaw is
+// called.
+func Freeze(s *Store) (thaw func()) {
+	o := s.engine.(*sqliteEngine).owner
+	o.mu.Lock()
+	return o.mu.Unlock
+}
+
 // Commit ends the transaction of a connection as the writer does.
 func Commit(c *sqlite3.Conn) error {
 	conn := &sqliteConn{c: c, stmts: map[string]*sqlite3.Stmt{}}

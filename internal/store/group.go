@@ -47,20 +47,28 @@ func (e *sqliteEngine) run() {
 		select {
 		case j, ok := <-e.queue:
 			if !ok {
-				e.healed = time.Time{}
-				e.heal()
+				if e.healed = (time.Time{}); !e.owner.lost.Load() {
+					e.heal()
+				}
 				return
 			}
 			e.commitGroup(j)
 			e.heal()
 		case <-retry.C:
-			e.heal()
+			if e.owner.sure() == nil {
+				e.heal()
+			}
 		}
 	}
 }
 
 // commitGroup runs first and jobs that wait behind it in one transaction.
 func (e *sqliteEngine) commitGroup(first *job) {
+	if err := e.owner.sure(); err != nil {
+		first.err = err
+		close(first.done)
+		return
+	}
 	if err := e.heal(); err != nil {
 		first.err = e.disk.refusal(err)
 		close(first.done)

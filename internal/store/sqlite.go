@@ -37,20 +37,24 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 	if err := durable.MkdirAll(dir); err != nil {
 		return nil, fmt.Errorf("the data directory cannot be created: %w", err)
 	}
-	lock, err := lockDir(dir)
-	if err != nil {
+	log := o.logger()
+	if err := sharesMemory(dir, o.hooks.noMemory); err != nil {
 		return nil, err
 	}
+	owner, err := own(dir, log, o.hooks)
+	if err != nil {
+		return nil, fmt.Errorf("the data directory %s cannot be used: %w", dir, err)
+	}
 	path := filepath.Join(dir, "orgd.db")
-	s := &Store{log: o.logger()}
+	s := &Store{log: log}
 	disk := &diskState{log: s.log, trusting: o.trusting}
 	vfsName := registerVFS(o.VFS, disk.failed)
 	e := &sqliteEngine{
 		path:        path,
 		vfs:         vfsName,
-		uri:         sqliteURI(path, vfsName, lock.Name()),
+		uri:         sqliteURI(path, vfsName, owner.lock.Name()),
 		disk:        disk,
-		lock:        lock,
+		owner:       owner,
 		generations: &s.generations,
 		queue:       make(chan *job, 4*groupSize),
 		done:        make(chan struct{}),
@@ -78,28 +82,10 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 	}
 	if err != nil {
 		vfs.Unregister(vfsName)
-		lock.Close()
+		owner.close()
 		return nil, fmt.Errorf("the database %s cannot be opened: %w", e.path, err)
 	}
 	return s, nil
-}
-
-// lockDir keeps other processes out of the data directory for as long as the
-// returned file is open.
-func lockDir(dir string) (*os.File, error) {
-	f, err := durable.Open(filepath.Join(dir, "orgd.lock"), os.O_RDWR)
-	if err != nil {
-		return nil, fmt.Errorf("the data directory cannot be used: %w", err)
-	}
-	locked, err := tryLock(f)
-	if err == nil && !locked {
-		err = errors.New("another process is using it; stop that process, or choose another data directory")
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("the data directory %s cannot be used: %w", dir, err)
-	}
-	return f, nil
 }
 
 // sqliteURI names a database file as https://sqlite.org/uri.html says. Its
@@ -113,7 +99,7 @@ type sqliteEngine struct {
 	path        string
 	vfs         string
 	uri         string
-	lock        *os.File
+	owner       *owner
 	disk        *diskState
 	checkpoints sync.Mutex // held by who empties the log
 	generations *generations
@@ -190,7 +176,7 @@ func (e *sqliteEngine) close() error {
 	e.closing.Unlock()
 	<-e.done
 	pings := e.health.close(func() error { return e.pings.close() })
-	err := errors.Join(pings, e.readers.close(), e.closeWriter(), e.lock.Close())
+	err := errors.Join(pings, e.readers.close(), e.closeWriter(), e.owner.close())
 	vfs.Unregister(e.vfs)
 	return err
 }
@@ -202,7 +188,7 @@ func (e *sqliteEngine) closeWriter() error {
 	if e.writer == nil {
 		return nil
 	}
-	if e.disk.failure.Load() != nil {
+	if e.disk.failure.Load() != nil || e.owner.lost.Load() {
 		return e.writer.close()
 	}
 	_, err := e.writer.c.Config(sqlite3.DBCONFIG_NO_CKPT_ON_CLOSE, false)
@@ -213,6 +199,9 @@ func (e *sqliteEngine) ping(ctx context.Context) error { return e.health.ping(ct
 
 // askHealth reads a page of the database file.
 func (e *sqliteEngine) askHealth(context.Context) (err error) {
+	if err := e.owner.sure(); err != nil {
+		return err
+	}
 	if err := e.disk.sound(); err != nil {
 		return err
 	}

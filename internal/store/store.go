@@ -41,6 +41,7 @@ type Options struct {
 	VFS string
 
 	trusting bool // see diskState
+	hooks    ownerHooks
 }
 
 // ErrUnmarked says that a database has what Options.Mark does not allow.

@@ -59,6 +59,13 @@ func testAudit(t *testing.T, s Store) {
 		wantEqual(t, head, &audit.Head{RootID: "r", LogID: "log-r", Size: 3, Root: audit.Hash{2}, Range: []audit.Hash{{2}, {1, 2, 3}}})
 		return err
 	})
+	write(t, s, func(tx org.Tx) error {
+		last, err := tx.LastAudit("r")
+		wantEqual(t, last, at(2))
+		_, none := tx.LastAudit("none")
+		wantErr(t, none, org.ErrAbsent)
+		return err
+	})
 	entries := allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10})
 	wantEqual(t, seqs(entries), []int64{2, 1, 0})
 	wantEqual(t, entries[0], audit.Record{RootID: "r", Seq: 2, ID: "aud_0_2", Timestamp: at(2), OrgID: "a", Path: "r/a/",
