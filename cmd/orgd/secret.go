@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -34,12 +35,13 @@ func secretVariable(name string) (string, error) {
 	return value, nil
 }
 
-// secretsFromEnvironment sets the flags that may hold a secret and were not given.
-func secretsFromEnvironment(fs *pflag.FlagSet) error {
+// secretsFromEnvironment sets the flags that may hold a secret and were not given,
+// but for some.
+func secretsFromEnvironment(fs *pflag.FlagSet, but []string) error {
 	var errs []error
 	for _, flag := range secretFlags {
 		f := fs.Lookup(flag)
-		if f == nil || f.Changed {
+		if f == nil || f.Changed || slices.Contains(but, flag) {
 			continue
 		}
 		value, err := secretVariable(variableOf(flag))

@@ -77,8 +77,10 @@ func (d *duration) Type() string   { return "duration" }
 // as not set, since many tools can only empty one.
 func fromEnvironment(fs *pflag.FlagSet, but ...string) error {
 	var errs []error
-	but = append(slices.Clone(but), secretFlags...)
 	fs.VisitAll(func(f *pflag.Flag) {
+		if slices.Contains(secretFlags, f.Name) {
+			return
+		}
 		name := variableOf(f.Name)
 		if v := os.Getenv(name); v != "" && !f.Changed && f.Name != "help" && !slices.Contains(but, f.Name) {
 			if err := fs.Set(f.Name, v); err != nil {
@@ -86,7 +88,7 @@ func fromEnvironment(fs *pflag.FlagSet, but ...string) error {
 			}
 		}
 	})
-	return errors.Join(append(errs, secretsFromEnvironment(fs))...)
+	return errors.Join(append(errs, secretsFromEnvironment(fs, but))...)
 }
 
 // logger returns the logger that the flags ask for, and what it writes to.

@@ -35,6 +35,9 @@ const (
 	lockTimeout = 20 * time.Second
 	// commitTimeout bounds a commit; then its outcome is unknown.
 	commitTimeout = 30 * time.Second
+	// retireTime is how long what is under way has to end on a server that has
+	// seemed to be silent.
+	retireTime = 2 * time.Second
 	// userTimeout is how long a server may leave unconfirmed what was sent to it
 	// (TCP_USER_TIMEOUT).
 	userTimeout = 4 * time.Second
@@ -269,7 +272,15 @@ func newEpoch() *epoch {
 }
 
 // renew has all transactions that begin from now on do so on new connections.
-func (e *postgresEngine) renew() { e.pool.Reset() }
+// The idle ones are cut: to one that leads to a silent server a farewell would
+// take long, and until then it would take the place of a new one.
+func (e *postgresEngine) renew() {
+	for _, c := range e.pool.AcquireAllIdle(context.Background()) {
+		c.Conn().PgConn().Conn().Close()
+		c.Release()
+	}
+	e.pool.Reset()
+}
 
 // giveUp ends the transactions that wait for a server that is not there.
 func (e *postgresEngine) giveUp() {
@@ -280,7 +291,7 @@ func (e *postgresEngine) giveUp() {
 // retire is giveUp for a server that may only be slow: what is under way has some
 // time to end.
 func (e *postgresEngine) retire() {
-	time.AfterFunc(proofTime, e.epoch.Swap(newEpoch()).end)
+	time.AfterFunc(retireTime, e.epoch.Swap(newEpoch()).end)
 	e.renew()
 }
 
