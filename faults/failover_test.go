@@ -18,9 +18,10 @@ import (
 
 // The bounds that a failover is held to.
 const (
-	writesAgain = 5 * time.Second // after the new primary takes writes
-	revokedGone = 2 * time.Second // after a key was revoked there
-	unreadyIn   = 5 * time.Second // after the old primary is gone, unless writes work again before
+	writesAgain = 5 * time.Second  // after the new primary takes writes: of who asks then
+	heldAnswers = 10 * time.Second // and of those whose requests were under way
+	revokedGone = 2 * time.Second  // after a key was revoked there
+	unreadyIn   = 5 * time.Second  // after the old primary is gone, unless writes work again before
 )
 
 // pair is a primary and a standby that has every commit before it is answered.
@@ -113,9 +114,10 @@ func testFailover(t *testing.T, way string, faults []string, n int) {
 			wires[0].lead(p.standby.Address())
 		}
 		p.primary = p.standby
-		again := waitWrite(j, promoted)
-		if again > writesAgain {
-			t.Errorf("round %d, %s: writes work again %v after the new primary was there", i, fault, again)
+		again := firstWrite(orgd, other, promoted)
+		held := waitWrite(j, promoted)
+		if again > writesAgain || held > heldAnswers {
+			t.Errorf("round %d, %s: writes work again %v after the new primary was there, and %v for who was waiting", i, fault, again, held)
 		}
 		if !unready && fault != "left behind" && fault != "killed after its standby was cut off" {
 			t.Errorf("round %d, %s: /readyz is 200 while no write is possible", i, fault)
@@ -125,7 +127,7 @@ func testFailover(t *testing.T, way string, faults []string, n int) {
 		if took := time.Since(revoked); !gone || took > revokedGone {
 			t.Errorf("round %d, %s: a key that was revoked at the new primary is accepted for %v (gone: %v)", i, fault, took, gone)
 		}
-		t.Logf("round %d, %s: /readyz failed: %v, after %v; writes again after %v", i, fault, unready, unreadyAfter.Round(time.Millisecond), again.Round(time.Millisecond))
+		t.Logf("round %d, %s: /readyz failed: %v, after %v; writes again after %v, of who had waited after %v", i, fault, unready, unreadyAfter.Round(time.Millisecond), again.Round(time.Millisecond), held.Round(time.Millisecond))
 		stop()
 		if fault != "killed" && fault != "killed after its standby was cut off" {
 			old.Kill()
@@ -165,6 +167,39 @@ func waitStatus(url string, d time.Duration, wanted func(status int) bool) bool 
 		}
 	}
 	return false
+}
+
+// firstWrite begins a change of an organization every tenth of a second and
+// returns how long after a moment the first one was acknowledged.
+func firstWrite(p *process, org string, after time.Time) time.Duration {
+	made := make(chan time.Duration, 1)
+	for n := 0; time.Since(after) < time.Minute; n++ {
+		go func() {
+			req, err := http.NewRequest("PATCH", p.url+"/orgs/"+org, strings.NewReader(fmt.Sprintf(`{"description":"%d"}`, n)))
+			if err != nil {
+				panic(err)
+			}
+			req.Header.Set("Authorization", "Bearer "+p.key)
+			req.Header.Set("Content-Type", "application/json")
+			resp, err := (&http.Client{Timeout: 15 * time.Second}).Do(req)
+			if err != nil {
+				return
+			}
+			resp.Body.Close()
+			if resp.StatusCode == 200 {
+				select {
+				case made <- time.Since(after):
+				default:
+				}
+			}
+		}()
+		select {
+		case took := <-made:
+			return took
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return time.Since(after)
 }
 
 // waitWrite returns how long after a moment the first change was acknowledged
