@@ -322,16 +322,15 @@ func (a *API) checkRestore(r *web.Request) error {
 		return org.NotFound()
 	}
 	o, err := a.service.CheckRestore(r.Context(), r.Call(nil), id)
-	if problem.Is(err, problem.Conflict) && r.Header.Get("Idempotency-Key") != "" {
+	if o != nil { // what is refused is in its access log too
+		r.Org = &org.Snapshot{Organization: o, ETag: o.ETag()}
+	}
+	if o != nil && problem.Is(err, problem.Conflict) && r.Header.Get("Idempotency-Key") != "" {
 		// A repeated request finds what it restored the first time; the kept
 		// answer is looked for next.
-		o, err = a.service.Visible(r.Context(), r.Actor, id)
+		return nil
 	}
-	if err != nil {
-		return err
-	}
-	r.Org = &org.Snapshot{Organization: o, ETag: o.ETag()}
-	return nil
+	return err
 }
 
 func (a *API) restoreOrg(r *web.Request) (*web.Response, error) {

@@ -126,7 +126,8 @@ func (s *Service) Restore(ctx context.Context, call *Call, id string) (*Organiza
 }
 
 // CheckRestore checks all that Restore requires of the actor, changes nothing,
-// and returns the deleted organization.
+// and returns the deleted organization. With an error it returns the organization
+// if the actor may know of it.
 func (s *Service) CheckRestore(ctx context.Context, call *Call, id string) (o *Organization, err error) {
 	err = s.precheck(ctx, call, func(c *change) (err error) {
 		o, err = c.restorable(id)
@@ -135,7 +136,8 @@ func (s *Service) CheckRestore(ctx context.Context, call *Call, id string) (o *O
 	return o, err
 }
 
-// restorable returns a deleted organization that the actor may restore.
+// restorable returns a deleted organization that the actor may restore. With an
+// error it returns the organization if the actor may know of it.
 func (c *change) restorable(id string) (*Organization, error) {
 	a := c.call.Actor
 	// What the actor does not reach is not locked, and is not found as quickly
@@ -157,9 +159,9 @@ func (c *change) restorable(id string) (*Organization, error) {
 			return nil, NotFound()
 		}
 		if err := permit(a, key.OrgsDelete); err != nil {
-			return nil, err
+			return o, err
 		}
-		return nil, problem.New(problem.Conflict, "The organization %s is not deleted.", id)
+		return o, problem.New(problem.Conflict, "The organization %s is not deleted.", id)
 	}
 	if begun, err := c.PurgeBegun(o.RootID, o.DeletionID); err != nil {
 		return nil, err
@@ -182,10 +184,10 @@ func (c *change) restorable(id string) (*Organization, error) {
 		return nil, NotFound()
 	}
 	if err := permit(a, key.OrgsDelete); err != nil {
-		return nil, err
+		return o, err
 	}
 	if parent.DeletedAt != nil {
-		return nil, problem.New(problem.ParentDeleted, "The parent %s is deleted.", parent.ID).
+		return o, problem.New(problem.ParentDeleted, "The parent %s is deleted.", parent.ID).
 			WithFix("Restore the parent first.").With("parent_id", parent.ID)
 	}
 	return o, nil
