@@ -64,6 +64,9 @@ type Config struct {
 	// machine has. NoBudget bounds nothing, for tests that compare.
 	Budget   *budget.Budget
 	NoBudget bool
+	// Processes tells how many processes serve the database, which divide the
+	// rate limits of keys among them; nil for what the database knows of them.
+	Processes func() int
 	// Demo says that the data is a demo's: a database that has organizations is
 	// refused with ErrNotDemo, unless a demo has made it.
 	Demo    bool
@@ -186,7 +189,7 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 			func() float64 { _, n := s.Recorder.Lag(); return float64(n) }),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "orgd_spool_damaged_total", Help: "Segments of recorded requests that could not be read to their end."},
 			func() float64 { return float64(s.Recorder.Damaged()) }))
-	limiter := key.NewLimiter()
+	limiter := key.NewLimiter(s.started, s.processes())
 	bound := c.Budget
 	switch {
 	case c.NoBudget:
@@ -225,6 +228,17 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 		s.log.start(background)
 	}
 	return s, nil
+}
+
+// processes returns what tells how many processes serve the database.
+func (s *Server) processes() func() int {
+	if s.config.Processes != nil {
+		return s.config.Processes
+	}
+	if known, ok := any(s.Store).(interface{ Processes() int }); ok {
+		return known.Processes
+	}
+	return func() int { return 1 }
 }
 
 // openLog makes what signs the audit logs.
