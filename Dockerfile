@@ -11,6 +11,6 @@ RUN adduser -D -H -u 10001 orgd && install -d -o orgd -m 0700 /data
 USER orgd
 VOLUME /data
 EXPOSE 8080
-ENV ORGD_DATA_DIR=/data ORGD_LISTEN=0.0.0.0:8080 ORGD_LOG_FORMAT=json
+ENV ORGD_DATA_DIR=/data ORGD_LISTEN=0.0.0.0:8080 ORGD_LOG_FORMAT=json ORGD_SHUTDOWN_DELAY=5s
 ENTRYPOINT ["orgd"]
 CMD ["serve"]

@@ -75,7 +75,8 @@ func (a *API) getAccessLog(r *web.Request) (*web.Response, error) {
 	if r.URL.Query().Has("follow") {
 		return a.followAccessLog(r)
 	}
-	q := parameters(r, "from", "to", "user", "action", "status", "ip", "api_key_id", "scope", "format", "limit", "cursor", "follow")
+	q := parameters(r, "from", "to", "user", "action", "status", "ip", "api_key_id", "scope", "format", "limit", "cursor", "follow", "last_event_id")
+	q.resumesNothing()
 	aq := within(q.accessQuery(), r)
 	aq.From, aq.To = q.time("from"), q.time("to")
 	format := q.format()
@@ -174,6 +175,13 @@ func lastEventID(r *web.Request, q *query) string {
 		return later
 	}
 	return id
+}
+
+// resumesNothing fails if the query says where a stream goes on.
+func (q *query) resumesNothing() {
+	if q.text("last_event_id") != "" {
+		q.fail(problem.Param("last_event_id", "goes with follow=true only"))
+	}
 }
 
 // openPosition returns the position in a Last-Event-ID.

@@ -38,7 +38,8 @@ func (a *API) getChildrenAudit(r *web.Request) (*web.Response, error) {
 	if r.URL.Query().Has("follow") {
 		return a.followChildrenAudit(r)
 	}
-	q := parameters(r, "from", "to", "action", "actor", "org", "scope", "format", "limit", "cursor", "follow")
+	q := parameters(r, "from", "to", "action", "actor", "org", "scope", "format", "limit", "cursor", "follow", "last_event_id")
+	q.resumesNothing()
 	aq := q.auditQuery()
 	aq.To = q.time("to")
 	format := q.format()

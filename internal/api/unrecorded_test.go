@@ -67,7 +67,7 @@ func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics, limiter := prometheus.NewRegistry(), key.NewLimiter()
+	metrics, limiter := prometheus.NewRegistry(), key.NewLimiter(time.Time{}, func() int { return 1 })
 	a, err := api.New(api.Config{Service: service, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server})
 	if err != nil {
 		t.Fatal(err)

@@ -102,6 +102,7 @@ type Actor struct {
 	CIDRs       []netip.Prefix
 	ExpiresAt   *time.Time
 	RateLimit   *RateLimit
+	CreatedAt   time.Time // of the key
 }
 
 // Sees reports whether the organization with this path lies within the
@@ -137,7 +138,7 @@ func (a *Actor) Spans() bool { return a.Kind != KindKey }
 // It fails if what is stored of the key is damaged.
 func NewActor(k *Key, orgPath, parentID string) (*Actor, error) {
 	a := &Actor{Kind: KindKey, ID: k.ID, Name: k.Name, OrgID: k.OrgID, RootID: k.RootID, Path: orgPath, ParentID: parentID,
-		Permissions: k.Permissions, Reach: k.Reach, ExpiresAt: k.ExpiresAt, RateLimit: k.RateLimit}
+		Permissions: k.Permissions, Reach: k.Reach, ExpiresAt: k.ExpiresAt, RateLimit: k.RateLimit, CreatedAt: k.CreatedAt}
 	for _, s := range k.AllowedCIDRs {
 		p, ok := ParseCIDR(s)
 		if !ok {

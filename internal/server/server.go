@@ -197,7 +197,7 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 			func() float64 { _, n := s.Recorder.Lag(); return float64(n) }),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "orgd_spool_damaged_total", Help: "Segments of recorded requests that could not be read to their end."},
 			func() float64 { return float64(s.Recorder.Damaged()) }))
-	limiter := key.NewLimiter()
+	limiter := key.NewLimiter(s.started, s.Store.Processes)
 	bound := c.Budget
 	switch {
 	case c.NoBudget:

@@ -403,7 +403,7 @@ func TakeToken(l *key.Limiter, a *key.Actor, now time.Time) (*Quota, error) {
 	if rl == nil {
 		return nil, nil
 	}
-	ok, remaining, reset, retryAfter := l.Allow(a.ID, *rl, now)
+	ok, remaining, reset, retryAfter := l.Allow(a.ID, a.CreatedAt, *rl, now)
 	q := &Quota{RateLimit: *rl, Remaining: remaining, ResetSeconds: int((reset + time.Second - 1) / time.Second)}
 	if ok {
 		return q, nil
