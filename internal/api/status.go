@@ -73,8 +73,13 @@ func (a *API) healthz(*web.Request) (*web.Response, error) {
 
 func (a *API) readyz(r *web.Request) (*web.Response, error) {
 	if err := a.status.Ready(r.Context()); err != nil {
-		return nil, problem.New(problem.Unavailable, "The server cannot answer requests now.").
-			WithFix("See /service_status.").WithCause(err)
+		why := "The server cannot answer requests now."
+		// What a problem says is for whoever asks; other errors may name more.
+		var known *problem.Error
+		if errors.As(err, &known) && known.Detail != "" {
+			why += " " + known.Detail
+		}
+		return nil, problem.New(problem.Unavailable, "%s", why).WithFix("See /service_status.").WithCause(err)
 	}
 	return a.healthz(r)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -88,9 +89,11 @@ type beat struct {
 	why      error           // of the last look that failed; nil after one that did not
 
 	// Of the goroutine that looks.
-	seen     snapshot
-	sweepAt  time.Time
-	sweeping int64 // up to which transaction the changes may be swept away then
+	seen       snapshot
+	sweepAt    time.Time
+	sweepEvery time.Duration
+	sweeping   int64 // the changes of earlier transactions may be swept away then
+	full       bool  // the database's disk: no beat is taken, as no change is
 }
 
 // never is longer ago than any time that matters.
@@ -192,7 +195,7 @@ func (b *beat) beatOn(ctx context.Context) error {
 		closing, cancel := context.WithTimeout(context.Background(), beatInterval)
 		defer cancel()
 		if ctx.Err() != nil {
-			_, _ = conn.Exec(closing, `DELETE FROM processes WHERE id = $1`, b.instance)
+			_, _ = conn.Exec(closing, `DELETE FROM processes WHERE id = $1`, b.id)
 		}
 		conn.Close(closing)
 	}()
@@ -202,7 +205,8 @@ func (b *beat) beatOn(ctx context.Context) error {
 	for ctx.Err() == nil {
 		begin := time.Now()
 		write := begin.Sub(wrote) > beatInterval*3/4
-		if err := b.look(ctx, conn, write); err != nil {
+		err := b.look(ctx, conn, write)
+		if b.full = isFull(err); err != nil && !b.full {
 			return err
 		}
 		if write {
@@ -229,7 +233,9 @@ const (
 	// beatText fails on a standby.
 	beatText = `INSERT INTO processes (id, name, started_at, beat_at) VALUES ($1, $2, ` + databaseTime + `, ` + databaseTime + `)
 		ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at`
-	lookText = `SELECT s.s::text, coalesce(c.root_id, ''), coalesce(c.org_id, '') FROM (SELECT pg_current_snapshot() AS s) AS s
+	// primaryText fails on a standby too, and writes nothing.
+	primaryText = `SELECT 1 / (CASE WHEN pg_is_in_recovery() THEN 0 ELSE 1 END)`
+	lookText    = `SELECT s.s::text, coalesce(c.root_id, ''), coalesce(c.org_id, '') FROM (SELECT pg_current_snapshot() AS s) AS s
 		LEFT JOIN (SELECT process, root_id, org_id FROM changes WHERE tx >= $1 UNION ALL
 			SELECT process, root_id, org_id FROM changes WHERE tx = ANY($2)) AS c ON c.process <> $3
 		GROUP BY 1, 2, 3`
@@ -237,6 +243,12 @@ const (
 		EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = $2)`
 	announceText = `SELECT pg_notify($1, p) FROM unnest($2::text[]) AS p`
 )
+
+// isFull reports whether the database's disk has no room. Reads go on then.
+func isFull(err error) bool {
+	var answer *pgconn.PgError
+	return errors.As(err, &answer) && answer.Code == stateDiskFull
+}
 
 // look makes one round trip: a beat, if write says so, then what has changed and
 // who lives, and last the announcement of what this process has changed.
@@ -253,8 +265,12 @@ func (b *beat) look(ctx context.Context, conn *pgx.Conn, write bool) error {
 
 	asked := time.Since(b.started)
 	batch := &pgx.Batch{}
+	if write && b.full {
+		batch.Queue(primaryText)
+	} else if write {
+		batch.Queue(beatText, b.id, b.name)
+	}
 	if write {
-		batch.Queue(beatText, b.instance, b.name)
 		batch.Queue(livesText, aliveTime.Microseconds(), olderApplication)
 	}
 	first, open := b.seen.after()
@@ -342,15 +358,16 @@ func (b *beat) read(results pgx.BatchResults, write bool) error {
 	return nil
 }
 
-// sweep removes the changes that every process has seen, or is too late to look
-// for, and the processes that are gone.
+// sweep removes the changes of transactions that had ended by the last sweep, which
+// every process has seen since, or is too late to look for, and the processes
+// that are gone.
 func (b *beat) sweep(ctx context.Context, conn *pgx.Conn) {
 	if time.Now().Before(b.sweepAt) {
 		return
 	}
-	b.sweepAt = time.Now().Add(sweepInterval)
+	b.sweepAt = time.Now().Add(b.sweepEvery)
 	old := b.sweeping
-	b.sweeping, _ = b.seen.after()
+	b.sweeping = b.seen.oldest()
 	if old == 0 {
 		return
 	}
@@ -430,6 +447,10 @@ func (s snapshot) after() (first int64, open []int64) {
 	}
 	return s.next, s.open
 }
+
+// oldest returns the number of the oldest transaction whose end has not been seen:
+// all with a smaller number have ended.
+func (s snapshot) oldest() int64 { return slices.Min(append([]int64{s.next}, s.open...)) }
 
 // parseSnapshot reads a pg_snapshot: xmin:xmax:xip,….
 func parseSnapshot(text string) (snapshot, error) {

@@ -193,3 +193,9 @@ func MigrationConn(ctx context.Context, url string) (*sql.Conn, error) {
 	}
 	return conn, sessionLocker{newProgress(db, postgresDialect, Options{})}.SessionLock(ctx, conn)
 }
+
+// Sweeping returns Options with which what has been seen is swept away so often.
+func (o Options) Sweeping(every time.Duration) Options {
+	o.sweepEvery = every
+	return o
+}

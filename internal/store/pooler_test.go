@@ -497,3 +497,56 @@ func TestCancelledStatement(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is swept away every process has seen: the change of a transaction that was
+// open for long shows too, however often was swept meanwhile, and what all have
+// seen goes.
+func TestSweptChangesWereSeen(t *testing.T) {
+	direct := testkit.Postgres(t)
+	var both [2]*store.Store
+	for i := range both {
+		s, err := store.OpenPostgres(t.Context(), direct, store.Options{}.Sweeping(time.Millisecond))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		both[i] = s
+	}
+	plantRoot(t, both[0], "r")
+	plantRoot(t, both[0], "q")
+	eventually(t, "trust", func() bool { return trusted(both[0], "r") && trusted(both[1], "r") })
+	conn, err := pgx.Connect(t.Context(), direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	for range 4 {
+		tx, err := conn.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Exec(t.Context(), `INSERT INTO changes (tx, process, root_id, org_id) VALUES (pg_current_xact_id()::text::bigint, 'slow', 'r', '')`); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			if err := update(both[0], "q"); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+		before := [2]uint64{both[0].Generation("r"), both[1].Generation("r")}
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "both see the change", func() bool {
+			return both[0].Generation("r") != before[0] && both[1].Generation("r") != before[1]
+		})
+	}
+	eventually(t, "what was seen is gone", func() bool {
+		var n int
+		if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM changes`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n == 0
+	})
+}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -105,7 +106,7 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 		prepareConfig(c)
 	}
 	s := &Store{log: o.logger()}
-	e := &postgresEngine{instance: rand.Text(), name: processName(), texts: &sync.Map{}, config: config.ConnConfig.Copy(), direct: direct, pooled: o.Direct != ""}
+	e := &postgresEngine{id: rand.Text(), instance: rand.Text(), name: processName(), texts: &sync.Map{}, config: config.ConnConfig.Copy(), direct: direct, pooled: o.Direct != ""}
 	e.epoch.Store(newEpoch())
 	if e.pooled {
 		e.config.DefaultQueryExecMode, config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec, pgx.QueryExecModeExec
@@ -157,6 +158,7 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 	// tries again, and reports it.
 	_ = e.makePartitions(ctx, time.Now())
 	e.beat = newBeat(e, &s.generations)
+	e.beat.sweepEvery = cmp.Or(o.sweepEvery, sweepInterval)
 	s.engine, s.generations.doubted = e, e.beat.doubted
 	var background context.Context
 	background, e.beat.stop = context.WithCancel(context.Background())
@@ -216,11 +218,17 @@ func notPrimary(err error) error {
 	if err == nil {
 		return nil
 	}
-	var answer *pgconn.PgError
-	if errors.As(err, &answer) && answer.Code == stateReadOnly || strings.Contains(err.Error(), "read only") {
+	if isReadOnly(err) {
 		return fmt.Errorf("it takes no changes: it is a standby, or is set to read only (default_transaction_read_only); name the primary, or all servers of which one is it: %w", err)
 	}
 	return err
+}
+
+// isReadOnly reports whether a server has said that it takes no changes, to a
+// statement or when asked at the connection.
+func isReadOnly(err error) bool {
+	var answer *pgconn.PgError
+	return errors.As(err, &answer) && answer.Code == stateReadOnly || strings.Contains(err.Error(), "read only connection")
 }
 
 type postgresEngine struct {
@@ -230,12 +238,13 @@ type postgresEngine struct {
 	direct *pgx.ConnConfig // past the pooler, if there is one
 	pooled bool            // each transaction may have another session
 	local  string          // if pooled: the query that makes a transaction's settings
+	id     string          // of this process
 	name   string          // of this process, for people
 	beat   *beat
 	closed atomic.Bool
 
 	idMu     sync.Mutex
-	instance string                // names this process in the database
+	instance string                // names this process in the table of changes
 	primary  atomic.Pointer[place] // the server that takes the changes, where the URL names several
 	epoch    atomic.Pointer[epoch] // of the transactions under way
 
@@ -336,10 +345,15 @@ func (e *postgresEngine) ping(context.Context) error {
 	if why == nil && e.beat.since(&e.beat.proven) > 2*trustTime {
 		why = e.beat.reason()
 	}
-	if why != nil {
-		return unreachable(notPrimary(why))
+	switch {
+	case why == nil:
+		return nil
+	case isReadOnly(why):
+		p := problem.New(problem.Unavailable, "The database takes no changes: it is a standby, or set to read only.").WithCause(why)
+		p.RetryAfter = time.Second
+		return p
 	}
-	return nil
+	return unreachable(why)
 }
 
 // acquire returns a connection. ctx bounds the wait.

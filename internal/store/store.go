@@ -40,8 +40,9 @@ type Options struct {
 	// system's files. It lets tests inject faults.
 	VFS string
 
-	trusting bool // see diskState
-	hooks    ownerHooks
+	trusting   bool // see diskState
+	hooks      ownerHooks
+	sweepEvery time.Duration // 0 for sweepInterval
 }
 
 // ErrUnmarked says that a database has what Options.Mark does not allow.
