@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -576,7 +575,3 @@ func (e *postgresEngine) findPrimary(ctx context.Context) (*pgx.Conn, error) {
 	}
 	return first, nil
 }
-
-// keepAlive is how a silent server is noticed, on a connection that waits for
-// it as on one that is idle.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 2 * time.Second, Interval: time.Second, Count: 3}

@@ -169,7 +169,7 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 // prepareConfig sets what all connections have in common.
 func prepareConfig(c *pgx.ConnConfig) {
 	c.ConnectTimeout = connectTimeout
-	c.DialFunc = (&net.Dialer{Timeout: connectTimeout, KeepAliveConfig: keepAlive, Control: boundUnconfirmed}).DialContext
+	c.DialFunc = dial
 	c.RuntimeParams["application_name"] = application
 	if c.ValidateConnect == nil {
 		c.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
@@ -285,7 +285,7 @@ func newEpoch() *epoch {
 // take long, and until then it would take the place of a new one.
 func (e *postgresEngine) renew() {
 	for _, c := range e.pool.AcquireAllIdle(context.Background()) {
-		c.Conn().PgConn().Conn().Close()
+		cut(c.Conn())
 		c.Release()
 	}
 	e.pool.Reset()
@@ -304,17 +304,17 @@ func (e *postgresEngine) retire() {
 	e.renew()
 }
 
-// bounded returns a context for what is done on a connection. It ends with the
-// epoch, and with it the connection: a server that says nothing any more would
-// be asked to say farewell.
+// bounded returns a context for what is done on a connection. When it is over, or
+// the epoch, the connection is cut.
 func (e *postgresEngine) bounded(ctx context.Context, most time.Duration, c *pgx.Conn) (context.Context, context.CancelFunc) {
 	now := e.epoch.Load()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), most)
-	stop := context.AfterFunc(now, func() {
-		c.PgConn().Conn().Close()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	end := func() {
+		cut(c)
 		cancel()
-	})
-	return ctx, func() { stop(); cancel() }
+	}
+	stop, timer := context.AfterFunc(now, end), time.AfterFunc(most, end)
+	return ctx, func() { stop(); timer.Stop(); cancel() }
 }
 
 func (e *postgresEngine) kind() string { return Postgres }

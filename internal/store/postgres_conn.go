@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -193,9 +194,9 @@ func (c *postgresConn) end(ctx context.Context) {
 	if c.waiting = nil; !c.begun || c.conn.IsClosed() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
-	defer cancel()
+	late := time.AfterFunc(beatTimeout, func() { cut(c.conn) })
+	defer late.Stop()
 	if _, err := c.conn.Exec(ctx, `rollback`); err != nil {
-		c.conn.Close(ctx)
+		cut(c.conn)
 	}
 }
