@@ -357,7 +357,7 @@ func TestParametersWithoutValue(t *testing.T) {
 					}
 					for _, query := range []string{"?" + p.Name, "?" + p.Name + "="} {
 						caller := key
-						if strings.HasPrefix(path, "/refused_audit_logs") {
+						if strings.HasPrefix(path, "/refused_audit_logs") || strings.HasPrefix(path, "/spools") {
 							caller = op
 						}
 						a := s.Must(400, strings.ToUpper(method), fill.Replace(path)+query, caller, "")

@@ -240,12 +240,12 @@ func waitFor(t *testing.T, done func() bool) {
 	}
 }
 
-// A body is charged to its customer before it is read: by the length that it
-// announces, and otherwise as it grows.
+// A body is charged to its customer before it is read, four times for what it is
+// decoded to: by the length that it announces, and otherwise as it grows.
 func TestBytesInFlight(t *testing.T) {
 	on(t, func(t *testing.T, engine string) {
 		s, b, root, other := bounded(t, engine)
-		s.Must(200, "PUT", "/orgs/root/quota", s.OperatorKey, `{"bytes_in_flight":2097152}`)
+		s.Must(200, "PUT", "/orgs/root/quota", s.OperatorKey, `{"bytes_in_flight":8388608}`)
 		send := func(length int64) (end func()) {
 			body, w := io.Pipe()
 			req, err := http.NewRequest("PATCH", s.URL+"/orgs/root", body)
@@ -274,9 +274,9 @@ func TestBytesInFlight(t *testing.T) {
 		}
 		used := func() int64 { return b.UsedBy("root", time.Now())[budget.Bytes] }
 		announced := send(1 << 20)
-		waitFor(t, func() bool { return used() == 1<<20 })
+		waitFor(t, func() bool { return used() == 4<<20 })
 		growing := send(-1)
-		waitFor(t, func() bool { return used() >= 1<<20+900<<10 && used() <= 2<<20 })
+		waitFor(t, func() bool { return used() >= 4<<20+4*900<<10 && used() <= 8<<20 })
 
 		large := `{"name":"` + strings.Repeat("x", 200<<10) + `"}`
 		refused(t, s.Do("PATCH", "/orgs/root", root, large), 429, "bytes_in_flight", "operator")
