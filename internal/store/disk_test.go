@@ -52,10 +52,8 @@ func newCacheVFS() *cacheVFS {
 	return &cacheVFS{VFS: vfs.Find(""), disks: map[string]*diskFile{}}
 }
 
-// clone returns a VFS with the same disk and the same cache.
+// clone returns a VFS with the same disk and the same cache; v.mu is held.
 func (v *cacheVFS) clone() *cacheVFS {
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	c := newCacheVFS()
 	for name, d := range v.disks {
 		c.disks[name] = &diskFile{pages: maps.Clone(d.pages), size: d.size, dirty: maps.Clone(d.dirty)}
@@ -355,17 +353,19 @@ func loseOnFault(t *testing.T, protected, killed bool, fail func(*testing.T, *ca
 	if killed {
 		// What is in the page cache stays.
 		copied := t.TempDir()
+		v.mu.Lock() // a moment, between two writes
 		for _, name := range []string{"orgd.db", "orgd.db-wal"} {
 			b, err := os.ReadFile(filepath.Join(dir, name))
 			if err == nil {
 				err = os.WriteFile(filepath.Join(copied, name), b, 0o600)
 			}
 			if err != nil {
-				t.Fatal(err)
+				t.Error(err)
 			}
 		}
-		defer s.Close()
 		v2 := v.clone()
+		v.mu.Unlock()
+		defer s.Close()
 		vfs.Register(name+"2", v2)
 		defer vfs.Unregister(name + "2")
 		o.VFS = name + "2"
