@@ -43,7 +43,7 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.dataDir, "data-dir", "./orgd-data", "directory of the database, the recorded requests and the secret keys")
 	fs.StringVar(&f.database, "database", "", "PostgreSQL `URL` (postgres://…); SQLite in the data directory without it")
 	fs.StringVar(&f.databaseDirect, "database-direct", "", "`URL` of the same database that leads past a pooler which gives each transaction another session (PgBouncer's pool_mode=transaction); needed with one")
-	fs.IntVar(&f.databasePool, "database-pool-size", 0, "how many connections to PostgreSQL do the work of requests, 4 to 1000; two more look for changes (default 16, or as many as there are processors)")
+	fs.IntVar(&f.databasePool, "database-pool-size", 0, "how many connections to PostgreSQL do the work of requests, 4 to 1000; two more look for changes; 0 for 16, or as many as there are processors")
 	fs.StringVar(&f.listen, "listen", "127.0.0.1:8080", "`address` to listen on")
 	fs.StringVar(&f.forwardAuthListen, "forward-auth-listen", "", "`address` that serves /forward_auth, for proxies alone; without it --listen does")
 	fs.StringVar(&f.adminListen, "admin-listen", "", "`address` that serves /metrics and /service_status, for operators alone; without it --listen does")

@@ -387,7 +387,7 @@ func TestSecretsInEventsAreNotStored(t *testing.T) {
 	event := func(id, text string) string {
 		return fmt.Sprintf(`{"id":%q,"user":%q,"action":%q,"status":"SUCCESS","user_agent":%[2]q,"path":%[2]q,"request_id":%[3]q}`, id, text, "https://ann:"+password+"@example.com/x")
 	}
-	a := s.Must(200, "POST", "/orgs/r/access_log", secret, event("one", everywhere))
+	s.Must(200, "POST", "/orgs/r/access_log", secret, event("one", everywhere))
 	s.Must(200, "POST", "/orgs/r/access_log", secret, `[`+event("two", everywhere)+`]`)
 	s.Must(200, "POST", "/orgs/r/access_log", secret, event("three", everywhere)+"\n", "Content-Type", "application/x-ndjson")
 	s.Must(200, "POST", "/orgs/r/consumption/events", secret, fmt.Sprintf(`{"id":"four","source":%q,"meter":"api_calls","quantity":1}`, everywhere))
@@ -404,7 +404,7 @@ func TestSecretsInEventsAreNotStored(t *testing.T) {
 	if err := s.Recorder.Drain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	a = s.Must(200, "GET", "/orgs/r/access_log?limit=100", secret, "")
+	a := s.Must(200, "GET", "/orgs/r/access_log?limit=100", secret, "")
 	// Five fields of three events.
 	if body := string(a.Body); strings.Contains(body, random) || strings.Contains(body, password) || strings.Count(body, "https://…@example.com/x") != 15 {
 		t.Errorf("the access log: %s", body)
