@@ -144,7 +144,13 @@ func TestPostgresGoesAndComes(t *testing.T) {
 			}
 			time.Sleep(20 * time.Millisecond)
 		}
-		s.Must(200, "GET", "/readyz", "", "")
+		// That the database is the one that takes the changes is looked at several
+		// times a second.
+		for deadline := time.Now().Add(5 * time.Second); s.Do("GET", "/readyz", "", "").Status != 200; time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("changes are made, and the server does not say that it is ready")
+			}
+		}
 		s.Must(200, "GET", "/orgs/r/consumption", key, "")
 	}
 	over.Store(true)
