@@ -27,6 +27,8 @@ const ownerFile = "orgd.owner"
 const (
 	beatTime  = time.Second
 	staleTime = 3500 * time.Millisecond
+	// sureTime is for how long a look at the file is believed.
+	sureTime = 2 * beatTime
 )
 
 // released is how a file begins that no process has.
@@ -93,8 +95,9 @@ func own(dir string, log *slog.Logger, hooks ownerHooks) (_ *owner, err error) {
 		return nil, err
 	}
 	if foreign {
-		// Another may have waited at the same time.
-		time.Sleep(beatTime)
+		// Another may have waited at the same time, and who was believed to have
+		// stopped may just have looked: what it has seen holds for sureTime.
+		time.Sleep(sureTime + beatTime/2)
 	}
 	if !o.check() {
 		return nil, errUsed
@@ -170,7 +173,7 @@ func (o *owner) check() bool {
 // sure is check for whoever is about to change something. It looks only if that
 // was not done for a while: the process may have been stopped.
 func (o *owner) sure() error {
-	if !o.lost.Load() && time.Since(time.Unix(0, o.last.Load())) < 2*beatTime || o.check() {
+	if !o.lost.Load() && time.Since(time.Unix(0, o.last.Load())) < sureTime || o.check() {
 		return nil
 	}
 	return problem.New(problem.Unavailable, "Another process has taken the server's data directory; nothing was changed.").
