@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math/bits"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -142,6 +143,8 @@ func (e *evaluation) charge(steps int) {
 			panic(errExpired)
 		}
 		e.look = max(0, e.left-stepsBetweenLooks)
+		// Who has a short thing to do need not wait until this is over.
+		runtime.Gosched()
 	}
 }
 
