@@ -179,13 +179,17 @@ func (c *postgresConn) query(scan func(row) error, text string, args ...any) err
 // commit sends what waits and the commit. The error is pgx.ErrTxCommitRollback
 // if the server has rolled back instead.
 func (c *postgresConn) commit(ctx context.Context) error {
-	return c.send(ctx, func(results pgx.BatchResults) error {
+	err := c.send(ctx, func(results pgx.BatchResults) error {
 		tag, err := results.Exec()
 		if err == nil && tag.String() == "ROLLBACK" {
 			err = pgx.ErrTxCommitRollback
 		}
 		return err
 	}, `commit`)
+	if err == nil {
+		c.begun = false
+	}
+	return err
 }
 
 // end ends a transaction that is not to be committed, if one has begun. A
