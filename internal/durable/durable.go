@@ -85,7 +85,7 @@ func (d disk) exchange(path, kept, next string) error {
 }
 
 // Create is Open and makes the file durable under its name: it is there after a
-// loss of power, with what was in it.
+// loss of power, with what is read from it, see Forget.
 func Create(path string, flag int) (*os.File, error) { return system().create(path, flag) }
 
 func (d disk) create(path string, flag int) (*os.File, error) {
@@ -93,10 +93,24 @@ func (d disk) create(path string, flag int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(d.sync(f), d.syncDir(filepath.Dir(path))); err != nil {
+	if err := errors.Join(d.sync(f), forget(f), d.syncDir(filepath.Dir(path))); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// Forget makes what is read from a file at path from then on what the disk has of
+// it. After a write that has failed, a system's cache goes on showing what the
+// disk does not have, and later syncs of it succeed: on ext4 even after the same
+// has been written once more, since the blocks stay marked as never written. Best
+// effort: what is being used at the moment stays in the cache. It does nothing
+// where a system has no such call.
+func Forget(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), forget(f), f.Close())
 }
 
 // Settle makes a file durable that is there, with its name, before anything

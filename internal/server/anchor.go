@@ -30,11 +30,15 @@ import (
 //
 // It implements org.Anchors and is safe for concurrent use.
 type anchor struct {
-	now func() time.Time
+	now  func() time.Time
+	path string
 
 	mu   sync.Mutex
 	file *os.File
 	torn bool // the last line may lack its end
+	// unsafe says that a write or a sync has failed: what the file shows may not
+	// be on the disk, and will not get there by further syncs.
+	unsafe bool
 	logs map[string]*anchored
 }
 
@@ -68,20 +72,21 @@ func openAnchor(path string, now func() time.Time, log *slog.Logger) (*anchor, e
 	if err != nil || size < maxAnchor {
 		return a, err
 	}
-	if err := a.beginAgain(path); err != nil {
+	if err := a.beginAgain(); err != nil {
 		log.Warn("the audit anchor has grown large, and a new one cannot be begun", "file", path, "bytes", size, "error", err)
 	}
 	return a, nil
 }
 
 // beginAgain puts a new file with what is in use in the place of the file.
-func (a *anchor) beginAgain(path string) error {
+func (a *anchor) beginAgain() error {
+	path := a.path
 	next := path + ".new"
 	f, err := durable.Open(next, os.O_RDWR|os.O_TRUNC|os.O_APPEND)
 	if err != nil {
 		return err
 	}
-	b := &anchor{now: a.now, file: f, logs: a.logs}
+	b := &anchor{now: a.now, path: path, file: f, logs: a.logs}
 	var lines []anchorLine
 	for _, l := range a.logs {
 		lines = append(lines, anchorLine{At: a.now().UTC(), RootID: l.rootID, Checkpoint: string(l.signed)})
@@ -95,7 +100,7 @@ func (a *anchor) beginAgain(path string) error {
 		return errors.Join(err, f.Close(), os.Remove(next))
 	}
 	old := a.file
-	a.file, a.torn = f, false
+	a.file, a.torn, a.unsafe = f, false, false
 	return old.Close()
 }
 
@@ -105,7 +110,7 @@ func readAnchor(path string, now func() time.Time, log *slog.Logger) (_ *anchor,
 	if err != nil {
 		return nil, 0, fmt.Errorf("the anchor of the audit logs cannot be opened: %w", err)
 	}
-	a := &anchor{now: now, file: f, logs: map[string]*anchored{}}
+	a := &anchor{now: now, path: path, file: f, logs: map[string]*anchored{}}
 	in := bufio.NewReaderSize(f, 1<<16)
 	for n := 1; ; n++ {
 		line, err := in.ReadBytes('\n')
@@ -202,8 +207,14 @@ func (a *anchor) abandon(logID, reason string) error {
 	return nil
 }
 
-// append writes lines and returns once they are on disk.
+// append writes lines and returns once they are on disk. After a failure it
+// goes on in a new file.
 func (a *anchor) append(lines ...anchorLine) error {
+	if a.unsafe {
+		if err := a.beginAgain(); err != nil {
+			return fmt.Errorf("the anchor of the audit logs cannot be written anew after a failed write: %w", err)
+		}
+	}
 	var b bytes.Buffer
 	if a.torn {
 		b.WriteByte('\n')
@@ -224,6 +235,7 @@ func (a *anchor) append(lines ...anchorLine) error {
 		err = a.file.Sync()
 	}
 	if err != nil {
+		a.unsafe = true
 		return fmt.Errorf("the anchor of the audit logs cannot be written: %w", err)
 	}
 	return nil

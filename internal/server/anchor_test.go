@@ -138,3 +138,45 @@ func TestAnchorBeginsAgain(t *testing.T) {
 		t.Errorf("anchored: %+v %t", c, ok)
 	}
 }
+
+// After a write that has failed, which the disk may lack although the file shows
+// it, what is in use begins a new file, and the old one is kept.
+func TestAnchorAfterFailedWrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "anchor")
+	log := slog.New(slog.DiscardHandler)
+	a, err := openAnchor(path, time.Now, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := strings.Repeat("1", 32)
+	first, second := signedLog(t, "r", id, 0, 3), signedLog(t, "r", id, 0, 5)
+	if err := a.Keep([]*org.LogState{first}); err != nil {
+		t.Fatal(err)
+	}
+	a.file.Close()
+	if err := a.Keep([]*org.LogState{second}); err == nil {
+		t.Fatal("a failed write is not told")
+	}
+	if c, _ := a.Anchored(id); c != first.Head.Checkpoint() {
+		t.Errorf("after the failure %+v is anchored", c)
+	}
+	a.file, err = os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Keep([]*org.LogState{second}); err != nil {
+		t.Fatal(err)
+	}
+	defer a.file.Close()
+	if files, err := filepath.Glob(path + "*"); err != nil || len(files) != 2 {
+		t.Errorf("the files are %v %v", files, err)
+	}
+	b, err := openAnchor(path, time.Now, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.file.Close()
+	if c, ok := b.Anchored(id); !ok || c != second.Head.Checkpoint() {
+		t.Errorf("anchored: %+v %t", c, ok)
+	}
+}

@@ -1,12 +1,17 @@
 package store
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +19,7 @@ import (
 	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/vfs"
 
+	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -163,17 +169,26 @@ func (e *sqliteEngine) heal() error {
 	return err
 }
 
-// renewLog brings all that is committed into the database, and begins a new log
-// in new blocks. Until that has succeeded the log may have a hole on the disk,
-// where only the page cache has what was written. So it is written once more
-// before anything of it is copied: a loss of power on the way would else leave
-// a database that is newer than the log that is played back over it.
+// renewLog brings all that is committed into the database, and begins a new log.
+//
+// The page cache goes on showing what a failed write should have written. So what
+// it has of both files is forgotten first, and the log read anew: from then on it
+// is what the disk has of it, which is every commit that was acknowledged. What is
+// in the log without having been synced is written once more before anything of
+// it is copied: a loss of power on the way would else leave a database that is
+// newer than the log that is played back over it. And nothing rests on either file
+// before the disk has been asked for what was written, past the cache.
 //
 // The checkpoint copies the whole log, also what an earlier one has copied: that
 // may be what the disk has lost.
 func (e *sqliteEngine) renewLog() (err error) {
 	e.checkpoints.Lock()
 	defer e.checkpoints.Unlock()
+	for _, path := range []string{e.path + "-wal", e.path} {
+		if err := durable.Forget(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	if err := forgetIndex(e.path); err != nil {
 		return err
 	}
@@ -198,20 +213,78 @@ func (e *sqliteEngine) renewLog() (err error) {
 	if !ok {
 		return errors.New("the database has no write-ahead log")
 	}
-	lost := rewrite(log)
-	if _, err := e.writer.exec(`ROLLBACK`); err != nil {
+	if err := rewrite(log); err != nil {
 		return err
 	}
-	busy, err := e.writer.emptyLog(healBusy)
+	copied, err := pagesIn(log)
 	if err != nil {
 		return err
 	}
-	if busy {
-		// Somebody else has the old log open: it stays, and is whole.
-		return lost
+	if _, err := e.writer.exec(`ROLLBACK`); err != nil {
+		return err
+	}
+	if err := cachedIsOnDisk(e.path+"-wal", nil); err != nil {
+		return err
+	}
+	if err := e.writer.checkpoint("FULL", healBusy); err != nil {
+		return err
+	}
+	if err := cachedIsOnDisk(e.path, copied); err != nil {
+		return err
+	}
+	if err := e.writer.checkpoint("TRUNCATE", healBusy); err != nil {
+		return err
 	}
 	return log.Sync(vfs.SYNC_FULL)
 }
+
+// errNotOnDisk says that the page cache shows what the disk does not have.
+var errNotOnDisk = errors.New("the disk does not have what was written to it")
+
+// span is a part of a file, in bytes.
+type span struct{ from, to int64 }
+
+// pagesIn returns which parts of the database a log has pages for, in their
+// order: those of its frames that have the salt of its header
+// (https://sqlite.org/fileformat2.html, section 4.1).
+func pagesIn(log vfs.File) ([]span, error) {
+	size, err := log.Size()
+	if err != nil {
+		return nil, err
+	}
+	var header [logHeaderSize]byte
+	if size < logHeaderSize {
+		return nil, nil
+	}
+	if _, err := log.ReadAt(header[:], 0); err != nil {
+		return nil, err
+	}
+	page := int64(binary.BigEndian.Uint32(header[8:]))
+	numbers := map[int64]struct{}{}
+	for off := int64(logHeaderSize); off+frameHeaderSize+page <= size; off += frameHeaderSize + page {
+		var frame [frameHeaderSize]byte
+		if _, err := log.ReadAt(frame[:], off); err != nil {
+			return nil, err
+		}
+		number := int64(binary.BigEndian.Uint32(frame[:]))
+		if number == 0 || !bytes.Equal(frame[8:16], header[16:24]) {
+			break
+		}
+		numbers[number] = struct{}{}
+	}
+	var spans []span
+	for _, n := range slices.Sorted(maps.Keys(numbers)) {
+		from := (n - 1) * page
+		if last := len(spans) - 1; last >= 0 && spans[last].to == from {
+			spans[last].to += page
+		} else {
+			spans = append(spans, span{from, from + page})
+		}
+	}
+	return spans, nil
+}
+
+const logHeaderSize = 32
 
 // rewrite writes a file once more, and syncs it.
 func rewrite(f vfs.File) error {
@@ -264,13 +337,29 @@ const indexHeaderSize = 2 * 48 // both copies
 // emptyLog copies the log into the database and cuts it to nothing. It reports
 // busy if others kept it from doing so for the given time.
 func (c *sqliteConn) emptyLog(patience time.Duration) (busy bool, err error) {
+	err = c.checkpoint("TRUNCATE", patience)
+	if errors.Is(err, errBusyLog) {
+		return true, nil
+	}
+	return false, err
+}
+
+var errBusyLog = errors.New("the write-ahead log is in use by a reader")
+
+// checkpoint copies the log into the database, in a mode of
+// https://sqlite.org/pragma.html#pragma_wal_checkpoint. errBusyLog: others kept
+// it from copying all for the given time.
+func (c *sqliteConn) checkpoint(mode string, patience time.Duration) error {
 	// While it waits for readers, a checkpoint keeps writers waiting.
 	if err := c.c.Exec(fmt.Sprintf(`PRAGMA busy_timeout = %d`, patience.Milliseconds())); err != nil {
-		return false, err
+		return err
 	}
 	var blocked, frames, copied int64
-	err = c.query(into(&blocked, &frames, &copied), `PRAGMA wal_checkpoint(TRUNCATE)`)
-	return blocked != 0, errors.Join(err, c.c.Exec(busyTimeout))
+	err := c.query(into(&blocked, &frames, &copied), `PRAGMA wal_checkpoint(`+mode+`)`)
+	if err = errors.Join(err, c.c.Exec(busyTimeout)); err == nil && blocked != 0 {
+		return errBusyLog
+	}
+	return err
 }
 
 const busyTimeout = `PRAGMA busy_timeout = 10000;`

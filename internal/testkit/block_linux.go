@@ -134,6 +134,12 @@ func (d *BlockDisk) open() (err error) {
 		return fmt.Errorf("losetup: %w: %s", err, out)
 	}
 	d.device = strings.TrimSpace(string(out))
+	// A loop device takes a write for whole of which FUSE has refused a part, so
+	// each must fit into one of FUSE's.
+	limit := filepath.Join("/sys/block", filepath.Base(d.device), "queue/max_sectors_kb")
+	if err := os.WriteFile(limit, []byte("64"), 0o600); err != nil {
+		return fmt.Errorf("limiting the size of writes: %w", err)
+	}
 	return nil
 }
 
