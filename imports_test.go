@@ -30,7 +30,7 @@ var allowed = map[string][]string{
 	"internal/usage":   {"internal/problem"},
 	"internal/budget":  {},
 	"internal/access":  {"internal/durable", "internal/problem", "internal/ident", "internal/usage"},
-	"internal/org":     {"internal/problem", "internal/schema", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access"},
+	"internal/org":     {"internal/problem", "internal/schema", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/budget", "internal/access"},
 	"internal/store":   {"internal/durable", "internal/problem", "internal/org", "internal/key", "internal/audit", "internal/usage", "internal/access"},
 	"internal/web":     {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/budget"},
 	"internal/openapi": {"internal/problem"},

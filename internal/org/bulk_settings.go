@@ -2,6 +2,7 @@ package org
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -26,6 +27,7 @@ type inherited struct {
 	locked    []Layer        // of those that lock anything, without their values, root first
 	lockBytes int
 	schema    *Schema // nil for none
+	rootID    string
 }
 
 // below returns what an organization hands down that inherits it.
@@ -120,7 +122,7 @@ func (p *importPlan) findSettings(c *change, k *settingsChecker) error {
 			}
 			p.schemas[rootID] = string(text)
 		}
-		in := &inherited{}
+		in := &inherited{rootID: rootID}
 		if text := p.schemas[rootID]; text != "" {
 			schema, err := CompileSchema([]byte(text))
 			if err != nil {
@@ -173,11 +175,12 @@ func (k *settingsChecker) check(ctx context.Context, rows []ImportRow, outside [
 		if p := CheckLocked(in.locked, jsontext.Value("{}"), row.Customizations); p != nil {
 			bad.add(row.Line, p)
 		} else if in.schema != nil {
-			if p := in.schema.Check(in.merge(Layer{OrgID: row.ID, Values: row.Customizations, Locked: row.Locked.split()})); p != nil {
-				if p.Code == problem.Unavailable {
-					return p // it ran out of time, which says nothing about the row
-				}
+			err := in.schema.Check(ctx, in.rootID, in.merge(Layer{OrgID: row.ID, Values: row.Customizations, Locked: row.Locked.split()}))
+			var p *problem.Error
+			if errors.As(err, &p) && p.Code != problem.Unavailable {
 				bad.add(row.Line, p)
+			} else if err != nil {
+				return err // it ran out of time, which says nothing about the row
 			}
 		}
 	}

@@ -220,7 +220,7 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 			return err
 		}
 		above := layers(append(slices.Clone(from.above), from.org)...)
-		if _, err := checkSettings(above, layers(&placed)[0], jsontext.Value("{}"), from.schema); err != nil {
+		if _, err := checkSettings(ctx, above, layers(&placed)[0], jsontext.Value("{}"), from.schema); err != nil {
 			return err
 		}
 		receipt, err = s.createChild(ctx, call, parentID, o, settings, from)

@@ -2,12 +2,15 @@ package org
 
 import (
 	"container/list"
+	"context"
 	"crypto/sha256"
+	"runtime"
 	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/schema"
 )
@@ -23,7 +26,13 @@ const (
 	maxCompiledSize = 8 << 20
 	maxCheckSteps   = 4_000_000
 	maxCheckTime    = 250 * time.Millisecond
+	// quickSteps is what nearly all checks do with, within a millisecond.
+	quickSteps = 50_000
 )
+
+// longChecks are the checks that take more than quickSteps. One root's never keep
+// all processors.
+var longChecks = budget.NewTurns(runtime.GOMAXPROCS(0))
 
 // Schema is a compiled JSON Schema (draft 2020-12) for customizations. It is
 // safe for concurrent use.
@@ -111,14 +120,29 @@ func (c *schemaCache) compile(text []byte) (*Schema, *problem.Error) {
 // Check checks settings in effect, which Effective returned. The error is
 // SchemaViolation, also if the check would take too much work; its pointers
 // start with /customizations. Unavailable says that the machine was too busy to
-// end the check.
-func (s *Schema) Check(effective jsontext.Value) *problem.Error {
-	begun := time.Now()
-	return s.check(effective, schema.Budget{Steps: maxCheckSteps, Expired: func() bool { return time.Since(begun) > maxCheckTime }})
+// end the check. A check that takes long waits for a turn of the root, or ends
+// with the error of ctx.
+func (s *Schema) Check(ctx context.Context, rootID string, effective jsontext.Value) error {
+	r := s.compiled.Check(checkedAt, effective, schema.Budget{Steps: quickSteps})
+	if r.Outcome == schema.TooMuch {
+		if err := longChecks.Take(ctx, rootID); err != nil {
+			return err
+		}
+		defer longChecks.Give(rootID)
+		begun := time.Now()
+		r = s.compiled.Check(checkedAt, effective, schema.Budget{Steps: maxCheckSteps, Expired: func() bool { return time.Since(begun) > maxCheckTime }})
+	}
+	if p := violation(r); p != nil {
+		return p
+	}
+	return nil
 }
 
-func (s *Schema) check(effective jsontext.Value, budget schema.Budget) *problem.Error {
-	r := s.compiled.Check("/customizations", effective, budget)
+// checkedAt is where pointers to what is wrong start.
+const checkedAt = "/customizations"
+
+// violation returns the error of a check, nil if all is right.
+func violation(r schema.Result) *problem.Error {
 	switch {
 	case r.Outcome == schema.Expired:
 		p := problem.New(problem.Unavailable, "Checking the settings against the schema of the root organization took more than %v and was stopped; nothing was changed.", maxCheckTime).

@@ -1,11 +1,14 @@
 package org
 
 import (
+	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -70,7 +73,7 @@ func TestCompileSchema(t *testing.T) {
 }
 
 func TestSchemaCheck(t *testing.T) {
-	const schema = `{
+	const text = `{
 		"$schema": "https://json-schema.org/draft/2020-12/schema",
 		"type": "object",
 		"required": ["plan"],
@@ -92,7 +95,7 @@ func TestSchemaCheck(t *testing.T) {
 			"unevaluatedProperties": {"type": "string"}
 		}}
 	}`
-	s, p := CompileSchema([]byte(schema))
+	s, p := CompileSchema([]byte(text))
 	if p != nil {
 		t.Fatal(p)
 	}
@@ -122,7 +125,7 @@ func TestSchemaCheck(t *testing.T) {
 		{`{"plan":"pro","Seats":1,"~":2}`, "/Seats /~0"},
 		{`{"plan":null,"seats":"x"}`, "/plan /seats"},
 	} {
-		err := s.Check(jsontext.Value(tt.settings))
+		err := violation(s.compiled.Check(checkedAt, jsontext.Value(tt.settings), schema.Budget{Steps: maxCheckSteps}))
 		if tt.pointers == "" {
 			if err != nil {
 				t.Errorf("Check(%s) = %v %v", tt.settings, err, err.Fields)
@@ -167,12 +170,12 @@ func TestSchemaCheckIsBounded(t *testing.T) {
 			if p != nil {
 				t.Fatal(p)
 			}
-			err := s.check(jsontext.Value(tt.settings), schema.Budget{Steps: maxCheckSteps})
+			err := violation(s.compiled.Check(checkedAt, jsontext.Value(tt.settings), schema.Budget{Steps: maxCheckSteps}))
 			if err == nil || err.Code != problem.SchemaViolation || err.Fix == "" || err.Fields[0].Detail != "takes too much work to check, most of it for "+tt.keyword {
 				t.Errorf("Check = %v %v, want a SchemaViolation with a fix", err, err.Fields)
 			}
 			// A machine that does not get to it says so, and promises that nothing has happened.
-			err = s.check(jsontext.Value(tt.settings), schema.Budget{Steps: maxCheckSteps, Expired: func() bool { return true }})
+			err = violation(s.compiled.Check(checkedAt, jsontext.Value(tt.settings), schema.Budget{Steps: maxCheckSteps, Expired: func() bool { return true }}))
 			if err == nil || err.Code != problem.Unavailable || err.RetryAfter == 0 || err.Fix == "" {
 				t.Errorf("Check = %v, want Unavailable", err)
 			}
@@ -183,7 +186,7 @@ func TestSchemaCheckIsBounded(t *testing.T) {
 	if p != nil {
 		t.Fatal(p)
 	}
-	if err := s.check(jsontext.Value(`{"a":"x"}`), schema.Budget{Steps: maxCheckSteps, Expired: func() bool { return true }}); err != nil {
+	if err := violation(s.compiled.Check(checkedAt, jsontext.Value(`{"a":"x"}`), schema.Budget{Steps: maxCheckSteps, Expired: func() bool { return true }})); err != nil {
 		t.Errorf("a short check: %v", err)
 	}
 }
@@ -273,12 +276,39 @@ func TestSchemaCacheForgetsTheOldest(t *testing.T) {
 	}
 }
 
+// However many long checks a root has, they take turns, and what is quick to check
+// waits for none of them.
+func TestLongChecksTakeTurns(t *testing.T) {
+	s, p := CompileSchema([]byte(`{"additionalProperties":{"pattern":"^(?:a*c?){1000}b$"}}`))
+	if p != nil {
+		t.Fatal(p)
+	}
+	long, short := jsontext.Value(`{"a":"`+strings.Repeat("a", 60_000)+`"}`), jsontext.Value(`{"a":"b"}`)
+	for range max(1, runtime.GOMAXPROCS(0)-1) { // a root's turns
+		if err := longChecks.Take(t.Context(), "busy"); err != nil {
+			t.Fatal(err)
+		}
+		defer longChecks.Give("busy")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := s.Check(ctx, "busy", long); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a long check that has no turn: %v", err)
+	}
+	if err := s.Check(t.Context(), "busy", short); err != nil {
+		t.Errorf("a quick check: %v", err)
+	}
+	if err := s.Check(t.Context(), "other", long); !problem.Is(err, problem.SchemaViolation) {
+		t.Errorf("a long check of another root: %v", err)
+	}
+}
+
 func FuzzCompileSchema(f *testing.F) {
 	f.Add([]byte(`{"type":"object","properties":{"a":{"$ref":"#/$defs/x"}},"$defs":{"x":{"enum":[1]}}}`), []byte(`{"a":1}`))
 	f.Add([]byte(`{"$id":"https://json-schema.org/draft/2020-12/schema","unevaluatedItems":{"format":"regex"}}`), []byte(`{}`))
 	f.Add([]byte(`{"$ref":"#"}`), []byte(`{}`))
-	f.Fuzz(func(t *testing.T, schema, settings []byte) {
-		s, p := CompileSchema(schema)
+	f.Fuzz(func(t *testing.T, text, settings []byte) {
+		s, p := CompileSchema(text)
 		if p != nil {
 			if p.Code != problem.InvalidBody || len(p.Fields) == 0 {
 				t.Fatalf("error %v %v", p, p.Fields)
@@ -289,7 +319,7 @@ func FuzzCompileSchema(f *testing.F) {
 		if p != nil {
 			return
 		}
-		if p := s.Check(v); p != nil && p.Code != problem.Unavailable && (p.Code != problem.SchemaViolation || len(p.Fields) == 0) {
+		if p := violation(s.compiled.Check(checkedAt, v, schema.Budget{Steps: maxCheckSteps})); p != nil && p.Code != problem.Unavailable && (p.Code != problem.SchemaViolation || len(p.Fields) == 0) {
 			t.Fatalf("error %v %v", p, p.Fields)
 		}
 	})

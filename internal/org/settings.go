@@ -74,8 +74,9 @@ func (c *change) schemaText(rootID string) ([]byte, error) {
 
 // checkSettings checks new own settings against the locks above them and the
 // schema of the root, nil for none. before are the own settings as they were.
-// It returns the settings that will be in effect.
-func checkSettings(above []Layer, own Layer, before jsontext.Value, text []byte) (jsontext.Value, error) {
+// It returns the settings that will be in effect. A check that takes long waits
+// for the turn of the root.
+func checkSettings(ctx context.Context, above []Layer, own Layer, before jsontext.Value, text []byte) (jsontext.Value, error) {
 	if p := CheckLocked(above, before, own.Values); p != nil {
 		return nil, p
 	}
@@ -88,8 +89,8 @@ func checkSettings(above []Layer, own Layer, before jsontext.Value, text []byte)
 		return nil, problem.New(problem.SchemaViolation, "The settings cannot be checked, since the schema of the root organization cannot be used: %s", p.Detail).
 			WithFix("Put a schema that can be used, or delete it.")
 	}
-	if p := schema.Check(effective); p != nil {
-		return nil, p
+	if err := schema.Check(ctx, append(slices.Clone(above), own)[0].OrgID, effective); err != nil {
+		return nil, err
 	}
 	return effective, nil
 }
@@ -285,7 +286,7 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 		}
 		var after Organization
 		var changes []audit.Change
-		if after, changes, out, err = in.apply(from, values, locked); err != nil {
+		if after, changes, out, err = in.apply(ctx, from, values, locked); err != nil {
 			return err
 		}
 		receipt, err = s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
@@ -320,7 +321,7 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 
 // apply returns the organization that from ends with as it is after in, what
 // changed, and its customizations then.
-func (in *SettingsPut) apply(from *basis, values jsontext.Value, locked []string) (Organization, []audit.Change, *Customizations, error) {
+func (in *SettingsPut) apply(ctx context.Context, from *basis, values jsontext.Value, locked []string) (Organization, []audit.Change, *Customizations, error) {
 	before, after := from.org, *from.org
 	changes := settingsDiff(before.Settings.Values, values)
 	if len(changes) > 0 {
@@ -334,7 +335,7 @@ func (in *SettingsPut) apply(from *basis, values jsontext.Value, locked []string
 		out, err := customizationsOf(append(slices.Clone(from.above), before), false)
 		return after, nil, out, err
 	}
-	effective, err := checkSettings(layers(from.above...), layers(&after)[0], before.Settings.Values, from.schema)
+	effective, err := checkSettings(ctx, layers(from.above...), layers(&after)[0], before.Settings.Values, from.schema)
 	if err != nil {
 		return after, nil, nil, err
 	}

@@ -82,7 +82,7 @@ func (s *Service) mergeSettings(ctx context.Context, call *Call, id string, u *O
 	m := &settingsMerge{from: from, values: before, diff: settingsDiff(before, after.Settings.Values)}
 	if len(m.diff) > 0 {
 		m.values = after.Settings.Values
-		_, err = checkSettings(layers(from.above...), layers(after)[0], before, from.schema)
+		_, err = checkSettings(ctx, layers(from.above...), layers(after)[0], before, from.schema)
 	}
 	return m, err
 }

@@ -39,7 +39,7 @@ type anchor struct {
 	// unsafe says that a write or a sync has failed: what the file shows may not
 	// be on the disk, and will not get there by further syncs.
 	unsafe bool
-	logs map[string]*anchored
+	logs   map[string]*anchored
 }
 
 type anchorLine struct {
