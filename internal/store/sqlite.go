@@ -525,7 +525,7 @@ func (c *sqliteConn) exec(text string, args ...any) (int64, error) {
 func (c *sqliteConn) execEach(text string, n int, args func(i int) []any, changed func(i int, rows int64) error) error {
 	for i := range n {
 		rows, err := c.exec(text, args(i)...)
-		if err == nil {
+		if err == nil && changed != nil {
 			err = changed(i, rows)
 		}
 		if err != nil {

@@ -31,7 +31,8 @@ type conn interface {
 	// exec runs a statement and returns the number of rows that it changed.
 	exec(text string, args ...any) (int64, error)
 	// execEach runs a statement n times in turn, each time with the arguments
-	// that args returns, and passes on how many rows each run changed.
+	// that args returns, and passes on how many rows each run changed. If nobody
+	// wants to know, it is later for each of them.
 	execEach(text string, n int, args func(i int) []any, changed func(i int, rows int64) error) error
 	// later runs a statement now or with one of the next, at the latest with the
 	// commit, which is not made if it fails.
@@ -118,9 +119,12 @@ func (t *tx) execEach(text string, n int, args func(i int) []any, changed func(i
 	}
 	t.writes++
 	t.had = nil
+	if changed == nil {
+		return t.fail(t.conn.execEach(text, n, args, nil))
+	}
 	var own error // an error of changed is not one of the engine
 	err := t.conn.execEach(text, n, args, func(i int, rows int64) error {
-		if own == nil && changed != nil {
+		if own == nil {
 			own = changed(i, rows)
 		}
 		return own
@@ -268,16 +272,16 @@ func (t *tx) takeKey(id string) (k *key.Key, known bool) {
 	return k, true
 }
 
-// takeOrg returns an organization that was read ahead, once.
+// takeOrg returns an organization that was read ahead, as often as it was asked
+// for.
 func (t *tx) takeOrg(id string) (o *storedOrg, known bool) {
 	if t.had == nil || id == "" || !slices.Contains(t.had.ids[:], id) {
 		return nil, false
 	}
-	o = t.had.orgs[id]
-	for i := range t.had.ids {
-		if t.had.ids[i] == id {
-			t.had.ids[i] = ""
-		}
+	t.had.ids[slices.Index(t.had.ids[:], id)] = ""
+	if o = t.had.orgs[id]; o != nil {
+		read := *o.Organization
+		o = &storedOrg{&read, o.tags}
 	}
 	return o, true
 }
