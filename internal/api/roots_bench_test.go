@@ -95,24 +95,7 @@ func BenchmarkRootsOnPostgres(b *testing.B) {
 				cluster.WaitFor(b, "far")
 			}
 			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: roots}}
-			patch := func(root, n int) error {
-				r, err := http.NewRequest("PATCH", fmt.Sprintf("%s/orgs/root-%d", s.URL, root), strings.NewReader(fmt.Sprintf(`{"name":"Root %d"}`, n)))
-				if err != nil {
-					return err
-				}
-				r.Header.Set("Authorization", "Bearer "+keys[root])
-				r.Header.Set("Content-Type", "application/json")
-				answer, err := client.Do(r)
-				if err != nil {
-					return err
-				}
-				defer answer.Body.Close()
-				_, err = io.Copy(io.Discard, answer.Body)
-				if answer.StatusCode != 200 {
-					err = errors.Join(err, errors.New(answer.Status))
-				}
-				return err
-			}
+			patch := func(root, n int) error { return rename(client, s, fmt.Sprintf("root-%d", root), keys[root], n) }
 			pool, err := pgxpool.New(b.Context(), cluster.URL+fmt.Sprintf("&pool_max_conns=%d", connections))
 			if err != nil {
 				b.Fatal(err)
@@ -123,25 +106,81 @@ func BenchmarkRootsOnPostgres(b *testing.B) {
 				name   string
 				change func(root, n int) error
 			}{{"plain", plain}, {"orgd", patch}, {"plain again", plain}, {"orgd again", patch}} {
-				b.Run(way.name, func(b *testing.B) {
-					var next atomic.Int64
-					var wg sync.WaitGroup
-					for root := range roots {
-						wg.Go(func() {
-							for n := next.Add(1); n <= int64(b.N); n = next.Add(1) {
-								if err := way.change(root, int(n)); err != nil {
-									b.Error(err)
-									return
-								}
-							}
-						})
-					}
-					wg.Wait()
-					b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "changes/s")
-				})
+				b.Run(way.name, func(b *testing.B) { changes(b, roots, way.change) })
 			}
 		})
 	}
+}
+
+// BenchmarkHotRootOnPostgres changes 16 organizations of one root at the same time,
+// also while somebody has an old snapshot open, as a backup has.
+func BenchmarkHotRootOnPostgres(b *testing.B) {
+	const clients = 16
+	for _, snapshot := range []bool{false, true} {
+		b.Run(fmt.Sprintf("snapshot=%t", snapshot), func(b *testing.B) {
+			cluster := testkit.NewPostgresCluster(b)
+			s := testkit.Open(b, "postgres", func(c *server.Config) {
+				c.Database, c.SignInterval = cluster.URL, 0
+				c.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+			})
+			s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"hot","name":"Hot"}`)
+			for i := range clients {
+				s.Must(201, "POST", "/orgs/hot/children", s.OperatorKey, fmt.Sprintf(`{"id":"child-%d","name":"Child"}`, i))
+			}
+			key, _ := s.NewKey("hot", `"permissions":["admin"]`)
+			if snapshot {
+				c, err := pgx.Connect(b.Context(), cluster.URL)
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer c.Close(context.WithoutCancel(b.Context()))
+				if _, err := c.Exec(b.Context(), `begin isolation level repeatable read; select count(*) from orgs`); err != nil {
+					b.Fatal(err)
+				}
+			}
+			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}}
+			changes(b, clients, func(i, n int) error { return rename(client, s, fmt.Sprintf("child-%d", i), key, n) })
+		})
+	}
+}
+
+// changes makes b.N changes, from some clients at the same time.
+func changes(b *testing.B, clients int, change func(client, n int) error) {
+	b.ResetTimer()
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for client := range clients {
+		wg.Go(func() {
+			for n := next.Add(1); n <= int64(b.N); n = next.Add(1) {
+				if err := change(client, int(n)); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "changes/s")
+}
+
+// rename gives an organization another name.
+func rename(client *http.Client, s *testkit.Server, id, key string, n int) error {
+	r, err := http.NewRequest("PATCH", s.URL+"/orgs/"+id, strings.NewReader(fmt.Sprintf(`{"name":"Name %d"}`, n)))
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Authorization", "Bearer "+key)
+	r.Header.Set("Content-Type", "application/json")
+	answer, err := client.Do(r)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	_, err = io.Copy(io.Discard, answer.Body)
+	if answer.StatusCode != 200 {
+		err = errors.Join(err, errors.New(answer.Status))
+	}
+	return err
 }
 
 // plainChange writes the rows of an update, in as few round trips as can be.
