@@ -40,6 +40,11 @@ function clean(r)
 			r.headers_in[name] = nil
 		end
 	end
+	-- What a connection becomes that is upgraded, nobody decides about. A WebSocket is
+	-- what it was opened for; h2c would be any number of requests.
+	if (r.headers_in["Upgrade"] or ""):lower() ~= "websocket" then
+		r.headers_in["Upgrade"] = nil
+	end
 	local kept = {}
 	for token in (r.headers_in["Connection"] or ""):lower():gmatch("[^%s,]+") do
 		if token == "close" or token == "keep-alive" or token == "upgrade" then

@@ -48,7 +48,7 @@ func product(t *testing.T) string {
 		}
 		body, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%s %s\nbody %x\n", r.Method, r.RequestURI, sha256.Sum256(body))
-		for _, name := range append(identity, "Authorization") {
+		for _, name := range append(identity, "Authorization", "Upgrade") {
 			fmt.Fprintf(w, "%s: %s\n", name, strings.Join(r.Header.Values(name), "|"))
 		}
 		variables := map[string][]string{}
@@ -213,8 +213,8 @@ func testWait(t *testing.T, start func(*testing.T) (*testkit.Server, string)) {
 	}
 }
 
-// A WebSocket is opened through the proxy if orgd says so, and a body of 64 MiB
-// reaches the product.
+// A WebSocket is opened through the proxy if orgd says so and nothing else is, and
+// a body of 64 MiB reaches the product.
 func testStreams(t *testing.T, start func(*testing.T) (*testkit.Server, string)) {
 	s, url := start(t)
 	key, _ := s.NewKey("acme.eu", `"permissions":["app:orders:read"]`)
@@ -246,6 +246,15 @@ func testStreams(t *testing.T, start func(*testing.T) (*testkit.Server, string))
 	}
 	if _, _, status := open(weak); status != 403 {
 		t.Errorf("a WebSocket of a key without the permission is answered %d", status)
+	}
+
+	// What else a connection may become, nobody would decide about: h2c is any number
+	// of requests.
+	for _, upgrade := range []string{"Upgrade: h2c\r\n", "Upgrade: websocket, h2c\r\n", "Upgrade: websocket\r\nUpgrade: h2c\r\n", "Upgrade: h2c\r\nUpgrade: websocket\r\n"} {
+		a := raw(t, url, "GET /orders HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer "+key+"\r\nConnection: Upgrade, HTTP2-Settings, close\r\n"+upgrade+"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n\r\n")
+		if a.status != 101 && a.status != 400 && !strings.Contains(a.body, "\nUpgrade: \n") {
+			t.Errorf("%q: status %d: %s", upgrade, a.status, a.body)
+		}
 	}
 
 	large := strings.Repeat("0123456789abcdef", 4<<20)
