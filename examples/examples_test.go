@@ -48,7 +48,7 @@ func product(t *testing.T) string {
 		}
 		body, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%s %s\nbody %x\n", r.Method, r.RequestURI, sha256.Sum256(body))
-		for _, name := range append(identity, "Authorization") {
+		for _, name := range append(identity, "Authorization", "Upgrade") {
 			fmt.Fprintf(w, "%s: %s\n", name, strings.Join(r.Header.Values(name), "|"))
 		}
 		variables := map[string][]string{}
@@ -116,9 +116,9 @@ func protect(t *testing.T) (s *testkit.Server, replace *strings.Replacer, addres
 }
 
 // A relay is between a proxy and orgd. While it hangs it takes connections, and
-// what is sent on them, and nothing comes back.
+// what is sent on them, and nothing comes back. While it is down it ends them.
 type relay struct {
-	hangs atomic.Bool
+	hangs, down atomic.Bool
 }
 
 var relays sync.Map // *testing.T → *relay
@@ -139,7 +139,7 @@ func newRelay(t *testing.T, to string) (address string) {
 				return
 			}
 			out, err := net.Dial("tcp", to)
-			if err != nil {
+			if err != nil || r.down.Load() {
 				in.Close()
 				continue
 			}
@@ -151,10 +151,10 @@ func newRelay(t *testing.T, to string) (address string) {
 					for r.hangs.Load() {
 						time.Sleep(10 * time.Millisecond)
 					}
-					if n > 0 {
+					if n > 0 && !r.down.Load() {
 						in.Write(b[:n])
 					}
-					if err != nil {
+					if err != nil || r.down.Load() {
 						in.Close()
 						return
 					}
@@ -166,14 +166,22 @@ func newRelay(t *testing.T, to string) (address string) {
 }
 
 // Without an answer from orgd nothing is let through, the client is told so in a
-// few seconds, and when orgd answers again all is well.
+// few seconds, orgd is not asked again, and when it answers again all is well.
 func testWait(t *testing.T, start func(*testing.T) (*testkit.Server, string)) {
 	s, url := start(t)
 	r, _ := relays.Load(t)
-	key, _ := s.NewKey("acme.eu", `"permissions":["app:orders:read"]`)
+	key, keyID := s.NewKey("acme.eu", `"permissions":["app:orders:read"]`)
 	if a := ask(t, "GET", url+"/orders", key, ""); a.status != 200 {
 		t.Fatalf("status %d: %s", a.status, a.body)
 	}
+	r.(*relay).down.Store(true)
+	for range 3 {
+		begun := time.Now()
+		if a := ask(t, "GET", url+"/orders", key, ""); time.Since(begun) > 8*time.Second || a.status < 502 || a.status > 504 || strings.Contains(a.body, "X-Orgd") {
+			t.Errorf("with orgd down: %d after %s: %s", a.status, time.Since(begun), a.body)
+		}
+	}
+	r.(*relay).down.Store(false)
 	r.(*relay).hangs.Store(true)
 	for _, method := range []string{"GET", "POST"} {
 		begun := time.Now()
@@ -193,10 +201,20 @@ func testWait(t *testing.T, start func(*testing.T) (*testkit.Server, string)) {
 			t.Fatalf("when orgd answers again: status %d: %s", a.status, a.body)
 		}
 	}
+	// Who waited in vain was asked about once, and counts once.
+	asked := 0
+	for _, e := range s.Must(200, "GET", "/orgs/acme.eu/access_log?limit=1000&api_key_id="+keyID, s.OperatorKey, "").JSON().([]any) {
+		if e.(map[string]any)["method"] == "POST" {
+			asked++
+		}
+	}
+	if asked != 1 {
+		t.Errorf("orgd was asked %d times about one request", asked)
+	}
 }
 
-// A WebSocket is opened through the proxy if orgd says so, and a body of 64 MiB
-// reaches the product.
+// A WebSocket is opened through the proxy if orgd says so and nothing else is, and
+// a body of 64 MiB reaches the product.
 func testStreams(t *testing.T, start func(*testing.T) (*testkit.Server, string)) {
 	s, url := start(t)
 	key, _ := s.NewKey("acme.eu", `"permissions":["app:orders:read"]`)
@@ -228,6 +246,15 @@ func testStreams(t *testing.T, start func(*testing.T) (*testkit.Server, string))
 	}
 	if _, _, status := open(weak); status != 403 {
 		t.Errorf("a WebSocket of a key without the permission is answered %d", status)
+	}
+
+	// What else a connection may become, nobody would decide about: h2c is any number
+	// of requests.
+	for _, upgrade := range []string{"Upgrade: h2c\r\n", "Upgrade: websocket, h2c\r\n", "Upgrade: websocket\r\nUpgrade: h2c\r\n", "Upgrade: h2c\r\nUpgrade: websocket\r\n"} {
+		a := raw(t, url, "GET /orders HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer "+key+"\r\nConnection: Upgrade, HTTP2-Settings, close\r\n"+upgrade+"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n\r\n")
+		if a.status != 101 && a.status != 400 && !strings.Contains(a.body, "\nUpgrade: \n") {
+			t.Errorf("%q: status %d: %s", upgrade, a.status, a.body)
+		}
 	}
 
 	large := strings.Repeat("0123456789abcdef", 4<<20)
@@ -322,16 +349,101 @@ func startCaddy(t *testing.T) (*testkit.Server, string) {
 	return s, "http://" + address
 }
 
-func TestNginx(t *testing.T)         { testProxy(t, startNginx) }
-func TestCaddy(t *testing.T)         { testProxy(t, startCaddy) }
-func TestNginxPaths(t *testing.T)    { testPaths(t, startNginx) }
-func TestCaddyPaths(t *testing.T)    { testPaths(t, startCaddy) }
-func TestNginxIdentity(t *testing.T) { testIdentity(t, startNginx) }
-func TestCaddyIdentity(t *testing.T) { testIdentity(t, startCaddy) }
-func TestNginxWait(t *testing.T)     { testWait(t, startNginx) }
-func TestCaddyWait(t *testing.T)     { testWait(t, startCaddy) }
-func TestNginxStreams(t *testing.T)  { testStreams(t, startNginx) }
-func TestCaddyStreams(t *testing.T)  { testStreams(t, startCaddy) }
+func startHAProxy(t *testing.T) (*testkit.Server, string) {
+	return startHAProxyWith(t, "")
+}
+
+// startHAProxyWith starts HAProxy with some more Lua.
+func startHAProxyWith(t *testing.T, lua string) (*testkit.Server, string) {
+	path := testkit.Programs(t, "haproxy")[0]
+	s, replace, address := protect(t)
+	dir := t.TempDir()
+	for _, name := range []string{"haproxy.cfg", "haproxy.lua"} {
+		// A name in memory is the whole machine's.
+		text := strings.ReplaceAll(replace.Replace(example(t, name)), "abns@orgd", "abns@orgd-"+address)
+		if name == "haproxy.lua" {
+			text += lua
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(t, address, exec.Command(path, "-db", "-C", dir, "-f", "haproxy.cfg"))
+	return s, "http://" + address
+}
+
+func startApache(t *testing.T) (*testkit.Server, string) {
+	return startApacheWith(t, "")
+}
+
+// startApacheWith starts Apache with some more Lua.
+func startApacheWith(t *testing.T, lua string) (*testkit.Server, string) {
+	path := testkit.Programs(t, "apache2")[0]
+	if _, err := os.Stat("/usr/share/lua/5.3/socket.lua"); err != nil && os.Getenv("CI") == "true" {
+		t.Fatalf("LuaSocket is required: %v", err)
+	} else if err != nil {
+		t.Skip("LuaSocket is not installed")
+	}
+	s, replace, address := protect(t)
+	dir := t.TempDir()
+	for _, name := range []string{"apache.conf", "apache.lua"} {
+		text := replace.Replace(example(t, name))
+		if name == "apache.conf" {
+			// Where this machine lets a test write.
+			text = strings.Replace(text, "LuaRoot /etc/apache2", "LuaRoot "+dir, 1)
+			text += "\nServerRoot " + dir + "\nDefaultRuntimeDir " + dir + "\nPidFile " + dir + "/pid\nErrorLog /dev/stderr\n"
+		} else {
+			text += lua
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(t, address, exec.Command(path, "-D", "FOREGROUND", "-d", dir, "-f", "apache.conf"))
+	return s, "http://" + address
+}
+
+func TestNginx(t *testing.T)           { testProxy(t, startNginx) }
+func TestHAProxy(t *testing.T)         { testProxy(t, startHAProxy) }
+func TestApache(t *testing.T)          { testProxy(t, startApache) }
+func TestCaddy(t *testing.T)           { testProxy(t, startCaddy) }
+func TestNginxPaths(t *testing.T)      { testPaths(t, startNginx) }
+func TestHAProxyPaths(t *testing.T)    { testPaths(t, startHAProxy) }
+func TestApachePaths(t *testing.T)     { testPaths(t, startApache) }
+func TestCaddyPaths(t *testing.T)      { testPaths(t, startCaddy) }
+func TestNginxIdentity(t *testing.T)   { testIdentity(t, startNginx) }
+func TestHAProxyIdentity(t *testing.T) { testIdentity(t, startHAProxy) }
+func TestApacheIdentity(t *testing.T)  { testIdentity(t, startApache) }
+func TestCaddyIdentity(t *testing.T)   { testIdentity(t, startCaddy) }
+func TestNginxWait(t *testing.T)       { testWait(t, startNginx) }
+func TestHAProxyWait(t *testing.T)     { testWait(t, startHAProxy) }
+func TestApacheWait(t *testing.T)      { testWait(t, startApache) }
+func TestCaddyWait(t *testing.T)       { testWait(t, startCaddy) }
+func TestNginxStreams(t *testing.T)    { testStreams(t, startNginx) }
+func TestHAProxyStreams(t *testing.T)  { testStreams(t, startHAProxy) }
+func TestApacheStreams(t *testing.T)   { testStreams(t, startApache) }
+func TestCaddyStreams(t *testing.T)    { testStreams(t, startCaddy) }
+
+// Nothing is let through when Lua fails, after which HAProxy goes on.
+func TestLuaFails(t *testing.T) {
+	for name, start := range map[string]func(*testing.T) (*testkit.Server, string){
+		"HAProxy": func(t *testing.T) (*testkit.Server, string) { return startHAProxyWith(t, "\ncore.httpclient = nil\n") },
+		"Apache":  func(t *testing.T) (*testkit.Server, string) { return startApacheWith(t, "\nsocket.tcp = nil\n") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, url := start(t)
+			key, _ := s.NewKey("acme.eu", `"permissions":["app:orders:read","app:invoices:read"]`)
+			for _, path := range []string{"/orders", "/customers/acme.eu/invoices"} {
+				if a := ask(t, "GET", url+path, key, "", "X-Orgd-Org-Id", "acme.eu"); a.status < 500 {
+					t.Errorf("%s: status %d: %s", path, a.status, a.body)
+				}
+			}
+			if a := ask(t, "GET", url+"/status", key, ""); a.status != 200 {
+				t.Errorf("where orgd is not asked: status %d: %s", a.status, a.body)
+			}
+		})
+	}
+}
 
 // answer is what a client gets through a proxy.
 type answer struct {
@@ -594,7 +706,8 @@ func testIdentity(t *testing.T, start func(*testing.T) (*testkit.Server, string)
 			t.Errorf("%s: where orgd is not asked: status %d, the product's variables are\n%s", name, a.status, got)
 		}
 	}
-	// Trailers are fields too, for who reads them.
+	// Trailers are fields too, for who reads them. A proxy that cannot leave them out
+	// may refuse what can have some.
 	trailers := all(func(n string) string { return n }) + all(underscores)
 	for _, path := range []string{"/orders", "/status"} {
 		for _, declared := range []string{"", "Trailer: X-Orgd-Org-Id, X_Orgd_Org_Id, X-Checksum\r\n"} {
@@ -603,9 +716,25 @@ func testIdentity(t *testing.T, start func(*testing.T) (*testkit.Server, string)
 			if path == "/orders" {
 				want = given.String()
 			}
-			if got := variables(a.body); a.status != 200 || got != want {
+			if got := variables(a.body); a.status != 411 && (a.status != 200 || got != want) {
 				t.Errorf("%s with trailers (%q): status %d, the product's variables are\n%swant\n%s", path, declared, a.status, got, want)
 			}
+		}
+	}
+	// HTTP/2 needs no TLS where a proxy takes it without.
+	transport := &http.Transport{Protocols: new(http.Protocols)}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), "POST", url+"/orders", struct{ io.Reader }{strings.NewReader("x")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = http.Header{"Authorization": {"Bearer " + key}, "X_Orgd_Org_Id": {"forged"}, "X-Orgd-Path": {"forged"}}
+	req.Trailer = http.Header{"X-Orgd-Org-Id": {"forged"}, "X_Orgd_Root_Id": {"forged"}}
+	if resp, err := transport.RoundTrip(req); err == nil {
+		defer resp.Body.Close()
+		if b, _ := io.ReadAll(resp.Body); resp.StatusCode == 200 && variables(string(b)) != given.String() {
+			t.Errorf("HTTP/2 with trailers: the product's variables are\n%swant\n%s", variables(string(b)), given.String())
 		}
 	}
 	for _, e := range s.Must(200, "GET", "/orgs/acme.eu/access_log?limit=1000&api_key_id="+keyID, s.OperatorKey, "").JSON().([]any) {
