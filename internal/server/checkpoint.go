@@ -49,7 +49,10 @@ type checkpointer struct {
 	stop      context.CancelFunc
 	running   sync.WaitGroup
 
-	signing sync.Mutex // held during a pass
+	// signing is held while logs are compared with the anchor, and until what was
+	// signed is in it: an anchor that grew meanwhile, by what another server has
+	// signed, would be ahead of the snapshot that it is compared with.
+	signing sync.Mutex
 
 	mu      sync.Mutex
 	failure error                  // of the last pass
@@ -158,19 +161,25 @@ func (c *checkpointer) anchorSigned(ctx context.Context, logs []*org.LogState) e
 			(a.epoch > l.Head.Epoch || a.epoch == l.Head.Epoch && a.Size >= l.Signature.Size) {
 			continue
 		}
-		r, err := c.service.CheckAnchor(ctx, l.Head.RootID, l.Head.LogID, c.anchor)
-		if err != nil {
-			return err
-		}
-		if r != nil {
-			c.refuse(*r)
-			continue
-		}
-		if err := c.anchor.Keep([]*org.LogState{l}); err != nil {
+		if err := c.anchorOne(ctx, l); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (c *checkpointer) anchorOne(ctx context.Context, l *org.LogState) error {
+	c.signing.Lock()
+	defer c.signing.Unlock()
+	r, err := c.service.CheckAnchor(ctx, l.Head.RootID, l.Head.LogID, c.anchor)
+	if err != nil {
+		return err
+	}
+	if r != nil {
+		c.refuse(*r)
+		return nil
+	}
+	return c.anchor.Keep([]*org.LogState{l})
 }
 
 // close signs what is left and ends the background work.
@@ -279,6 +288,8 @@ func (c *checkpointer) disputed(logID string) bool {
 
 // checkAnchors checks that the database has all that is anchored.
 func (c *checkpointer) checkAnchors(ctx context.Context) {
+	c.signing.Lock()
+	defer c.signing.Unlock()
 	for logID, rootID := range c.anchor.all() {
 		if r, err := c.service.CheckAnchor(ctx, rootID, logID, c.anchor); err == nil && r != nil {
 			c.refuse(*r)

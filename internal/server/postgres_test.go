@@ -3,6 +3,7 @@ package server_test
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -161,5 +162,47 @@ func TestPostgresGoesAndComes(t *testing.T) {
 	t.Logf("%d changes were acknowledged, of %d the outcome was unknown", len(acknowledged), len(unknown))
 	if len(acknowledged) == 0 {
 		t.Error("no change was acknowledged")
+	}
+}
+
+// A server reads a log in order to sign it, and before it has compared that with
+// its anchor another one signs more. What the other has signed comes into the
+// anchor too, but not in the meantime: the log would seem to lack it, and be
+// refused for as long as the other signs it.
+func TestSignedElsewhereMeanwhile(t *testing.T) {
+	database := testkit.Postgres(t)
+	one := testkit.Start(t, "sqlite", func(c *server.Config) { c.Database, c.SignInterval = database, time.Hour })
+	two := testkit.Start(t, "sqlite", func(c *server.Config) {
+		c.Database, c.OperatorKey, c.SignInterval = database, one.OperatorKey, -1
+	})
+
+	var once sync.Once
+	meanwhile := false
+	one.Store.Trace(func(text string) {
+		if !strings.Contains(text, "FROM audit_checkpoints WHERE root_id = $1 AND epoch = $2") {
+			return
+		}
+		once.Do(func() { // the snapshot has been taken
+			meanwhile = true
+			two.Must(200, "PATCH", "/orgs/r", two.OperatorKey, `{"name":"Second"}`)
+			if err := two.SignLogs(t.Context()); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(2500 * time.Millisecond) // the anchor of the first is brought up each second
+		})
+	})
+	two.Must(201, "POST", "/orgs", two.OperatorKey, `{"id":"r","name":"Root"}`)
+	if err := one.SignLogs(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	one.Store.Trace(nil)
+	if !meanwhile {
+		t.Fatal("the first server has signed nothing")
+	}
+	if a := one.Must(200, "GET", "/refused_audit_logs", one.OperatorKey, ""); len(a.JSON().([]any)) > 0 {
+		t.Errorf("refused: %s", a.Body)
+	}
+	if a := one.Must(200, "GET", "/service_status", "", ""); a.String("checks", "audit_log", "status") != "ok" {
+		t.Errorf("/service_status says %s", a.Body)
 	}
 }
