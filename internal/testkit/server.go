@@ -94,11 +94,15 @@ func Open(t testing.TB, engine string, change ...func(*server.Config)) *Server {
 	})
 	out.Stop = sync.OnceFunc(func() {
 		out.stopServing()
+		var closed sync.WaitGroup
 		for _, m := range out.members {
-			if err := m.Close(); err != nil {
-				t.Error(err)
-			}
+			closed.Go(func() {
+				if err := m.Close(); err != nil {
+					t.Error(err)
+				}
+			})
 		}
+		closed.Wait()
 	})
 	t.Cleanup(out.Stop)
 	for range servers() {

@@ -82,7 +82,7 @@ func balance(t testing.TB, members []*member) string {
 		l.Close()
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		asked.Close(context.Background())
+		b.asked.Close(context.Background())
 	})
 	return l.Addr().String()
 }
@@ -108,11 +108,11 @@ func (b *balancer) pass(t testing.TB, client *net.TCPConn) {
 	server := conn.(*net.TCPConn)
 	for _, way := range [][2]*net.TCPConn{{client, server}, {server, client}} {
 		both.Go(func() {
-			io.Copy(way[1], way[0])
+			_, _ = io.Copy(way[1], way[0])
 			// What goes the other way may still come: a server answers a body that
 			// it does not read to its end.
-			way[1].CloseWrite()
-			way[0].CloseRead()
+			_ = way[1].CloseWrite()
+			_ = way[0].CloseRead()
 		})
 	}
 	both.Wait()
@@ -121,12 +121,13 @@ func (b *balancer) pass(t testing.TB, client *net.TCPConn) {
 // settle returns once all that the servers have recorded is stored, and each of
 // them has heard of all changes, or when ctx ends.
 func (b *balancer) settle(ctx context.Context) error {
+	var stored sync.WaitGroup
 	for _, m := range b.members {
-		if err := m.Recorder.Drain(ctx); err != nil {
-			return context.Cause(ctx)
-		}
+		stored.Go(func() { _ = m.Recorder.Drain(ctx) })
 	}
-	return b.tell(ctx)
+	err := b.tell(ctx)
+	stored.Wait()
+	return err
 }
 
 // tell makes a change of its own if there are changes that not all have heard of,
@@ -135,6 +136,13 @@ func (b *balancer) settle(ctx context.Context) error {
 func (b *balancer) tell(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.asked.IsClosed() { // by a query that took too long
+		again, err := pgx.ConnectConfig(ctx, b.asked.Config())
+		if err != nil {
+			return err
+		}
+		b.asked = again
+	}
 	if b.heard != "" {
 		var news bool
 		if err := b.asked.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM changes WHERE process <> 'testkit' AND NOT pg_visible_in_snapshot(tx::text::xid8, $1::pg_snapshot))`,
