@@ -9,7 +9,7 @@ import (
 	"github.com/orgd/orgd/internal/testkit"
 )
 
-// What is left out where several servers answer is there otherwise.
+// What is left out where several servers answer is a test of this package.
 func TestOneProcessNamesTests(t *testing.T) {
 	files, err := filepath.Glob("*_test.go")
 	if err != nil {

@@ -179,7 +179,11 @@ func (c *checkpointer) anchorOne(ctx context.Context, l *org.LogState) error {
 		c.refuse(*r)
 		return nil
 	}
-	return c.anchor.Keep([]*org.LogState{l})
+	if err := c.anchor.Keep([]*org.LogState{l}); err != nil {
+		return err
+	}
+	c.accept(l.Head.LogID) // a new epoch may have been opened at the other server
+	return nil
 }
 
 // close signs what is left and ends the background work.
@@ -255,13 +259,8 @@ func (c *checkpointer) sign(ctx context.Context, heads []*audit.Head) error {
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
 	for _, l := range signed {
-		delete(c.refused, l.Head.LogID)
-	}
-	c.mu.Unlock()
-	for _, l := range signed {
-		c.service.SetRefused(l.Head.LogID, false)
+		c.accept(l.Head.LogID)
 	}
 	c.signed.Add(float64(len(signed)))
 	for _, w := range c.witnesses {
@@ -279,6 +278,14 @@ func (c *checkpointer) refuse(r org.Refusal) {
 	if !known {
 		c.log.Error("an audit log is not signed", "root_id", r.RootID, "log_id", r.LogID, "reason", r.Err)
 	}
+}
+
+// accept takes back that a log was refused.
+func (c *checkpointer) accept(logID string) {
+	c.mu.Lock()
+	delete(c.refused, logID)
+	c.mu.Unlock()
+	c.service.SetRefused(logID, false)
 }
 
 // disputed reports whether a witness claims to know another history of a log.
@@ -378,13 +385,10 @@ func (c *checkpointer) OpenEpoch(ctx context.Context, call *org.Call, rootID, re
 	}
 	origin, receipt, err = c.service.OpenEpoch(ctx, call, rootID, checkpoint, reason)
 	if err == nil {
-		c.mu.Lock()
-		delete(c.refused, head.LogID)
-		c.mu.Unlock()
 		for _, w := range c.witnesses {
 			w.forget(head.LogID)
 		}
-		c.service.SetRefused(head.LogID, false)
+		c.accept(head.LogID)
 	}
 	return origin, receipt, err
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/orgd/orgd/internal/server"
 	"github.com/orgd/orgd/internal/testkit"
 )
@@ -204,5 +206,52 @@ func TestSignedElsewhereMeanwhile(t *testing.T) {
 	}
 	if a := one.Must(200, "GET", "/service_status", "", ""); a.String("checks", "audit_log", "status") != "ok" {
 		t.Errorf("/service_status says %s", a.Body)
+	}
+}
+
+// A log that two servers refuse goes on at both when a new epoch is opened at one.
+func TestNewEpochElsewhere(t *testing.T) {
+	database := testkit.Postgres(t)
+	one := testkit.Open(t, "sqlite", func(c *server.Config) { c.Database, c.SignInterval = database, time.Hour })
+	two := testkit.Open(t, "sqlite", func(c *server.Config) {
+		c.Database, c.OperatorKey, c.SignInterval = database, one.OperatorKey, -1
+	})
+	sign := func() {
+		t.Helper()
+		for _, s := range []*testkit.Server{two, one} {
+			if err := s.SignLogs(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	op := one.OperatorKey
+	two.Must(201, "POST", "/orgs", op, `{"id":"r","name":"Root"}`)
+	sign()
+	conn, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), `UPDATE audit_checkpoints SET size = size + 1`); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"one", "two", "three"} {
+		two.Must(200, "PATCH", "/orgs/r", op, `{"name":"`+name+`"}`)
+	}
+	sign()
+	refused := func(s *testkit.Server) int {
+		return len(s.Must(200, "GET", "/refused_audit_logs", op, "").JSON().([]any))
+	}
+	if a, b := refused(one), refused(two); a != 1 || b != 1 {
+		t.Fatalf("refused: %d and %d", a, b)
+	}
+	two.Must(201, "POST", "/orgs/r/audit_log/epochs", op, `{"reason":"a test"}`)
+	if err := two.SignLogs(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for begin := time.Now(); refused(one) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Since(begin) > 5*time.Second {
+			t.Fatal("the other server still refuses the log")
+		}
 	}
 }
