@@ -104,17 +104,20 @@ func (b *balancer) pass(t testing.TB, client *net.TCPConn) {
 		return
 	}
 	defer conn.Close()
-	var both sync.WaitGroup
 	server := conn.(*net.TCPConn)
-	for _, way := range [][2]*net.TCPConn{{client, server}, {server, client}} {
-		both.Go(func() {
-			_, _ = io.Copy(way[1], way[0])
-			// What goes the other way may still come: a server answers a body that
-			// it does not read to its end.
-			_ = way[1].CloseWrite()
-			_ = way[0].CloseRead()
-		})
-	}
+	var both sync.WaitGroup
+	both.Go(func() {
+		_, _ = io.Copy(server, client)
+		_ = server.CloseWrite()
+		// A server that does not read a body to its end has answered: that is to
+		// reach a client that is still sending.
+		_, _ = io.Copy(io.Discard, client)
+	})
+	both.Go(func() {
+		_, _ = io.Copy(client, server)
+		_ = client.CloseWrite()
+		_ = server.CloseRead()
+	})
 	both.Wait()
 }
 
