@@ -249,7 +249,7 @@ func TestStatementOfReusedID(t *testing.T) {
 			}
 			consume(s, "shop", "last", "20")
 			clock.set(day("2026-12-05T00:00:00Z"))
-			if _, err := s.Service.CloseMonths(t.Context()); err != nil {
+			if err := s.CloseMonths(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			a := s.Must(200, "GET", "/orgs/acme/consumption/statement?month=2026-11", op, "")

@@ -36,7 +36,7 @@ func TestStatement(t *testing.T) {
 			path := "/orgs/acme/consumption/statement?month=2026-10"
 			s.Must(404, "GET", path, op, "")
 			clock.set(day("2026-11-05T00:00:00Z"))
-			if _, err := s.Service.CloseMonths(t.Context()); err != nil {
+			if err := s.CloseMonths(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			a := s.Must(200, "GET", path, op, "")
@@ -113,7 +113,7 @@ func TestStatementOfPurgedRoot(t *testing.T) {
 			s, clock := metered(t, engine, "2026-10-14T12:00:00Z")
 			op := s.OperatorKey
 			clock.set(day("2026-11-05T00:00:00Z"))
-			if _, err := s.Service.CloseMonths(t.Context()); err != nil {
+			if err := s.CloseMonths(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			path := "/orgs/other/consumption/statement?month=2026-10"

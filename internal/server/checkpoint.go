@@ -49,7 +49,10 @@ type checkpointer struct {
 	stop      context.CancelFunc
 	running   sync.WaitGroup
 
-	signing sync.Mutex // held during a pass
+	// signing is held while logs are compared with the anchor, and until what was
+	// signed is in it: an anchor that grew meanwhile, by what another server has
+	// signed, would be ahead of the snapshot that it is compared with.
+	signing sync.Mutex
 
 	mu      sync.Mutex
 	failure error                  // of the last pass
@@ -158,18 +161,28 @@ func (c *checkpointer) anchorSigned(ctx context.Context, logs []*org.LogState) e
 			(a.epoch > l.Head.Epoch || a.epoch == l.Head.Epoch && a.Size >= l.Signature.Size) {
 			continue
 		}
-		r, err := c.service.CheckAnchor(ctx, l.Head.RootID, l.Head.LogID, c.anchor)
-		if err != nil {
-			return err
-		}
-		if r != nil {
-			c.refuse(*r)
-			continue
-		}
-		if err := c.anchor.Keep([]*org.LogState{l}); err != nil {
+		if err := c.anchorOne(ctx, l); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+func (c *checkpointer) anchorOne(ctx context.Context, l *org.LogState) error {
+	c.signing.Lock()
+	defer c.signing.Unlock()
+	r, err := c.service.CheckAnchor(ctx, l.Head.RootID, l.Head.LogID, c.anchor)
+	if err != nil {
+		return err
+	}
+	if r != nil {
+		c.refuse(*r)
+		return nil
+	}
+	if err := c.anchor.Keep([]*org.LogState{l}); err != nil {
+		return err
+	}
+	c.accept(l.Head.LogID) // a new epoch may have been opened at the other server
 	return nil
 }
 
@@ -246,13 +259,8 @@ func (c *checkpointer) sign(ctx context.Context, heads []*audit.Head) error {
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
 	for _, l := range signed {
-		delete(c.refused, l.Head.LogID)
-	}
-	c.mu.Unlock()
-	for _, l := range signed {
-		c.service.SetRefused(l.Head.LogID, false)
+		c.accept(l.Head.LogID)
 	}
 	c.signed.Add(float64(len(signed)))
 	for _, w := range c.witnesses {
@@ -272,6 +280,14 @@ func (c *checkpointer) refuse(r org.Refusal) {
 	}
 }
 
+// accept takes back that a log was refused.
+func (c *checkpointer) accept(logID string) {
+	c.mu.Lock()
+	delete(c.refused, logID)
+	c.mu.Unlock()
+	c.service.SetRefused(logID, false)
+}
+
 // disputed reports whether a witness claims to know another history of a log.
 func (c *checkpointer) disputed(logID string) bool {
 	return slices.ContainsFunc(c.witnesses, func(w *witness) bool { return w.disputes(logID) })
@@ -279,6 +295,8 @@ func (c *checkpointer) disputed(logID string) bool {
 
 // checkAnchors checks that the database has all that is anchored.
 func (c *checkpointer) checkAnchors(ctx context.Context) {
+	c.signing.Lock()
+	defer c.signing.Unlock()
 	for logID, rootID := range c.anchor.all() {
 		if r, err := c.service.CheckAnchor(ctx, rootID, logID, c.anchor); err == nil && r != nil {
 			c.refuse(*r)
@@ -367,13 +385,10 @@ func (c *checkpointer) OpenEpoch(ctx context.Context, call *org.Call, rootID, re
 	}
 	origin, receipt, err = c.service.OpenEpoch(ctx, call, rootID, checkpoint, reason)
 	if err == nil {
-		c.mu.Lock()
-		delete(c.refused, head.LogID)
-		c.mu.Unlock()
 		for _, w := range c.witnesses {
 			w.forget(head.LogID)
 		}
-		c.service.SetRefused(head.LogID, false)
+		c.accept(head.LogID)
 	}
 	return origin, receipt, err
 }

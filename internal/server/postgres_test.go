@@ -3,10 +3,13 @@ package server_test
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/orgd/orgd/internal/server"
 	"github.com/orgd/orgd/internal/testkit"
@@ -161,5 +164,94 @@ func TestPostgresGoesAndComes(t *testing.T) {
 	t.Logf("%d changes were acknowledged, of %d the outcome was unknown", len(acknowledged), len(unknown))
 	if len(acknowledged) == 0 {
 		t.Error("no change was acknowledged")
+	}
+}
+
+// A server reads a log in order to sign it, and before it has compared that with
+// its anchor another one signs more. What the other has signed comes into the
+// anchor too, but not in the meantime: the log would seem to lack it, and be
+// refused for as long as the other signs it.
+func TestSignedElsewhereMeanwhile(t *testing.T) {
+	database := testkit.Postgres(t)
+	one := testkit.Start(t, "sqlite", func(c *server.Config) { c.Database, c.SignInterval = database, time.Hour })
+	two := testkit.Start(t, "sqlite", func(c *server.Config) {
+		c.Database, c.OperatorKey, c.SignInterval = database, one.OperatorKey, -1
+	})
+
+	var once sync.Once
+	meanwhile := false
+	one.Store.Trace(func(text string) {
+		if !strings.Contains(text, "FROM audit_checkpoints WHERE root_id = $1 AND epoch = $2") {
+			return
+		}
+		once.Do(func() { // the snapshot has been taken
+			meanwhile = true
+			two.Must(200, "PATCH", "/orgs/r", two.OperatorKey, `{"name":"Second"}`)
+			if err := two.SignLogs(t.Context()); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(2500 * time.Millisecond) // the anchor of the first is brought up each second
+		})
+	})
+	two.Must(201, "POST", "/orgs", two.OperatorKey, `{"id":"r","name":"Root"}`)
+	if err := one.SignLogs(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	one.Store.Trace(nil)
+	if !meanwhile {
+		t.Fatal("the first server has signed nothing")
+	}
+	if a := one.Must(200, "GET", "/refused_audit_logs", one.OperatorKey, ""); len(a.JSON().([]any)) > 0 {
+		t.Errorf("refused: %s", a.Body)
+	}
+	if a := one.Must(200, "GET", "/service_status", "", ""); a.String("checks", "audit_log", "status") != "ok" {
+		t.Errorf("/service_status says %s", a.Body)
+	}
+}
+
+// A log that two servers refuse goes on at both when a new epoch is opened at one.
+func TestNewEpochElsewhere(t *testing.T) {
+	database := testkit.Postgres(t)
+	one := testkit.Open(t, "sqlite", func(c *server.Config) { c.Database, c.SignInterval = database, time.Hour })
+	two := testkit.Open(t, "sqlite", func(c *server.Config) {
+		c.Database, c.OperatorKey, c.SignInterval = database, one.OperatorKey, -1
+	})
+	sign := func() {
+		t.Helper()
+		for _, s := range []*testkit.Server{two, one} {
+			if err := s.SignLogs(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	op := one.OperatorKey
+	two.Must(201, "POST", "/orgs", op, `{"id":"r","name":"Root"}`)
+	sign()
+	conn, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), `UPDATE audit_checkpoints SET size = size + 1`); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"one", "two", "three"} {
+		two.Must(200, "PATCH", "/orgs/r", op, `{"name":"`+name+`"}`)
+	}
+	sign()
+	refused := func(s *testkit.Server) int {
+		return len(s.Must(200, "GET", "/refused_audit_logs", op, "").JSON().([]any))
+	}
+	if a, b := refused(one), refused(two); a != 1 || b != 1 {
+		t.Fatalf("refused: %d and %d", a, b)
+	}
+	two.Must(201, "POST", "/orgs/r/audit_log/epochs", op, `{"reason":"a test"}`)
+	if err := two.SignLogs(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for begin := time.Now(); refused(one) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Since(begin) > 5*time.Second {
+			t.Fatal("the other server still refuses the log")
+		}
 	}
 }

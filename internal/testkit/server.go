@@ -23,7 +23,9 @@ import (
 	"github.com/orgd/orgd/internal/server"
 )
 
-// Server is a real server on a real database, listening on loopback.
+// Server is a real server on a real database, listening on loopback. Where
+// ORGD_TEST_SERVERS is set it is several behind a balancer: what is asked of it
+// without HTTP is asked of the first.
 type Server struct {
 	*server.Server
 	URL    string
@@ -31,12 +33,13 @@ type Server struct {
 	// Stop lets requests finish and closes the server.
 	Stop func()
 
+	members     []*member
 	stopServing func()
 	t           testing.TB
 }
 
 // Engines names the databases that tests run on.
-var Engines = []string{"sqlite", "postgres"}
+var Engines = enginesToTest()
 
 // Start starts a server on one of the Engines. When the test ends it is
 // closed, after CheckSystem and CheckLogs.
@@ -45,11 +48,15 @@ func Start(t testing.TB, engine string, change ...func(*server.Config)) *Server 
 	s := Open(t, engine, change...)
 	t.Cleanup(func() {
 		s.stopServing()
-		if err := s.Recorder.Drain(context.Background()); err != nil {
-			t.Error(err)
+		for _, m := range s.members {
+			if err := m.Recorder.Drain(context.Background()); err != nil {
+				t.Error(err)
+			}
 		}
 		CheckSystem(t, s.Store)
-		CheckLogs(t, s)
+		for _, m := range s.members {
+			CheckLogs(t, &Server{Server: m.Server, Config: m.config})
+		}
 		s.Stop()
 	})
 	return s
@@ -59,11 +66,11 @@ func Start(t testing.TB, engine string, change ...func(*server.Config)) *Server 
 // breaks the system. It is closed by Stop, or when the test ends.
 func Open(t testing.TB, engine string, change ...func(*server.Config)) *Server {
 	t.Helper()
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o700); err != nil { // as an operator would have it
-		t.Fatal(err)
+	skipOneProcess(t)
+	if servers() > 1 {
+		engine = "postgres"
 	}
-	c := server.Config{DataDir: dir, RestoreWindow: 30 * 24 * time.Hour, Version: "test", SignInterval: 20 * time.Millisecond,
+	c := server.Config{DataDir: dataDir(t), RestoreWindow: 30 * 24 * time.Hour, Version: "test", SignInterval: 20 * time.Millisecond,
 		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	if engine == "postgres" {
 		c.Database = Postgres(t)
@@ -74,6 +81,65 @@ func Open(t testing.TB, engine string, change ...func(*server.Config)) *Server {
 	if c.Database != "" && c.AuditKey == "" {
 		c.AuditKey = strings.Repeat("5e", audit.SeedSize) // replicas share it
 	}
+	out := &Server{Config: c, t: t}
+	out.stopServing = sync.OnceFunc(func() {
+		for _, m := range out.members {
+			m.stop()
+		}
+		for _, m := range out.members {
+			if err := <-m.served; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	out.Stop = sync.OnceFunc(func() {
+		out.stopServing()
+		var closed sync.WaitGroup
+		for _, m := range out.members {
+			closed.Go(func() {
+				if err := m.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		closed.Wait()
+	})
+	t.Cleanup(out.Stop)
+	for range servers() {
+		m := serve(t, c)
+		out.members = append(out.members, m)
+		c.DataDir, c.OperatorKey = dataDir(t), m.OperatorKey
+	}
+	out.Server, out.URL = out.members[0].Server, "http://"+out.members[0].address
+	if len(out.members) > 1 {
+		out.URL = "http://" + balance(t, out.members)
+	}
+	return out
+}
+
+// CloseMonths closes all months whose time has come. A month waits for what any
+// server may have recorded in it, so each of them is asked until all have told.
+func (s *Server) CloseMonths(ctx context.Context) (err error) {
+	for range s.members {
+		for _, m := range s.members {
+			_, err = m.Service.CloseMonths(ctx)
+		}
+	}
+	return err
+}
+
+// member is one of the servers that a Server is.
+type member struct {
+	*server.Server
+	config  server.Config
+	address string
+	stop    context.CancelFunc // has it let requests finish
+	served  chan error
+}
+
+// serve opens a server and has it answer.
+func serve(t testing.TB, c server.Config) *member {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	s, err := server.Open(ctx, c)
 	if err != nil {
@@ -85,23 +151,19 @@ func Open(t testing.TB, engine string, change ...func(*server.Config)) *Server {
 		cancel()
 		t.Fatal(err)
 	}
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(ctx, l) }()
-	out := &Server{Server: s, URL: "http://" + l.Addr().String(), Config: c, t: t}
-	out.stopServing = sync.OnceFunc(func() {
-		cancel()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	})
-	out.Stop = sync.OnceFunc(func() {
-		out.stopServing()
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	t.Cleanup(out.Stop)
-	return out
+	m := &member{s, c, l.Addr().String(), cancel, make(chan error, 1)}
+	go func() { m.served <- s.Serve(ctx, l) }()
+	return m
+}
+
+// dataDir returns a new data directory, as an operator would have it.
+func dataDir(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // testWriter writes the server's log to the test's.
