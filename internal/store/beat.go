@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -180,9 +181,21 @@ func (b *beat) run(ctx context.Context) {
 	}
 }
 
+// prove makes a beat: a primary that has lost its standby takes connections, and
+// no change.
+func (b *beat) prove(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	_, err := conn.Exec(ctx, beatText, b.id, b.name)
+	if isFull(err) {
+		_, err = conn.Exec(ctx, primaryText)
+	}
+	return err
+}
+
 // beatOn looks on one connection for as long as it works.
 func (b *beat) beatOn(ctx context.Context) error {
-	conn, err := b.findPrimary(ctx)
+	conn, err := b.findPrimary(ctx, b.prove)
 	if err != nil {
 		select {
 		case <-ctx.Done():
@@ -528,50 +541,81 @@ func (e *postgresEngine) follow(config *pgx.ConnConfig) {
 	}
 }
 
-// findPrimary connects to the first of the servers that answers and takes
-// changes. It asks all at once: one that hangs keeps nobody.
-func (e *postgresEngine) findPrimary(ctx context.Context) (*pgx.Conn, error) {
+// findPrimary connects to the first of the servers that answers, takes changes and
+// passes a proof; nil for none. It asks all at once, so that one that hangs keeps
+// nobody, and those that refuse again until all have answered: one of them may be
+// promoted meanwhile.
+func (e *postgresEngine) findPrimary(ctx context.Context, proof func(context.Context, *pgx.Conn) error) (*pgx.Conn, error) {
+	all := places(e.config)
+	connecting, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
 	type found struct {
 		at   place
 		conn *pgx.Conn
 		err  error
 	}
-	all := places(e.config)
-	answers := make(chan found, len(all))
-	connecting, cancel := context.WithTimeout(ctx, connectTimeout)
+	answers := make(chan found)
 	for _, p := range all {
 		config := e.config.Copy()
 		at(config, p)
 		go func() {
-			conn, err := pgx.ConnectConfig(connecting, config)
-			answers <- found{p, conn, err}
+			for connecting.Err() == nil {
+				conn, err := connectProven(connecting, config, proof)
+				select {
+				case answers <- found{p, conn, err}:
+				case <-connecting.Done():
+					if err == nil {
+						closeSoon(conn)
+					}
+					return
+				}
+				if err == nil {
+					return
+				}
+				select {
+				case <-connecting.Done():
+				case <-time.After(beatInterval / 3):
+				}
+			}
 		}()
 	}
-	var errs []error
-	var first *pgx.Conn
-	for range all {
-		f := <-answers
-		if f.err != nil {
-			errs = append(errs, f.err)
-			continue
-		}
-		if first = f.conn; len(all) > 1 {
-			e.primary.Store(&f.at)
-		}
-		break
-	}
-	cancel()
-	go func() {
-		for range len(all) - len(errs) - min(1, len(all)-len(errs)) {
-			if f := <-answers; f.err == nil {
-				closing, cancel := context.WithTimeout(context.Background(), beatInterval)
-				f.conn.Close(closing)
-				cancel()
+	refused := map[place]error{}
+	for len(refused) < len(all) {
+		select {
+		case f := <-answers:
+			if f.err == nil {
+				if len(all) > 1 {
+					e.primary.Store(&f.at)
+				}
+				return f.conn, nil
+			}
+			refused[f.at] = f.err
+		case <-connecting.Done():
+			for _, p := range all {
+				if refused[p] == nil {
+					refused[p] = fmt.Errorf("%s:%d does not answer: %w", p.host, p.port, connecting.Err())
+				}
 			}
 		}
-	}()
-	if first == nil {
-		return nil, errors.Join(errs...)
 	}
-	return first, nil
+	return nil, errors.Join(slices.Collect(maps.Values(refused))...)
+}
+
+func connectProven(ctx context.Context, config *pgx.ConnConfig, proof func(context.Context, *pgx.Conn) error) (*pgx.Conn, error) {
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil || proof == nil {
+		return conn, err
+	}
+	if err := proof(ctx, conn); err != nil {
+		closeSoon(conn)
+		return nil, err
+	}
+	return conn, nil
+}
+
+// closeSoon closes a connection whose server may not answer any more.
+func closeSoon(conn *pgx.Conn) {
+	closing, cancel := context.WithTimeout(context.Background(), beatInterval)
+	defer cancel()
+	conn.Close(closing)
 }

@@ -111,7 +111,7 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 	if e.pooled {
 		e.config.DefaultQueryExecMode, config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec, pgx.QueryExecModeExec
 	}
-	first, err := e.findPrimary(ctx)
+	first, err := e.findPrimary(ctx, nil)
 	if err != nil {
 		return nil, fmt.Errorf("the database cannot be opened: %w", notPrimary(err))
 	}
