@@ -53,7 +53,7 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.Var((*duration)(&f.restoreWindow), "restore-window", "how long a deleted organization can be restored")
 	fs.Var((*duration)(&f.shutdownDelay), "shutdown-delay", "how long requests are still answered after SIGTERM while /readyz is 503, so that a balancer sends them elsewhere")
 	fs.Var((*duration)(&f.monthCloseAfter), "month-close-after", "how long after its end a month still takes late usage events")
-	fs.Int64Var(&f.spoolMaxMiB, "spool-max", 1024, "how many `MiB` of recorded requests may wait for the database before requests get 503")
+	fs.Int64Var(&f.spoolMaxMiB, "spool-max", 0, "how many `MiB` of recorded requests may wait for the database before requests get 503; 0 for 1024, or an eighth of a disk of less than 8 GiB")
 	fs.StringVar(&f.auditAnchor, "audit-anchor", "", "append-only `file` that keeps what was signed of the audit logs, better not on the database's disk (default audit.anchor in the data directory)")
 	fs.StringSliceVar(&f.witnesses, "witness", nil, "a `witness` that cosigns the audit logs (C2SP tlog-witness): its URL and its verifier key, with a space between them; repeatable")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -165,8 +165,8 @@ func (f *serveFlags) config(log *slog.Logger) (server.Config, error) {
 	} else if f.monthCloseAfter == 0 {
 		c.MonthCloseAfter = -1
 	}
-	if f.spoolMaxMiB < 1 {
-		return c, usageError("--spool-max must be at least 1")
+	if f.spoolMaxMiB < 0 {
+		return c, usageError("--spool-max cannot be negative")
 	}
 	if err := server.CheckWitnesses(f.witnesses); err != nil {
 		return c, usageError("--witness: %w", err)

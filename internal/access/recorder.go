@@ -28,10 +28,12 @@ type Record struct {
 // Options of a Recorder. The zero value of a field means its default.
 type Options struct {
 	// MaxBytes is the most that may wait to be stored. Beyond it Record fails
-	// until the Sink has caught up. Default 1 GiB. The spool takes up to two
-	// segments more on disk, which it reserves: see Recorder.
+	// until the Sink has caught up. Default 1 GiB, or an eighth of a disk that is
+	// smaller than 8 GiB. The spool takes up to two segments more on disk, which
+	// it reserves: see Recorder.
 	MaxBytes int64
-	// SegmentBytes is the size at which a new segment is started. Default 16 MiB.
+	// SegmentBytes is the size at which a new segment is started. Default 16 MiB,
+	// or a part in 32 of a disk that is smaller than 512 MiB.
 	SegmentBytes int64
 	// SegmentAge is the age at which a segment is ended, so that no file of the
 	// spool keeps for longer what the Sink has stored. Default 10 minutes.
@@ -56,12 +58,12 @@ type Options struct {
 	syncDir func(dir string) error
 }
 
-func (o Options) withDefaults() Options {
+func (o Options) withDefaults(dir string) Options {
 	if o.MaxBytes == 0 {
-		o.MaxBytes = 1 << 30
+		o.MaxBytes = durable.ShareOf(dir, 8, 1<<30)
 	}
 	if o.SegmentBytes == 0 {
-		o.SegmentBytes = 16 << 20
+		o.SegmentBytes = durable.ShareOf(dir, 32, 16<<20)
 	}
 	if o.SegmentAge == 0 {
 		o.SegmentAge = 10 * time.Minute
@@ -151,6 +153,7 @@ type Recorder struct {
 	// removed.
 	left []string
 
+	sparing  sync.Mutex // held by who makes the spare file, or lends it
 	removing sync.Mutex // held while files of left are removed
 	keeping  bool       // the last removal failed; guarded by removing
 }
@@ -160,10 +163,10 @@ type Recorder struct {
 // tell the position, if another process has the spool open, or if the spool
 // was written by a newer version.
 func OpenRecorder(ctx context.Context, dir string, sink Sink, opts Options) (*Recorder, error) {
-	opts = opts.withDefaults()
 	if err := durable.MkdirAll(dir); err != nil {
 		return nil, err
 	}
+	opts = opts.withDefaults(dir)
 	lock, err := durable.Create(filepath.Join(dir, lockName), os.O_RDWR)
 	if err != nil {
 		return nil, err
@@ -812,9 +815,29 @@ func (r *Recorder) sync(ctx context.Context) {
 	}
 }
 
-// keepReserve reserves again what was used or given up on a full disk. Only
-// one goroutine calls it.
+// Lend gives up the spare file while use runs, if it has so many bytes, so that
+// their space is free for others. use is not called without it.
+func (r *Recorder) Lend(bytes int64, use func()) {
+	r.sparing.Lock()
+	r.mu.Lock()
+	lent := r.spool.spare && r.spool.reserved() >= bytes && os.Remove(filepath.Join(r.spool.dir, spareName)) == nil
+	if lent {
+		r.spool.spare = false
+	}
+	r.mu.Unlock()
+	if lent {
+		use()
+	}
+	r.sparing.Unlock()
+	if lent {
+		r.keepReserve() // if that fails, it is tried again in the background
+	}
+}
+
+// keepReserve reserves again what was used or given up on a full disk.
 func (r *Recorder) keepReserve() error {
+	r.sparing.Lock()
+	defer r.sparing.Unlock()
 	r.mu.Lock()
 	if !r.spool.ahead {
 		r.spool.reserve()

@@ -26,7 +26,7 @@ func TestAFullDiskTakesASegmentMore(t *testing.T) {
 
 	sink := newMemorySink()
 	opts := fast()
-	opts.SegmentBytes = 1 << 20
+	opts.SegmentBytes, opts.MaxBytes = 1<<20, 1<<30
 	opts.SyncInterval = time.Millisecond
 	r := open(t, filepath.Join(dir, "spool"), sink, opts)
 	n := 0
@@ -74,4 +74,74 @@ func TestAFullDiskTakesASegmentMore(t *testing.T) {
 		}
 	}
 	wantIDs(t, sink, 0, n)
+}
+
+// What may wait and what is reserved follow from the size of the disk, unless they
+// are given.
+func TestTheSpoolSuitsItsDisk(t *testing.T) {
+	for _, test := range []struct {
+		size          string
+		segment, most int64
+	}{
+		{"32m", 1 << 20, 4 << 20},
+		{"128m", 4 << 20, 16 << 20},
+		{"512m", 16 << 20, 64 << 20},
+		{"16g", 16 << 20, 1 << 30},
+	} {
+		dir := t.TempDir()
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+test.size); err != nil {
+			t.Skipf("mounting a small file system: %v", err)
+		}
+		defer unix.Unmount(dir, unix.MNT_DETACH)
+		r := open(t, filepath.Join(dir, "spool"), newMemorySink(), fast())
+		var s unix.Statfs_t
+		if err := unix.Statfs(dir, &s); err != nil {
+			t.Fatal(err)
+		}
+		if used := int64(s.Blocks-s.Bfree) * s.Bsize; used > 2*(test.segment+reserveMargin)+32<<10 {
+			t.Errorf("%s: the spool takes %d bytes", test.size, used)
+		}
+		if r.opts.SegmentBytes != test.segment || r.opts.MaxBytes != test.most {
+			t.Errorf("%s: segments of %d, and %d may wait", test.size, r.opts.SegmentBytes, r.opts.MaxBytes)
+		}
+		if r := open(t, filepath.Join(dir, "other"), newMemorySink(), Options{MaxBytes: 2 << 30, Logger: quiet}); r.opts.MaxBytes != 2<<30 {
+			t.Errorf("%s: %d may wait, and not what was asked for", test.size, r.opts.MaxBytes)
+		}
+	}
+}
+
+// The space of the spare file is free while it is lent, and taken again after that;
+// more than it has is not lent.
+func TestTheSpareIsLent(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
+		t.Skipf("mounting a small file system: %v", err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	opts := fast()
+	opts.SegmentBytes, opts.SyncInterval = 1<<20, time.Hour
+	r := open(t, filepath.Join(dir, "spool"), newMemorySink(), opts)
+	free := func() int64 {
+		var s unix.Statfs_t
+		if err := unix.Statfs(dir, &s); err != nil {
+			t.Fatal(err)
+		}
+		return int64(s.Bavail) * s.Bsize
+	}
+	before, used := free(), 0
+	for range 2 {
+		r.Lend(1<<20, func() {
+			used++
+			if got := free() - before; got < 1<<20 {
+				t.Errorf("%d bytes are lent", got)
+			}
+		})
+		if got := free(); got != before {
+			t.Errorf("%d bytes are free after the loan, and %d were before", got, before)
+		}
+	}
+	r.Lend(2<<20, func() { t.Error("more was lent than there is") })
+	if used != 2 {
+		t.Errorf("lent %d times", used)
+	}
 }

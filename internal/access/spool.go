@@ -195,8 +195,8 @@ func (s *spool) reserve() {
 }
 
 // makeSpare makes the spare file, so that at least a segment's worth of
-// records can be written to a full disk. It needs no lock while there is no
-// spare. An error means that there is no space for it now, or, if it is
+// records can be written to a full disk. Of the locks it needs sparing alone, while
+// there is no spare. An error means that there is no space for it now, or, if it is
 // errors.ErrUnsupported, that the file system reserves none.
 func (s *spool) makeSpare() error {
 	name := filepath.Join(s.dir, spareName)
@@ -204,12 +204,9 @@ func (s *spool) makeSpare() error {
 	if err != nil {
 		return err
 	}
-	info, err := f.Stat()
-	if err == nil && info.Size() > 0 {
-		// A loss of power has undone its renaming.
-		err = f.Truncate(0)
-	}
-	if err == nil {
+	// A loss of power may have undone its renaming; and it gives up what an earlier
+	// process has reserved beyond what is reserved now.
+	if err = f.Truncate(0); err == nil {
 		err = reserve(f, s.reserved())
 	}
 	if err := errors.Join(err, f.Close()); err != nil {

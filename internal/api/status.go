@@ -23,9 +23,10 @@ type Status interface {
 	Ready(ctx context.Context) error
 	// Report describes the server and its parts.
 	Report(ctx context.Context) Report
-	// GiveUpSpool lets months be closed without what a spool may hold of them.
-	// NotFound if none waits for it.
-	GiveUpSpool(ctx context.Context, id, reason string) error
+	// GiveUpSpool lets months be closed without what a spool may hold of them,
+	// and logs that with the request that asks for it. NotFound if none waits for
+	// the spool.
+	GiveUpSpool(ctx context.Context, id, reason, requestID string) error
 }
 
 // Report is what /service_status says.
@@ -56,7 +57,7 @@ func (a *API) giveUpSpool(r *web.Request) (*web.Response, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	if err := a.status.GiveUpSpool(r.Context(), r.PathValue("spool_id"), reason); err != nil {
+	if err := a.status.GiveUpSpool(r.Context(), r.PathValue("spool_id"), reason, r.ID); err != nil {
 		return nil, err
 	}
 	r.Did = "The spool was given up"

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/api"
+	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
@@ -53,6 +56,34 @@ func (s *unsureStore) Write(ctx context.Context, fn func(org.Tx) error) error {
 	return err
 }
 
+// refusedLog is a log of which the database lacks what was signed, so that it
+// takes a new epoch and can be abandoned. It changes what a server would.
+type refusedLog struct {
+	service *org.Service
+	store   *unsureStore
+}
+
+func (l *refusedLog) Refused() []org.Refusal { return nil }
+
+func (l *refusedLog) OpenEpoch(ctx context.Context, call *org.Call, rootID, reason string) (origin string, receipt audit.Receipt, err error) {
+	head, err := l.service.LogHead(ctx, rootID)
+	if err != nil {
+		return "", receipt, err
+	}
+	last, err := l.service.LastSignature(ctx, head)
+	if err != nil {
+		return "", receipt, err
+	}
+	return l.service.OpenEpoch(ctx, call, rootID, last.Checkpoint, reason)
+}
+
+func (l *refusedLog) Abandon(string, string) error {
+	if l.store.unsure.Load() { // the file of a server fails in the same way
+		return problem.New(problem.OutcomeUnknown, "The audit log may or may not be abandoned.")
+	}
+	return nil
+}
+
 // withFaults serves the API of a server with a recorder and a store that fail
 // when they are told to.
 func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder, *unsureStore) {
@@ -61,14 +92,25 @@ func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder
 	if !ok {
 		t.Fatal("the operator key is malformed")
 	}
+	seed := []byte(s.Config.AuditKey)
+	if len(seed) == 0 {
+		var err error
+		if seed, err = os.ReadFile(filepath.Join(s.Config.DataDir, "audit.key")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keyring, err := audit.ParseKeyring(string(seed))
+	if err != nil {
+		t.Fatal(err)
+	}
 	recorder, store := &deafRecorder{Recorder: s.Recorder}, &unsureStore{Store: s.Store}
 	service, err := org.NewService(org.Config{Store: store, Now: s.Config.Now, NewID: ident.New, Rand: rand.Reader,
-		RestoreWindow: time.Hour, OperatorHash: hash, Spool: s.Recorder})
+		RestoreWindow: time.Hour, OperatorHash: hash, Spool: s.Recorder, Keyring: keyring})
 	if err != nil {
 		t.Fatal(err)
 	}
 	metrics, limiter := prometheus.NewRegistry(), key.NewLimiter(time.Time{}, func() int { return 1 })
-	a, err := api.New(api.Config{Service: service, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server})
+	a, err := api.New(api.Config{Service: service, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Log: &refusedLog{service, store}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,10 +214,16 @@ func TestNoChangeIsDenied(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		for _, id := range []string{"rotated1", "rotated2", "opened1", "opened2"} {
+			at.Must(201, "POST", "/orgs", at.OperatorKey, `{"id":"`+id+`","name":"Root"}`)
+			for end := time.Now().Add(10 * time.Second); at.Do("GET", "/orgs/"+id+"/audit_log/checkpoint", at.OperatorKey, "").Status != 200; time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("the log of %s is not signed", id)
+				}
+			}
+		}
 		tested := map[string]bool{
 			"verify": true, // does nothing but what is recorded
-			// They take the signer of a whole server.
-			"openAuditEpoch": true, "rotateAuditKey": true, "abandonAuditLog": true,
 		}
 		calls := []struct{ operation, method, path, body, contentType string }{
 			{"createOrg", "POST", "/orgs", `{"id":"rootN","name":"Root"}`, ""},
@@ -207,6 +255,9 @@ func TestNoChangeIsDenied(t *testing.T) {
 			{"ingestEvents", "POST", "/api/v1/events", `{"specversion":"1.0","id":"e-N","source":"test","subject":"us","type":"storage_used","data":{"quantity":1}}`, ""},
 			{"eraseSubject", "POST", "/orgs/acme/audit_erasures", `{"subject":"Changed N","basis":"Request 7"}`, ""},
 			{"giveUpSpool", "DELETE", "/spools/spool_lostN?reason=test", "", ""},
+			{"rotateAuditKey", "POST", "/orgs/rotatedN/audit_log/rotate_key", `{"overlap_seconds":0}`, ""},
+			{"openAuditEpoch", "POST", "/orgs/openedN/audit_log/epochs", `{"reason":"Restored N"}`, ""},
+			{"abandonAuditLog", "DELETE", "/refused_audit_logs/logN?reason=test", "", ""},
 		}
 		recorder.deaf.Store(true)
 		for _, unsure := range []bool{false, true} {

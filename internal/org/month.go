@@ -145,15 +145,25 @@ func (s *Service) spoolsBehind(ctx context.Context, end time.Time) (behind []Spo
 
 // GiveUpSpool lets months be closed without what a spool may hold of them, since
 // it is lost. Should it be stored after all, it is an adjustment in a month that
-// is open.
-func (s *Service) GiveUpSpool(ctx context.Context, id, reason string) error {
-	last := s.lastMonth(s.monthCloseAfter)
-	err := s.store.Write(ctx, func(tx Tx) error { return tx.GiveUpSpool(id, last.End(), reason, s.Now()) })
+// is open. It returns the last of these months, and what is known of the spool if
+// it is among the first that months wait for.
+func (s *Service) GiveUpSpool(ctx context.Context, id, reason string) (last usage.Month, known SpoolReport, err error) {
+	last = s.lastMonth(s.monthCloseAfter)
+	err = s.store.Write(ctx, func(tx Tx) error {
+		behind, err := tx.SpoolsBehind(last.End(), maxBehind)
+		if err != nil {
+			return err
+		}
+		if i := slices.IndexFunc(behind, func(r SpoolReport) bool { return r.ID == id }); i >= 0 {
+			known = behind[i]
+		}
+		return tx.GiveUpSpool(id, last.End(), reason, s.Now())
+	})
 	if errors.Is(err, ErrAbsent) {
-		return problem.New(problem.NotFound, "No month waits for a spool %s.", id).
+		err = problem.New(problem.NotFound, "No month waits for a spool %s.", id).
 			WithFix("The server's log and /service_status name the spools that months wait for.")
 	}
-	return err
+	return last, known, err
 }
 
 // CloseMonths closes all months whose time has come, and returns how many. It

@@ -110,12 +110,15 @@ func (s *Server) noteBehind(err error, now time.Time) bool {
 	return true
 }
 
-// GiveUpSpool implements api.Status.
-func (s *Server) GiveUpSpool(ctx context.Context, id, reason string) error {
-	if err := s.Service.GiveUpSpool(ctx, id, reason); err != nil {
+// GiveUpSpool implements api.Status. No root's audit log has an entry of it, since
+// a spool belongs to a server: the log's line and the reason beside the spool stay.
+func (s *Server) GiveUpSpool(ctx context.Context, id, reason, requestID string) error {
+	month, report, err := s.Service.GiveUpSpool(ctx, id, reason)
+	if err != nil {
 		return err
 	}
-	s.config.Log.Warn("a spool was given up: months are closed without what it may hold of them", "spool", id, "reason", reason)
+	s.config.Log.Warn("a spool was given up: months are closed without what it may hold of them", "spool", id, "place", report.Place,
+		"stored_until", report.StoredUntil, "last_month", month, "reason", reason, "request_id", requestID)
 	return nil
 }
 

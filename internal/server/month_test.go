@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -76,7 +77,10 @@ func TestAMonthWaitsForEverySpool(t *testing.T) {
 			clock := &monthClock{}
 			clock.set("2026-11-30T23:50:00Z")
 			database := testkit.Postgres(t)
-			a := testkit.Start(t, "postgres", func(c *server.Config) { c.Database, c.Now = database, clock.now })
+			log := &logBuffer{}
+			a := testkit.Start(t, "postgres", func(c *server.Config) {
+				c.Database, c.Now, c.Log = database, clock.now, slog.New(slog.NewTextHandler(log, nil))
+			})
 			second := func(dir string) *testkit.Server {
 				return testkit.Open(t, "postgres", func(c *server.Config) {
 					c.Database, c.Now, c.OperatorKey = database, clock.now, a.OperatorKey
@@ -135,7 +139,12 @@ func TestAMonthWaitsForEverySpool(t *testing.T) {
 			for _, id := range []string{"none", a.Recorder.ID(), idle.Recorder.ID()} {
 				a.Must(404, "DELETE", "/spools/"+id+"?reason=x", a.OperatorKey, "")
 			}
-			a.Must(200, "DELETE", "/spools/"+b.Recorder.ID()+"?reason=broken+disk", a.OperatorKey, "")
+			a.Must(200, "DELETE", "/spools/"+b.Recorder.ID()+"?reason=broken+disk", a.OperatorKey, "", "X-Request-Id", "given-up")
+			_, line, _ := strings.Cut(log.String(), "was given up")
+			if line, _, _ = strings.Cut(line, "\n"); !strings.Contains(line, "spool="+b.Recorder.ID()) || !strings.Contains(line, `reason="broken disk"`) ||
+				!strings.Contains(line, "request_id=given-up") || !strings.Contains(line, "last_month=2026-11") || !strings.Contains(line, b.Config.DataDir) {
+				t.Errorf("the log says %q", line)
+			}
 			if behind := closes(t, a); behind != nil {
 				t.Fatalf("it still waits: %v", behind)
 			}

@@ -166,6 +166,7 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 			s.Recorder.Close(ctx)
 		}
 	}()
+	s.Store.BorrowFrom(s.Recorder.Lend)
 	id, hash, ok := key.ParseToken(s.OperatorKey)
 	if !ok || id != "operator" {
 		return nil, errors.New("the operator key is malformed; 'orgd keygen' makes one")

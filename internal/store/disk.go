@@ -193,7 +193,7 @@ func (e *sqliteEngine) renewLog() (err error) {
 		return err
 	}
 	if e.writer == nil {
-		if e.writer, err = openSQLite(e.uri, false); err != nil {
+		if e.writer, err = e.openWriter(); err != nil {
 			return err
 		}
 	}

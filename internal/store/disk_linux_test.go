@@ -163,3 +163,69 @@ func readOnly(dir string) bool {
 	err := os.WriteFile(filepath.Join(dir, "probe"), nil, 0o600)
 	return errors.Is(err, unix.EROFS)
 }
+
+// A log that cannot be copied, since others have filled the disk, is copied once
+// the store can borrow what it grows the database by, and gives more back. With too
+// little to borrow nothing of the disk is touched.
+func TestALogOnAFullDisk(t *testing.T) {
+	disk := testkit.NewDisk(t, "32")
+	dir := filepath.Join(disk.Dir, "data")
+	s := openSQLite(t, dir, store.Options{})
+	plantRoot(t, s, "r")
+	wal := func() int64 {
+		info, err := os.Stat(filepath.Join(dir, "orgd.db-wal"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	for wal() < 1<<20 {
+		if err := update(s, "r"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk.Fill()
+	refused := func() {
+		t.Helper()
+		for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if err := update(s, "r"); !problem.Is(err, problem.StorageFull) {
+				t.Fatalf("on a full disk: %v", err)
+			}
+		}
+		if size := wal(); size < 1<<20 {
+			t.Errorf("the log of %d bytes was copied into nothing", size)
+		}
+	}
+	refused()
+	asked := int64(0)
+	s.BorrowFrom(func(bytes int64, use func()) { asked = bytes })
+	refused()
+	if asked <= 0 || asked > wal() {
+		t.Errorf("the store wants to borrow %d bytes for a log of %d", asked, wal())
+	}
+	fill := filepath.Join(disk.Dir, "fill")
+	s.BorrowFrom(func(bytes int64, use func()) {
+		info, err := os.Stat(fill)
+		if err == nil {
+			err = os.Truncate(fill, info.Size()-(bytes+4095)/4096*4096)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		use()
+		f, err := os.OpenFile(fill, os.O_WRONLY, 0)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer f.Close()
+		if err := unix.Fallocate(int(f.Fd()), 0, 0, info.Size()); err != nil {
+			t.Errorf("what was borrowed is not given back: %v", err)
+		}
+	})
+	for end := time.Now().Add(5 * time.Second); update(s, "r") != nil; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("changes are refused although there was space to borrow")
+		}
+	}
+}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
+
+	"github.com/orgd/orgd/internal/problem"
 )
 
 // Bounds of one group commit: how many changes share it, and for how long it
@@ -74,6 +76,7 @@ func (e *sqliteEngine) commitGroup(first *job) {
 		close(first.done)
 		return
 	}
+	e.makeRoom()
 	if err := e.begin(); err != nil {
 		first.err = sqliteProblem(err)
 		close(first.done)
@@ -245,6 +248,9 @@ func (g *group) giveUp(err error) error {
 // answer ends the jobs of the group, with err if it is not nil. committed says
 // that their changes are in the database, or may be.
 func (g *group) answer(err error, committed bool) {
+	if problem.Is(err, problem.StorageFull) {
+		g.full = true
+	}
 	for _, j := range g.jobs {
 		if committed && j.err == nil {
 			j.committed(j.touched)

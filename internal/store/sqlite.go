@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -23,8 +24,15 @@ import (
 )
 
 // A WAL of checkpointPages pages is copied into the database. Many small
-// changes to the same pages are then copied once.
-const checkpointPages = 20_000
+// changes to the same pages are then copied once. Its file keeps logBytes at
+// most for the next log, and on a small disk both are less: one part in
+// logParts of it.
+const (
+	checkpointPages = 20_000
+	logBytes        = 128 << 20
+	logParts        = 16
+	pageSize        = 4096
+)
 
 // OpenSQLite opens the database orgd.db in dir, which it creates with mode
 // 0700 if need be, and brings its schema up to date. It refuses a directory
@@ -56,6 +64,7 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 		disk:        disk,
 		owner:       owner,
 		generations: &s.generations,
+		lend:        &s.lend,
 		queue:       make(chan *job, 4*groupSize),
 		done:        make(chan struct{}),
 		groupTime:   groupTime,
@@ -103,6 +112,7 @@ type sqliteEngine struct {
 	disk        *diskState
 	checkpoints sync.Mutex // held by who empties the log
 	generations *generations
+	lend        *atomic.Pointer[Lender]
 	queue       chan *job
 	done        chan struct{} // closed when the writer has ended
 
@@ -112,6 +122,8 @@ type sqliteEngine struct {
 	lastSize   int           // of the last group
 	lastCommit time.Duration
 	failed     time.Time // when a group was last undone
+	full       bool      // the disk had no space for the last group
+	emptied    time.Time // when makeRoom has last failed
 	healed     time.Time // when heal has last tried
 	unhealed   error     // what kept it
 
@@ -132,11 +144,10 @@ func (e *sqliteEngine) writersPerRoot() int { return 0 }
 func (e *sqliteEngine) processes() int { return 1 }
 
 func (e *sqliteEngine) open(ctx context.Context, o Options) error {
-	writer, err := openSQLite(e.uri, false)
-	if err != nil {
+	var err error
+	if e.writer, err = e.openWriter(); err != nil {
 		return err
 	}
-	e.writer = writer
 	if err := e.inherit(); err != nil {
 		e.writer.close()
 		return err
@@ -291,7 +302,7 @@ func (e *sqliteEngine) write(ctx context.Context, fn func(*tx) error, committed 
 
 func (e *sqliteEngine) begin() (err error) {
 	if e.writer == nil {
-		if e.writer, err = openSQLite(e.uri, false); err != nil {
+		if e.writer, err = e.openWriter(); err != nil {
 			return err
 		}
 	}
@@ -331,7 +342,23 @@ func (e *sqliteEngine) inherit() error {
 // reopen gives the writer a new connection, now or with the next group.
 func (e *sqliteEngine) reopen() {
 	e.writer.close()
-	e.writer, _ = openSQLite(e.uri, false)
+	e.writer, _ = e.openWriter()
+}
+
+// openWriter opens the connection that makes all changes, with a log that suits
+// the disk.
+func (e *sqliteEngine) openWriter() (*sqliteConn, error) {
+	c, err := openSQLite(e.uri, false)
+	if err != nil {
+		return nil, err
+	}
+	size := durable.ShareOf(filepath.Dir(e.path), logParts, logBytes)
+	pages := min(checkpointPages, size/(pageSize+frameHeaderSize))
+	if err := c.c.Exec(fmt.Sprintf(`PRAGMA wal_autocheckpoint = %d; PRAGMA journal_size_limit = %d`, pages, size)); err != nil {
+		c.close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // sqliteProblem says what an error of SQLite means to a caller. In a
@@ -437,15 +464,13 @@ func openSQLite(uri string, readOnly bool) (*sqliteConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	pragmas := fmt.Sprintf(busyTimeout+`
+	pragmas := busyTimeout + `
 		PRAGMA journal_mode = WAL;
 		PRAGMA synchronous = FULL;
-		PRAGMA wal_autocheckpoint = %d;
-		PRAGMA journal_size_limit = 134217728;
 		PRAGMA temp_store = MEMORY;
 		PRAGMA trusted_schema = OFF;
 		PRAGMA secure_delete = ON;
-		PRAGMA cache_size = -16000;`, checkpointPages)
+		PRAGMA cache_size = -16000;`
 	if readOnly {
 		pragmas = busyTimeout + `
 		PRAGMA temp_store = MEMORY;

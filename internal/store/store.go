@@ -61,7 +61,17 @@ type Store struct {
 	generations generations
 	log         *slog.Logger
 	trace       atomic.Pointer[func(text string)]
+	lend        atomic.Pointer[Lender]
 }
+
+// A Lender has disk space that is kept for something else. It calls use once, with
+// at least so many bytes of it given up until use returns; if it has less, use is
+// not called.
+type Lender func(bytes int64, use func())
+
+// BorrowFrom names the lender of the space that the store may need for a moment
+// on a full disk, to free more than that.
+func (s *Store) BorrowFrom(lend Lender) { s.lend.Store(&lend) }
 
 // Trace has fn called with the text of every statement from now on, and with
 // "BEGIN" before those of a transaction; nil ends that. Tests compare by it what

@@ -48,6 +48,7 @@ type Request struct {
 	token      string
 	login      org.Login
 	address    string // IP as text
+	failsAgain bool   // it is a probe, and the one before has failed
 	body       []byte
 	maxBody    int64
 	idempotent *org.Idempotency

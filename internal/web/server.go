@@ -53,8 +53,9 @@ type Route struct {
 	// Room is how many bytes are charged to a GET before its answer is made:
 	// see the budget of bytes.
 	Room int64
-	// Probe says that machines make the call again and again: a success is
-	// logged at level debug, unless the call before failed.
+	// Probe says that machines make the call again and again: it is logged at
+	// level debug, unless the one before failed and this one does not, or the
+	// other way round.
 	Probe bool
 	// Expensive tells whether the request is one of which only a few are
 	// worked on at the same time. It is asked once the request is permitted;
@@ -183,6 +184,7 @@ func (s *Server) handler(rt *Route) http.Handler {
 		r := &Request{Request: hr, ID: requestID(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody, server: s, route: rt}
 		r.IP, r.Trusted = s.origin(hr)
 		r.address = AddressText(r.IP)
+		r.failsAgain = rt.Probe && failing.Load()
 		defer r.ticket.Leave()
 		w.Header()["X-Request-Id"] = []string{r.ID}
 		resp, err := s.answer(rt, r)
@@ -222,7 +224,7 @@ func (s *Server) handler(rt *Route) http.Handler {
 		}
 		counter.(prometheus.Counter).Inc()
 		level := slog.LevelInfo
-		if failed := resp.Status >= 400; rt.Probe && !failing.Swap(failed) && !failed {
+		if failed := resp.Status >= 400; rt.Probe && failing.Swap(failed) == failed {
 			level = slog.LevelDebug
 		}
 		s.logRequest(level, rt, r, resp.Status, end, took)
@@ -426,7 +428,11 @@ func (s *Server) failed(rt *Route, r *Request, err error) *Response {
 	}
 	// What a budget refuses is counted there, and no fault.
 	if e.Code.Status() >= 500 && e.Extra["budget"] == nil {
-		s.log.Error("request failed", "request_id", r.ID, "operation", rt.Operation, "code", e.Code, "error", err)
+		level := slog.LevelError
+		if r.failsAgain {
+			level = slog.LevelDebug
+		}
+		s.log.Log(context.Background(), level, "request failed", "request_id", r.ID, "operation", rt.Operation, "code", e.Code, "error", err)
 	}
 	resp := Problem(e, "urn:orgd:request:"+r.ID)
 	if rt.Prepare != nil {

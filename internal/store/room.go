@@ -1,0 +1,63 @@
+package store
+
+import (
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/orgd/orgd/internal/durable"
+)
+
+// roomMargin is the free space that a group of changes is taken to need at most.
+const roomMargin = 1 << 20
+
+// makeRoom empties the log before a group of changes if the disk has less free
+// space than the log and the group may need: what is in the log may all be new
+// pages of the database, and a log that cannot be copied cannot be freed either.
+// So a full disk is full of data, not of log, unless others fill it. Then the
+// spool's spare file is lent, which is made again from what that frees.
+//
+// What keeps it from doing so is tried again; the group is made, or refused for
+// want of space, all the same.
+func (e *sqliteEngine) makeRoom() {
+	info, err := os.Stat(e.path + "-wal")
+	if err != nil || info.Size() == 0 || e.writer == nil || time.Since(e.emptied) < healPause {
+		return
+	}
+	_, free, err := durable.Space(filepath.Dir(e.path))
+	if err != nil || !e.full && free > info.Size()+roomMargin {
+		return
+	}
+	lacks := int64(0)
+	if grows, err := e.growth(); err != nil {
+		return
+	} else if grows > free {
+		lacks = grows - free
+	}
+	done := false
+	empty := func() {
+		busy, err := e.emptyLog(e.writer)
+		done = err == nil && !busy
+	}
+	if lend := e.lend.Load(); lacks == 0 {
+		empty()
+	} else if lend != nil {
+		(*lend)(lacks, empty)
+	}
+	if e.full = false; !done {
+		e.full, e.emptied = true, time.Now()
+	}
+}
+
+// growth is by how much the log makes the database's file longer.
+func (e *sqliteEngine) growth() (int64, error) {
+	var pages int64
+	if err := e.writer.query(into(&pages), `PRAGMA page_count`); err != nil {
+		return 0, err
+	}
+	info, err := os.Stat(e.path)
+	if err != nil {
+		return 0, err
+	}
+	return pages*pageSize - info.Size(), nil
+}
