@@ -752,6 +752,13 @@ func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, o
 		if err != nil {
 			return nil, nil, err
 		}
+		// The key before the present one goes: nothing may rest on it any more.
+		if _, err := audit.OpenCheckpoint(sig.Checkpoint, from.Verifier()); err != nil {
+			p := problem.New(problem.Conflict, "The audit log has not been signed with its present key yet, which it got by the last rotation.").
+				WithFix("Try again once it has been signed, which takes a few seconds at most.")
+			p.RetryAfter = time.Second
+			return nil, nil, p
+		}
 		to, err := s.keyring.Key(keys.Now.Seed, head.LogID, head.Epoch, keys.Now.Version)
 		if err != nil {
 			return nil, nil, err

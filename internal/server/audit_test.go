@@ -590,6 +590,34 @@ func TestRotatedLogKey(t *testing.T) {
 	})
 }
 
+// A key that has signed nothing yet is not rotated: what the one before it has signed
+// could not be checked any more.
+func TestRotatedBeforeSigned(t *testing.T) {
+	engines(t, func(t *testing.T, engine string) {
+		s := testkit.Start(t, engine, func(c *server.Config) { c.SignInterval = time.Hour })
+		s.Must(http.StatusCreated, "POST", "/orgs", s.OperatorKey, `{"id":"acme","name":"Acme"}`)
+		rotate := func(status int) {
+			t.Helper()
+			s.Must(status, "POST", "/orgs/acme/audit_log/rotate_key", s.OperatorKey, `{"overlap_seconds":60}`)
+		}
+		sign := func() {
+			t.Helper()
+			if err := s.SignLogs(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sign()
+		rotate(http.StatusOK)
+		rotate(http.StatusConflict)
+		s.Must(http.StatusOK, "PATCH", "/orgs/acme", s.OperatorKey, `{"name":"Acme 2"}`)
+		rotate(http.StatusConflict)
+		sign()
+		rotate(http.StatusOK)
+		sign()
+		rotate(http.StatusOK)
+	})
+}
+
 // A new seed in the server's key file takes over with a rotation.
 func TestRotatedSeed(t *testing.T) {
 	tr := newTrail(t, testkit.Open(t, "sqlite"))
