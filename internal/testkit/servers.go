@@ -189,6 +189,7 @@ var OneProcess = map[string]string{
 	"TestWhenAKeyWorks":       "processes divide a rate limit",
 	"TestVerify":              "processes divide a rate limit",
 	"TestWhoseEventItIs":      "each process has metrics of its own",
+	"TestRoundTrips":          "it counts what goes between one process and the database",
 	// A hard limit is exact in one process. TestHardLimitOnReplicas says what
 	// several let through.
 	"TestHardLimitIsExact":                     "for a second a process does not know what others have let through",
