@@ -11,6 +11,12 @@ import (
 // roomMargin is the free space that a group of changes is taken to need at most.
 const roomMargin = 1 << 20
 
+// A disk that has plenty of space has enough for plentyTime, however fast it is.
+const (
+	plenty     = 1 << 30
+	plentyTime = 100 * time.Millisecond
+)
+
 // makeRoom empties the log before a group of changes if the disk has less free
 // space than the log and the group may need: what is in the log may all be new
 // pages of the database, and a log that cannot be copied cannot be freed either.
@@ -20,12 +26,21 @@ const roomMargin = 1 << 20
 // What keeps it from doing so is tried again; the group is made, or refused for
 // want of space, all the same.
 func (e *sqliteEngine) makeRoom() {
+	if !e.full && time.Since(e.plenty) < plentyTime {
+		return
+	}
 	info, err := os.Stat(e.path + "-wal")
 	if err != nil || info.Size() == 0 || e.writer == nil || time.Since(e.emptied) < healPause {
 		return
 	}
 	_, free, err := durable.Space(filepath.Dir(e.path))
-	if err != nil || !e.full && free > info.Size()+roomMargin {
+	if err != nil {
+		return
+	}
+	if !e.full && free > info.Size()+roomMargin {
+		if free > info.Size()+plenty {
+			e.plenty = time.Now()
+		}
 		return
 	}
 	lacks := int64(0)

@@ -124,6 +124,7 @@ type sqliteEngine struct {
 	failed     time.Time // when a group was last undone
 	full       bool      // the disk had no space for the last group
 	emptied    time.Time // when makeRoom has last failed
+	plenty     time.Time // when it has last seen plenty of space
 	healed     time.Time // when heal has last tried
 	unhealed   error     // what kept it
 
