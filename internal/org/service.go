@@ -41,7 +41,7 @@ type Service struct {
 	meters *otter.Cache[string, *rootMeters]
 	quotas *otter.Cache[string, *rootQuota]
 	kept   *otter.Cache[string, *keptAnswers]
-	ends   *otter.Cache[string, logEnd] // by root
+	ends   *logEnds
 	spool  Spool
 	gauges *gauges
 	// turns are those of changes in the store, settling those of changes of
@@ -95,15 +95,11 @@ func NewService(c Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	ends, err := otter.New(&otter.Options[string, logEnd]{MaximumSize: 20_000})
-	if err != nil {
-		return nil, err
-	}
 	closeAfter := c.MonthCloseAfter
 	if closeAfter == 0 {
 		closeAfter = DefaultMonthCloseAfter
 	}
-	return &Service{meters: meters, quotas: quotas, kept: kept, ends: ends, monthCloseAfter: max(closeAfter, 0), store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
+	return &Service{meters: meters, quotas: quotas, kept: kept, ends: &logEnds{byRoot: map[string]logEnd{}}, monthCloseAfter: max(closeAfter, 0), store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
 		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
 		bounds: limits, spool: c.Spool, gauges: newGauges(), turns: turns{most: c.Store.WritersPerRoot()}, settling: turns{most: 1}, bulk: turns{most: 1},
 		keyring: c.Keyring, changed: changedRoots{roots: map[string]bool{}, wake: make(chan struct{}, 1)}}, nil
@@ -149,7 +145,7 @@ type change struct {
 	// that entries of a log are in the order of their times.
 	at    time.Time
 	now   func() time.Time
-	ends  *otter.Cache[string, logEnd]
+	ends  *logEnds
 	newID ident.Source
 	heads map[string]*audit.Head
 	// present returns the actor of the call as it is in this transaction; nil
@@ -273,7 +269,7 @@ func (c *change) append(entries []audit.Draft, rand io.Reader) (receipt audit.Re
 			return receipt, nil, err
 		}
 		if own := records[rootID]; c.ends != nil {
-			c.ends.Set(rootID, logEnd{c.heads[rootID].Root, own[len(own)-1].Timestamp})
+			c.ends.put(rootID, logEnd{c.heads[rootID].Root, own[len(own)-1].Timestamp})
 		}
 	}
 	return receipt, roots, nil
@@ -336,9 +332,34 @@ type logEnd struct {
 	at   time.Time
 }
 
+// logEnds remembers the ends of logs, those of maxLogEnds roots at most. It is safe
+// for concurrent use.
+type logEnds struct {
+	mu     sync.Mutex
+	byRoot map[string]logEnd
+}
+
+const maxLogEnds = 20_000
+
+func (e *logEnds) get(rootID string) (end logEnd, ok bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	end, ok = e.byRoot[rootID]
+	return end, ok
+}
+
+func (e *logEnds) put(rootID string, end logEnd) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.byRoot) >= maxLogEnds {
+		clear(e.byRoot) // they are looked up again
+	}
+	e.byRoot[rootID] = end
+}
+
 // lastEntry returns the time of the newest entry of a root's logs.
 func (c *change) lastEntry(head *audit.Head) (time.Time, error) {
-	if end, ok := c.ends.GetIfPresent(head.RootID); ok && end.root == head.Root && head.Size > 0 {
+	if end, ok := c.ends.get(head.RootID); ok && end.root == head.Root && head.Size > 0 {
 		return end.at, nil
 	}
 	at, err := c.LastAudit(head.RootID)
