@@ -87,10 +87,10 @@ func TestRoundTrips(t *testing.T) {
 		{"update by its own key", "PATCH", "/orgs/team", own, `{"name":"Team %d"}`, 200, 4},
 		{"update by a key above", "PATCH", "/orgs/team", above, `{"name":"Team %d"}`, 200, 4},
 		{"update by the operator", "PATCH", "/orgs/team", s.OperatorKey, `{"name":"Team %d"}`, 200, 4},
-		{"customizations", "PUT", "/orgs/team/customizations", own, `{"customizations":{"n":%d}}`, 200, 10},
-		{"child", "POST", "/orgs/team/children", own, `{"id":"child-%d","name":"Child"}`, 201, 9},
+		{"customizations", "PUT", "/orgs/team/customizations", own, `{"customizations":{"n":%d}}`, 200, 14},
+		{"child", "POST", "/orgs/team/children", own, `{"id":"child-%d","name":"Child"}`, 201, 14},
 		{"tags", "PUT", "/orgs/team/tags/blue-%d", own, "", 200, 6},
-		{"organization", "GET", "/orgs/team", own, "", 200, 2},
+		{"organization", "GET", "/orgs/team", own, "", 200, 4},
 		{"decision", "GET", "/forward_auth", own, "", 200, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
