@@ -45,7 +45,7 @@ func TestAFullDisk(t *testing.T) {
 		}
 		disk.Fill()
 		refused := 0
-		for range 40 {
+		for range 200 {
 			get()
 			if status := patch(); status == 507 || status == 503 {
 				refused++
