@@ -295,13 +295,16 @@ func (c *checkpointer) disputed(logID string) bool {
 
 // checkAnchors checks that the database has all that is anchored.
 func (c *checkpointer) checkAnchors(ctx context.Context) {
-	c.signing.Lock()
-	defer c.signing.Unlock()
-	for logID, rootID := range c.anchor.all() {
+	// Of many logs one at a time, so that others are signed meanwhile.
+	check := func(rootID, logID string) {
+		c.signing.Lock()
+		defer c.signing.Unlock()
 		if r, err := c.service.CheckAnchor(ctx, rootID, logID, c.anchor); err == nil && r != nil {
 			c.refuse(*r)
 		}
-		if ctx.Err() != nil {
+	}
+	for logID, rootID := range c.anchor.all() {
+		if check(rootID, logID); ctx.Err() != nil {
 			return
 		}
 	}
