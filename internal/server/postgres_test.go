@@ -134,6 +134,13 @@ func TestPostgresGoesAndComes(t *testing.T) {
 			}
 		}
 		s.Must(200, "GET", "/healthz", "", "")
+		// The database is looked at several times a second.
+		for deadline := time.Now().Add(time.Second); s.Do("GET", "/readyz", "", "").Status == 200; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Error("PostgreSQL is gone, and the server says that it is ready")
+				break
+			}
+		}
 		s.Must(503, "GET", "/readyz", "", "")
 		if a := s.Must(200, "GET", "/service_status", "", ""); a.String("status") != "degraded" || a.String("checks", "database", "status") != "failed" {
 			t.Errorf("status: %s", a.Body)

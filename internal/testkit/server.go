@@ -48,8 +48,11 @@ func Start(t testing.TB, engine string, change ...func(*server.Config)) *Server 
 	s := Open(t, engine, change...)
 	t.Cleanup(func() {
 		s.stopServing()
+		// A test that has failed may have left its database behind.
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
 		for _, m := range s.members {
-			if err := m.Recorder.Drain(context.Background()); err != nil {
+			if err := m.Recorder.Drain(ctx); err != nil {
 				t.Error(err)
 			}
 		}
