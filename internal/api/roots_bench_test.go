@@ -112,23 +112,25 @@ func BenchmarkRootsOnPostgres(b *testing.B) {
 	}
 }
 
-// BenchmarkHotRootOnPostgres changes 16 organizations of one root at the same time,
-// also while somebody has an old snapshot open, as a backup has.
+// BenchmarkHotRootOnPostgres changes organizations of one root from 16 clients, as
+// many of them or few again and again; also while somebody has an old snapshot open,
+// as a backup has, and with a synchronous standby that is 2 ms away.
 func BenchmarkHotRootOnPostgres(b *testing.B) {
 	const clients = 16
-	for _, snapshot := range []bool{false, true} {
-		b.Run(fmt.Sprintf("snapshot=%t", snapshot), func(b *testing.B) {
+	for _, beside := range []string{"nothing", "snapshot", "standby"} {
+		b.Run("beside="+beside, func(b *testing.B) {
 			cluster := testkit.NewPostgresCluster(b)
 			s := testkit.Open(b, "postgres", func(c *server.Config) {
 				c.Database, c.SignInterval = cluster.URL, 0
 				c.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 			})
 			s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"hot","name":"Hot"}`)
-			for i := range clients {
+			for i := range 1024 {
 				s.Must(201, "POST", "/orgs/hot/children", s.OperatorKey, fmt.Sprintf(`{"id":"child-%d","name":"Child"}`, i))
 			}
 			key, _ := s.NewKey("hot", `"permissions":["admin"]`)
-			if snapshot {
+			switch beside {
+			case "snapshot":
 				c, err := pgx.Connect(b.Context(), cluster.URL)
 				if err != nil {
 					b.Fatal(err)
@@ -137,9 +139,18 @@ func BenchmarkHotRootOnPostgres(b *testing.B) {
 				if _, err := c.Exec(b.Context(), `begin isolation level repeatable read; select count(*) from orgs`); err != nil {
 					b.Fatal(err)
 				}
+			case "standby":
+				cluster.Standby(b, "far", distant(b, cluster.Address(), time.Millisecond))
+				cluster.WaitFor(b, "far")
 			}
 			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}}
-			changes(b, clients, func(i, n int) error { return rename(client, s, fmt.Sprintf("child-%d", i), key, n) })
+			for _, orgs := range []int{1024, clients} {
+				b.Run(fmt.Sprintf("orgs=%d", orgs), func(b *testing.B) {
+					changes(b, clients, func(i, n int) error {
+						return rename(client, s, fmt.Sprintf("child-%d", (i+n*clients)%orgs), key, n)
+					})
+				})
+			}
 		})
 	}
 }

@@ -44,9 +44,10 @@ type Service struct {
 	ends   *logEnds
 	spool  Spool
 	gauges *gauges
-	// turns are those of changes in the store, settling those of changes of
-	// settings that did not come through at once, bulk those of many events.
-	turns, settling, bulk turns
+	// turns are those of writes in the store, together those of changes that it may
+	// make together, settling those of changes of settings that did not come through
+	// at once, bulk those of many events.
+	turns, together, settling, bulk turns
 
 	keyring *audit.Keyring
 	changed changedRoots
@@ -99,9 +100,13 @@ func NewService(c Config) (*Service, error) {
 	if closeAfter == 0 {
 		closeAfter = DefaultMonthCloseAfter
 	}
+	together := 0
+	if c.Store.WritersPerRoot() > 0 {
+		together = maxTurns
+	}
 	return &Service{meters: meters, quotas: quotas, kept: kept, ends: &logEnds{byRoot: map[string]logEnd{}}, monthCloseAfter: max(closeAfter, 0), store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
 		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
-		bounds: limits, spool: c.Spool, gauges: newGauges(), turns: turns{most: c.Store.WritersPerRoot()}, settling: turns{most: 1}, bulk: turns{most: 1},
+		bounds: limits, spool: c.Spool, gauges: newGauges(), turns: turns{most: c.Store.WritersPerRoot()}, together: turns{most: together}, settling: turns{most: 1}, bulk: turns{most: 1},
 		keyring: c.Keyring, changed: changedRoots{roots: map[string]bool{}, wake: make(chan struct{}, 1)}}, nil
 }
 
@@ -164,7 +169,7 @@ type change struct {
 func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (result any, entries []audit.Draft, err error)) (audit.Receipt, error) {
 	var receipt audit.Receipt
 	var roots []string
-	err := s.write(ctx, call, func(tx Tx) error {
+	err := s.writeTogether(ctx, call, func(tx Tx) error {
 		receipt = audit.Receipt{}
 		own := *call // its actor is brought up to date
 		c := &change{Tx: tx, call: &own, at: s.Now(), now: s.Now, ends: s.ends, newID: s.newID, heads: map[string]*audit.Head{}, present: s.present, rootOf: s.rootOf}
@@ -200,6 +205,30 @@ func (s *Service) write(ctx context.Context, call *Call, fn func(Tx) error) erro
 	}
 	defer leave()
 	return s.store.Write(ctx, fn)
+}
+
+// writeTogether is write for a change that locks the actor's root, if it has one,
+// and nothing else. Those that come at the same time may share a transaction.
+func (s *Service) writeTogether(ctx context.Context, call *Call, fn func(Tx) error) error {
+	rootID := call.Actor.RootID
+	if rootID == "" {
+		return s.store.Write(ctx, fn)
+	}
+	if s.together.most == 0 {
+		return s.store.WriteTogether(ctx, rootID, fn)
+	}
+	leave, err := s.together.take(ctx, rootID)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	waiting, cancel := context.WithTimeoutCause(ctx, turnWait, errTurn)
+	defer cancel()
+	err = s.store.WriteTogether(waiting, rootID, fn)
+	if errors.Is(err, context.DeadlineExceeded) && context.Cause(waiting) == errTurn {
+		err = tooManyTurns()
+	}
+	return err
 }
 
 // precheck runs checks of a change before the change, on what is committed and

@@ -47,8 +47,13 @@ type Store interface {
 	// problem.Unavailable. After fn has started, ctx no longer cancels it.
 	Write(ctx context.Context, fn func(Tx) error) error
 
-	// WritersPerRoot is how many transactions that wait for the same root the
-	// store can bear at once without harm to others; 0 for any number.
+	// WriteTogether is Write for a small change that locks this root and no other.
+	// The store may run changes of the root that come at the same time in one
+	// transaction; none of them is kept, or answered, for what another one does.
+	WriteTogether(ctx context.Context, rootID string, fn func(Tx) error) error
+
+	// WritersPerRoot is how many transactions by Write that wait for the same root
+	// the store can bear at once without harm to others; 0 for any number.
 	WritersPerRoot() int
 
 	// Partition prepares the store for the months to come, and removes whole

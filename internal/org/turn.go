@@ -2,6 +2,7 @@ package org
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -82,6 +83,9 @@ func (t *turns) take(ctx context.Context, rootID string) (leave func(), err erro
 	}
 	return leave, nil
 }
+
+// errTurn ends the wait for a turn.
+var errTurn = errors.New("the turn has not come in time")
 
 func tooManyTurns() error {
 	p := problem.New(problem.Unavailable, "Too many changes below the same root are waiting for each other; nothing was changed.").

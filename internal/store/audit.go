@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -44,9 +45,10 @@ const (
 )
 
 // groupHeads are the heads of the logs that changes of one transaction have
-// appended to, by root. Many changes move the head of one log: it is written
-// for the first of them, which shows that it was not stale, and then not again
-// until it has to be.
+// appended to, by root. Many changes move the head of one log. On SQLite it is
+// written for the first of them, which shows that it was not stale, and then not
+// again until it has to be; on PostgreSQL, where it was read under the root's lock,
+// once.
 type groupHeads map[string]*groupHead
 
 type groupHead struct {
@@ -61,12 +63,13 @@ func (heads groupHeads) write(c conn) error {
 		if h.Size == h.stored {
 			continue
 		}
-		n, err := c.exec(moveHead, h.RootID, h.Ordinal, h.Size, h.Root[:], rangeBytes(h.Range), h.stored)
+		err := c.later(statement{text: moveHead, must: true,
+			args: []any{h.RootID, h.Ordinal, h.Size, h.Root[:], rangeBytes(h.Range), h.stored}})
+		if errors.Is(err, org.ErrStale) {
+			return fmt.Errorf("the head of the audit log of %s is not where its entries begin", h.RootID)
+		}
 		if err != nil {
 			return err
-		}
-		if n != 1 {
-			return fmt.Errorf("the head of the audit log of %s is not where its entries begin", h.RootID)
 		}
 	}
 	clear(heads)
@@ -90,14 +93,18 @@ func (t *tx) settle(text string, writes bool) error {
 
 func (t *tx) Lock(rootID string) (*audit.Head, error) {
 	h := &audit.Head{}
-	if last := t.heads[rootID]; last != nil {
+	last := t.heads[rootID]
+	if last != nil {
 		*h = last.Head
-	} else if t.wanted != nil {
-		if err := t.lockAhead(scanHead(h), rootID); err != nil {
+	}
+	if t.wanted != nil {
+		if err := t.lockAhead(scanHead(h), rootID, last != nil); err != nil {
 			return nil, err
 		}
-	} else if err := t.queryRow(scanHead(h), lockHead, rootID); err != nil {
-		return nil, err
+	} else if last == nil {
+		if err := t.queryRow(scanHead(h), lockHead, rootID); err != nil {
+			return nil, err
+		}
 	}
 	// What was read before the lock may have changed since.
 	clear(t.read)
@@ -137,7 +144,9 @@ func (t *tx) AppendAudit(head *audit.Head, records []audit.Record) error {
 	defer t.leavesTree(t.writes)
 	before := head.Size - int64(len(records))
 	last := t.heads[head.RootID]
-	if last == nil {
+	if last == nil && t.heads != nil && t.d.sendsAhead {
+		last = &groupHead{stored: before}
+	} else if last == nil {
 		err := t.execOne(moveHead, head.RootID, head.Ordinal, head.Size, head.Root[:], rangeBytes(head.Range), before)
 		if err != nil {
 			return err

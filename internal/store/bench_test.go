@@ -40,6 +40,11 @@ func update(s *store.Store, rootID string) error {
 	return s.Write(context.Background(), func(tx org.Tx) error { return change(tx, rootID) })
 }
 
+// updateTogether is update for a change that may share its transaction.
+func updateTogether(s *store.Store, rootID string) error {
+	return s.WriteTogether(context.Background(), rootID, func(tx org.Tx) error { return change(tx, rootID) })
+}
+
 func change(tx org.Tx, rootID string) error {
 	if _, err := tx.Org(rootID); err != nil {
 		return err

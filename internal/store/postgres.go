@@ -90,7 +90,8 @@ func settingsText(settings [][2]string, local bool) string {
 // without, the error is a *PoolerError.
 //
 // Each Write is one transaction of its own at READ COMMITTED, in which Lock
-// serializes the changes of a root. Each Read is one snapshot.
+// serializes the changes of a root; WriteTogether shares one among changes of a
+// root that wait. Each Read is one snapshot.
 func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
@@ -106,7 +107,7 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 		prepareConfig(c)
 	}
 	s := &Store{log: o.logger()}
-	e := &postgresEngine{id: rand.Text(), instance: rand.Text(), name: processName(), texts: &sync.Map{}, config: config.ConnConfig.Copy(), direct: direct, pooled: o.Direct != ""}
+	e := &postgresEngine{id: rand.Text(), instance: rand.Text(), name: processName(), texts: &sync.Map{}, queues: rootQueues{roots: map[string]*rootQueue{}}, config: config.ConnConfig.Copy(), direct: direct, pooled: o.Direct != ""}
 	e.epoch.Store(newEpoch())
 	if e.pooled {
 		e.config.DefaultQueryExecMode, config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec, pgx.QueryExecModeExec
@@ -251,6 +252,7 @@ type postgresEngine struct {
 	// Heavy reads and changes, which wait for each other's locks, leave some
 	// connections of the pool to other reads.
 	heavy, writers share
+	queues         rootQueues
 }
 
 // process returns the name under which this process makes changes.
@@ -457,6 +459,12 @@ func (e *postgresEngine) write(ctx context.Context, fn func(*tx) error, committe
 		return err
 	}
 	defer e.writers.leave()
+	return e.writeAlone(ctx, fn, committed)
+}
+
+// writeAlone runs a change in a transaction of its own, for whoever has a place
+// among the writers.
+func (e *postgresEngine) writeAlone(ctx context.Context, fn func(*tx) error, committed func(touched)) error {
 	for attempt := 1; ; attempt++ {
 		if err := ctx.Err(); err != nil && attempt == 1 {
 			return err

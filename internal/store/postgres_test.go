@@ -128,6 +128,11 @@ func TestPostgresGone(t *testing.T) {
 // connections were cut at random moments, and nothing that failed with another
 // code than OutcomeUnknown is.
 func TestPostgresCutConnections(t *testing.T) {
+	t.Run("alone", func(t *testing.T) { testCutConnections(t, update) })
+	t.Run("together", func(t *testing.T) { testCutConnections(t, updateTogether) })
+}
+
+func testCutConnections(t *testing.T, update func(s *store.Store, rootID string) error) {
 	url := testkit.Postgres(t)
 	s := openPostgres(t, url)
 	plantRoot(t, s, "r")
@@ -226,5 +231,62 @@ func TestPostgresConflict(t *testing.T) {
 	}
 	if runs.Load() < 3 {
 		t.Errorf("%d runs: there was no deadlock to recover from", runs.Load())
+	}
+}
+
+// TestPostgresTogether: changes that wait for a root share a transaction, and
+// whoever goes away while waiting changes nothing.
+func TestPostgresTogether(t *testing.T) {
+	url := testkit.Postgres(t)
+	s := openPostgres(t, url)
+	plantRoot(t, s, "r")
+	admin, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close(context.Background())
+	watcher, err := pgx.Connect(t.Context(), url) // a transaction sees the activity of its beginning
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watcher.Close(context.Background())
+	number := func(text string) (n int) {
+		if err := watcher.QueryRow(t.Context(), text).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if _, err := admin.Exec(t.Context(), `BEGIN; SELECT 1 FROM audit_heads WHERE root_id = 'r' FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	const changes = 30
+	var wg sync.WaitGroup
+	for range changes {
+		wg.Go(func() {
+			if err := updateTogether(s, "r"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	const waiting = `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`
+	eventually(t, "as many transactions as there are leaders", func() bool { return number(waiting) == 2 })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	err = s.WriteTogether(ctx, "r", func(tx org.Tx) error { return change(tx, "r") })
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v of one that waits no longer", err)
+	}
+	if n := number(waiting); n != 2 {
+		t.Errorf("%d transactions of one root wait for its lock", n)
+	}
+	if _, err := admin.Exec(t.Context(), `ROLLBACK`); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if n := number(`SELECT count(*) FROM audit_entries WHERE root_id = 'r'`); n != changes {
+		t.Errorf("%d entries of %d changes", n, changes)
+	}
+	if n := number(`SELECT count(DISTINCT xmin::text) FROM audit_entries WHERE root_id = 'r'`); n > changes/3 {
+		t.Errorf("%d transactions for %d changes that waited", n, changes)
 	}
 }

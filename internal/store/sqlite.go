@@ -301,6 +301,12 @@ func (e *sqliteEngine) write(ctx context.Context, fn func(*tx) error, committed 
 	return j.err
 }
 
+// writeTogether is write: all changes have one writer, which commits many of them
+// together.
+func (e *sqliteEngine) writeTogether(ctx context.Context, _ string, fn func(*tx) error, committed func(touched)) error {
+	return e.write(ctx, fn, committed)
+}
+
 func (e *sqliteEngine) begin() (err error) {
 	if e.writer == nil {
 		if e.writer, err = e.openWriter(); err != nil {

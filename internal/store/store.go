@@ -114,6 +114,8 @@ type engine interface {
 	// and before write returns. It does so too when the outcome of the commit
 	// is unknown.
 	write(ctx context.Context, fn func(*tx) error, committed func(touched)) error
+	// writeTogether is write for Store.WriteTogether.
+	writeTogether(ctx context.Context, rootID string, fn func(*tx) error, committed func(touched)) error
 	ping(ctx context.Context) error
 	scrub(ctx context.Context) error
 	// partition is Store.Partition.
@@ -137,6 +139,11 @@ func (s *Store) ReadHeavy(ctx context.Context, fn func(org.Tx) error) error {
 // Write implements org.Store.
 func (s *Store) Write(ctx context.Context, fn func(org.Tx) error) error {
 	return s.write(ctx, func(t *tx) error { return fn(t) })
+}
+
+// WriteTogether implements org.Store.
+func (s *Store) WriteTogether(ctx context.Context, rootID string, fn func(org.Tx) error) error {
+	return s.engine.writeTogether(ctx, rootID, s.traced(func(t *tx) error { return fn(t) }), s.generations.changed)
 }
 
 func (s *Store) read(ctx context.Context, fn func(*tx) error) error {

@@ -226,16 +226,19 @@ func (t *tx) Ahead(keyID string, orgIDs [2]string) {
 	}
 }
 
-// lockAhead locks the head of a root's log and reads what is wanted.
-func (t *tx) lockAhead(scan func(row) error, rootID string) error {
+// lockAhead locks the head of a root's log, unless that is done, and reads what is
+// wanted.
+func (t *tx) lockAhead(scan func(row) error, rootID string, locked bool) (err error) {
 	w := t.wanted
 	t.wanted = nil
-	found := false
-	t.traces(lockHead)
-	err := t.conn.later(statement{text: lockHead, args: []any{rootID}, answered: func(r row) error {
-		found = true
-		return scan(r)
-	}})
+	found := locked
+	if !locked {
+		t.traces(lockHead)
+		err = t.conn.later(statement{text: lockHead, args: []any{rootID}, answered: func(r row) error {
+			found = true
+			return scan(r)
+		}})
+	}
 	if err == nil && w.keyID != "" {
 		t.traces(keyByID)
 		err = t.conn.later(statement{text: keyByID, args: []any{w.keyID}, answered: func(r row) (err error) {

@@ -33,6 +33,7 @@ type Store interface {
 func Run(t *testing.T, open func(testing.TB) Store) {
 	for name, test := range map[string]func(*testing.T, Store){
 		"Transactions":       testTransactions,
+		"Together":           testTogether,
 		"Orgs":               testOrgs,
 		"UpdateOrg":          testUpdateOrg,
 		"Move":               testMove,
