@@ -29,7 +29,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/server"
 	"github.com/orgd/orgd/internal/usage"
@@ -143,7 +143,7 @@ func startIn(dir string, change ...func(*server.Config)) (*rig, error) {
 	return r, nil
 }
 
-var call = &org.Call{Actor: key.Operator(), RequestID: "bench", IP: "127.0.0.1"}
+var call = &org.Call{Actor: auth.Operator(), RequestID: "bench", IP: "127.0.0.1"}
 
 // tree creates a small tree and a key of its middle.
 func (r *rig) tree() error {
@@ -155,7 +155,7 @@ func (r *rig) tree() error {
 	if _, _, err := r.Service.Import(ctx, call, strings.NewReader(csv), org.ImportOptions{Format: "csv"}); err != nil {
 		return err
 	}
-	k, _, err := r.Service.CreateKey(ctx, call, "acme.eu", key.Request{Name: "bench", Permissions: []string{"admin", "app:orders:read"}})
+	k, _, err := r.Service.CreateKey(ctx, call, "acme.eu", auth.Request{Name: "bench", Permissions: []string{"admin", "app:orders:read"}})
 	if err == nil {
 		r.token = k.Secret
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
@@ -125,7 +126,7 @@ func loadDemo(ctx context.Context, s *server.Server, dataDir string) (token stri
 	if b, err := os.ReadFile(path); len(b) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return strings.TrimSpace(string(b)), err
 	}
-	call := &org.Call{Actor: key.Operator(), RequestID: "demo", IP: "127.0.0.1", UserAgent: "orgd demo"}
+	call := &org.Call{Actor: auth.Operator(), RequestID: "demo", IP: "127.0.0.1", UserAgent: "orgd demo"}
 	_, _, err = s.Service.Import(ctx, call, bytes.NewReader(kubernetesOrg), org.ImportOptions{Format: "csv"})
 	if err != nil && !taken(err) {
 		return "", err
@@ -135,7 +136,7 @@ func loadDemo(ctx context.Context, s *server.Server, dataDir string) (token stri
 			return "", err
 		}
 	}
-	k, _, err := s.Service.CreateKey(ctx, call, demoRoot, key.Request{Name: "Demo key", Permissions: []string{"admin"}})
+	k, _, err := s.Service.CreateKey(ctx, call, demoRoot, auth.Request{Name: "Demo key", Permissions: []string{"admin"}})
 	if err != nil {
 		return "", err
 	}
@@ -167,7 +168,7 @@ func changeDemo(ctx context.Context, s *server.Server, call *org.Call) error {
 			return err
 		}
 	}
-	if _, _, err := s.Service.CreateKey(ctx, call, demoParent, key.Request{Name: "SIG Release read-only", Permissions: []string{"read"},
+	if _, _, err := s.Service.CreateKey(ctx, call, demoParent, auth.Request{Name: "SIG Release read-only", Permissions: []string{"read"},
 		RateLimit: &key.RateLimit{Requests: 100, PeriodSeconds: 60}}); err != nil {
 		return err
 	}

@@ -65,7 +65,7 @@ func (q *query) accessQuery() org.AccessQuery {
 // what its key reaches.
 func within(aq org.AccessQuery, r *web.Request) org.AccessQuery {
 	aq.RootID, aq.OrgID, aq.Path = r.Org.RootID, r.Org.ID, r.Org.Path
-	if !r.Actor.Spans() && r.Actor.Reach == key.ReachSelf {
+	if !r.Actor.SeesBelow(r.Org.Path) {
 		aq.Scope = org.ScopeSelf
 	}
 	return aq

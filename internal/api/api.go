@@ -14,6 +14,7 @@ import (
 	"github.com/maypok86/otter/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
@@ -24,7 +25,7 @@ import (
 type API struct {
 	service  *org.Service
 	flusher  Flusher
-	limiter  *key.Limiter
+	limiter  *auth.Limiter
 	queries  *otter.Cache[string, knownQuery] // of /forward_auth
 	status   Status
 	log      Log
@@ -49,7 +50,7 @@ type Flusher interface {
 type Config struct {
 	Service  *org.Service
 	Flusher  Flusher
-	Limiter  *key.Limiter // of the keys that are verified; the server's own
+	Limiter  *auth.Limiter // of the keys that are verified; the server's own
 	Status   Status
 	Log      Log
 	Now      func() time.Time

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/ident"
-	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/web"
@@ -29,7 +28,7 @@ func withinAudit(aq org.AuditQuery, r *web.Request) (org.AuditQuery, error) {
 	if since := r.Org.TrailSince(); aq.From.Before(since) {
 		aq.From = since
 	}
-	if !r.Actor.Spans() && r.Actor.Reach == key.ReachSelf {
+	if !r.Actor.SeesBelow(r.Org.Path) {
 		if aq.Scope == org.ScopeChildren || aq.Scope == org.ScopeDescendants {
 			return aq, problem.New(problem.PermissionDenied, "This key reaches its own organization only.")
 		}

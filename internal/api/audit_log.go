@@ -61,7 +61,7 @@ func whole(r *web.Request) error {
 		return problem.New(problem.Conflict, "Only a root organization has this; %s is not a root.", r.Org.ID).
 			WithFix("Use the root organization, %s.", r.Org.RootID)
 	}
-	if !r.Actor.Spans() && r.Actor.Reach == key.ReachSelf {
+	if !r.Actor.SeesBelow(r.Org.Path) {
 		return problem.New(problem.PermissionDenied, "This key reaches its own organization only, and the log holds entries of all below it.").
 			WithFix("Use a key with the reach subtree.")
 	}

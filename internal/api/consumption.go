@@ -265,7 +265,7 @@ func (c *childRow) cells() []string {
 }
 
 func (a *API) listChildConsumption(r *web.Request) (*web.Response, error) {
-	if !r.Actor.Spans() && r.Actor.Reach == key.ReachSelf {
+	if !r.Actor.SeesBelow(r.Org.Path) {
 		return nil, problem.New(problem.PermissionDenied, "This key reaches its own organization only.").WithFix("Use a key with the reach subtree.")
 	}
 	q := parameters(r, "month", "meter", "sort", "format", "limit", "cursor")

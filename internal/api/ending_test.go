@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/api"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
@@ -148,7 +149,7 @@ func TestARightEndsWhileTheBodyComes(t *testing.T) {
 // the service makes them for a call that has been let through.
 var changesOfOwn = map[string]func(t *testing.T, s *org.Service, call *org.Call, prefix, keyID string) error{
 	"create key": func(t *testing.T, s *org.Service, call *org.Call, p, _ string) error {
-		_, _, err := s.CreateKey(t.Context(), call, p+"own", key.Request{Name: "late"})
+		_, _, err := s.CreateKey(t.Context(), call, p+"own", auth.Request{Name: "late"})
 		return err
 	},
 	"rotate key": func(t *testing.T, s *org.Service, call *org.Call, p, keyID string) error {

@@ -269,7 +269,7 @@ func (a *API) forwardAuth(r *web.Request) (*web.Response, error) {
 		"X-Orgd-Root-Id", o.RootID,
 		"X-Orgd-Path", strings.TrimSuffix(o.Path, "/"),
 		"X-Orgd-Key-Id", actor.ID,
-		"X-Orgd-Permissions", strings.Join(actor.Permissions, ","),
+		"X-Orgd-Permissions", strings.Join(actor.Holds(o.Path), ","),
 	}}, nil
 }
 
@@ -289,7 +289,7 @@ func ownDemands(r *web.Request, d *web.Decision) error {
 	case d.Action != "":
 		needs = key.AccessLogWrite
 	}
-	if needs == "" || d.Actor.May(needs) {
+	if needs == "" || d.Actor.Can(needs, d.Actor.Path) {
 		return nil
 	}
 	d.Action = ""

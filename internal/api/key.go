@@ -6,6 +6,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
@@ -106,7 +107,7 @@ func (a *API) createKey(r *web.Request) (*web.Response, error) {
 		k := result.(*org.NewKey)
 		return keyAnswer(http.StatusCreated, k.Key, k.Secret).With("Location", a.location(r, k.OrgID)+"/api_keys/"+k.ID)
 	}
-	k, receipt, err := a.service.CreateKey(r.Context(), r.Call(render), r.Org.ID, key.Request{Name: body.Name,
+	k, receipt, err := a.service.CreateKey(r.Context(), r.Call(render), r.Org.ID, auth.Request{Name: body.Name,
 		Permissions: body.Permissions, Reach: body.Reach, ExpiresAt: body.ExpiresAt, AllowedCIDRs: body.AllowedCIDRs, RateLimit: body.RateLimit})
 	if err != nil {
 		return nil, err
@@ -145,7 +146,7 @@ func (a *API) mayChangeKey(r *web.Request) error {
 	if err != nil {
 		return err
 	}
-	if p := key.Within(r.Actor, k); p != nil {
+	if p := auth.Covers(r.Actor, r.Org.Path, k); p != nil {
 		return p
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
@@ -167,7 +168,7 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 	on(t, func(t *testing.T, engine string) {
 		now := day("2026-11-14T12:00:00Z")
 		s := testkit.Open(t, engine, func(c *server.Config) { c.Now, c.SignInterval = func() time.Time { return now }, -1 })
-		operator := &org.Call{Actor: key.Operator()}
+		operator := &org.Call{Actor: auth.Operator()}
 		aggregations := map[string]usage.Aggregation{"m_sum": usage.Sum, "m_count": usage.Count, "m_max": usage.Max, "m_latest": usage.Latest}
 		limits := map[string]usage.Decimal{"a": 40 * usage.One, "b": 25 * usage.One}
 		must := func(err error) {
@@ -206,10 +207,11 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 				return err
 			}))
 			// The keys are x's own, and one above that may not change the limits.
-			actors := map[string]*key.Actor{}
+			actors := map[string]*auth.Actor{}
 			for _, of := range []string{"a", "b", "x", "y"} {
 				path := id("r") + "/" + map[string]string{"a": id("a") + "/", "b": id("b") + "/", "x": id("a") + "/" + id("x") + "/", "y": id("a") + "/" + id("y") + "/"}[of]
-				actors[of] = &key.Actor{Kind: key.KindKey, ID: id("key_" + of), Name: of, OrgID: id(of), RootID: id("r"), Path: path, Reach: key.ReachSubtree, Permissions: key.Permissions{"admin"}}
+				actors[of] = &auth.Actor{Kind: auth.KindKey, ID: id("key_" + of), Name: of, OrgID: id(of), RootID: id("r"), Path: path,
+					Grants: []auth.Grant{{Path: path, Reach: key.ReachSubtree, Permissions: key.AllPermissions()}}}
 			}
 			parent := map[string]string{"x": "a", "y": "a"}
 			model := map[string]*modelSeries{}

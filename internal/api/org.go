@@ -11,6 +11,7 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/ident"
+	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
@@ -91,11 +92,14 @@ func (a *API) whoAmI(r *web.Request) (*web.Response, error) {
 		Permissions []string   `json:"permissions"`
 		Reach       string     `json:"reach"`
 		ExpiresAt   *time.Time `json:"expires_at"`
-	}{Kind: string(act.Kind), ID: act.ID, Name: act.Name, Permissions: act.Permissions, Reach: string(act.Reach), ExpiresAt: act.ExpiresAt}
-	if act.Spans() {
+	}{Kind: string(act.Kind), ID: act.ID, Name: act.Name, Permissions: act.Holds(act.Path), Reach: string(key.ReachSubtree), ExpiresAt: act.Until()}
+	if act.Everywhere() {
 		v.Reach = "all"
 	} else {
 		v.OrgID, v.RootID = &act.OrgID, &act.RootID
+		if place, _ := act.Place(); place.Self {
+			v.Reach = string(key.ReachSelf)
+		}
 	}
 	return web.JSON(http.StatusOK, v), nil
 }
@@ -137,7 +141,7 @@ func (b *orgCreateBody) create() org.OrgCreate {
 	return in
 }
 
-func mayCreate(r *web.Request) error { return org.PermitBelow(r.Actor) }
+func mayCreate(r *web.Request) error { return org.PermitBelow(r.Actor, r.Place()) }
 
 func (a *API) createOrg(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
@@ -488,7 +492,7 @@ func (a *API) importOrgs(r *web.Request) (*web.Response, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	if opt.ParentID == "" && !r.Actor.Spans() {
+	if opt.ParentID == "" && !r.Actor.Everywhere() {
 		opt.ParentID = r.Actor.OrgID
 	}
 	if r.Sought = opt.ParentID; opt.ParentID != "" {

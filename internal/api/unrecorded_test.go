@@ -19,6 +19,7 @@ import (
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/api"
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
@@ -109,7 +110,7 @@ func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics, limiter := prometheus.NewRegistry(), key.NewLimiter(time.Time{}, func() int { return 1 })
+	metrics, limiter := prometheus.NewRegistry(), auth.NewLimiter(time.Time{}, func() int { return 1 })
 	a, err := api.New(api.Config{Service: service, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Log: &refusedLog{service, store}})
 	if err != nil {
 		t.Fatal(err)

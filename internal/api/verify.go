@@ -1,10 +1,12 @@
 package api
 
 import (
+	"cmp"
 	"net/http"
 	"time"
 
 	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
@@ -98,7 +100,7 @@ func (a *API) verify(r *web.Request) (*web.Response, error) {
 		return nil, err
 	}
 	r.Decision = &web.Decision{} // of nobody known, which leaves no event
-	if login.Actor != nil && (r.Actor.Spans() || !login.Actor.Spans() && r.Actor.Sees(login.Actor.Path)) {
+	if login.Actor != nil && (r.Actor.Everywhere() || !login.Actor.Everywhere() && r.Actor.Sees(login.Actor.Path)) {
 		d.Actor, d.OldSecret = login.Actor, login.OldSecret
 		r.Decision, v.decision = d, d
 	}
@@ -168,7 +170,7 @@ func (v *verdict) append(b []byte) []byte {
 		text("code", string(v.denied.Code))
 		text("detail", v.denied.Detail)
 	}
-	var actor key.Actor
+	var actor auth.Actor
 	var o org.Organization
 	if d := v.decision; d != nil {
 		actor = *d.Actor
@@ -176,7 +178,7 @@ func (v *verdict) append(b []byte) []byte {
 			o = *d.Org.Organization
 		}
 	}
-	if actor.Kind == key.KindKey {
+	if actor.Kind == auth.KindKey {
 		text("key_id", actor.ID)
 	} else {
 		text("key_id", "")
@@ -194,7 +196,7 @@ func (v *verdict) append(b []byte) []byte {
 	if v.decision == nil {
 		b = append(b, "null"...)
 	} else {
-		b = appendStrings(b, actor.Permissions)
+		b = appendStrings(b, actor.Holds(cmp.Or(o.Path, actor.Path)))
 	}
 	b = append(b, `,"rate_limit":`...)
 	if q := v.quota; q == nil {

@@ -36,38 +36,3 @@ func TestUsable(t *testing.T) {
 		})
 	}
 }
-
-func TestActorSeesAndMay(t *testing.T) {
-	subtree, err := NewActor(&Key{ID: "key_1", OrgID: "b", RootID: "a", Permissions: Permissions{OrgsRead}, Reach: ReachSubtree}, "a/b/", "a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	self := *subtree
-	self.Reach = ReachSelf
-	for _, tt := range []struct {
-		path               string
-		bySubtree, bySelf_ bool
-	}{
-		{"a/", false, false},
-		{"a/b/", true, true},
-		{"a/b/c/", true, false},
-		{"a/bc/", false, false},
-		{"x/", false, false},
-	} {
-		if subtree.Sees(tt.path) != tt.bySubtree || self.Sees(tt.path) != tt.bySelf_ {
-			t.Errorf("%s: seen by subtree reach %t, by self reach %t", tt.path, subtree.Sees(tt.path), self.Sees(tt.path))
-		}
-		if !Operator().Sees(tt.path) || !System().Sees(tt.path) {
-			t.Errorf("%s: not seen by the operator and the system", tt.path)
-		}
-	}
-	if !subtree.May(OrgsRead) || subtree.May(OrgsWrite) || !Operator().May(OrgsWrite) {
-		t.Error("May is not what the actor holds")
-	}
-	if subtree.Spans() || !Operator().Spans() {
-		t.Error("only the operator and the system span the roots")
-	}
-	if _, err := NewActor(&Key{AllowedCIDRs: []string{"damaged"}}, "a/", ""); err == nil {
-		t.Error("a damaged address range is taken for none, which is every address")
-	}
-}

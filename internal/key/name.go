@@ -8,6 +8,9 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 )
 
+// MaxNameLen is the greatest number of characters of a name.
+const MaxNameLen = 256
+
 // CheckName returns a name, of a key or of an organization, without the white
 // space around it: 1 to 256 characters of any script, without any that would
 // let one line of a log look like two, or one name like another.

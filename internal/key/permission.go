@@ -66,6 +66,10 @@ func ending(suffixes ...string) Permissions {
 	return ps
 }
 
+// Bundle returns the permissions that a bundle stands for; nil if there is no such
+// bundle.
+func Bundle(name string) Permissions { return slices.Clone(bundles[name]) }
+
 // AllPermissions returns every permission that orgd itself knows.
 func AllPermissions() Permissions { return slices.Clone(all) }
 
@@ -106,7 +110,7 @@ func ParsePermissions(pointer string, names []string) (Permissions, *problem.Err
 		case all.Has(name) || validApp(name):
 			set = append(set, name)
 		default:
-			e := problem.Body(itemPointer(pointer, i), "is not a permission: %q", echo(name))
+			e := problem.Body(itemPointer(pointer, i), "is not a permission: %q", Echo(name))
 			bad = append(bad, e.Fields...)
 		}
 	}
@@ -138,8 +142,8 @@ func permissionFix() string {
 
 func itemPointer(pointer string, i int) string { return pointer + "/" + strconv.Itoa(i) }
 
-// echo returns the start of a caller's value as an error may repeat it.
-func echo(s string) string {
+// Echo returns the start of a caller's value as an error may repeat it.
+func Echo(s string) string {
 	if len(s) > maxEchoedInProblem {
 		s = s[:maxEchoedInProblem] + "…"
 	}

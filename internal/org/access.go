@@ -12,6 +12,7 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -46,7 +47,7 @@ func accessRetention(tx Tx, rootID string) (*AccessRetention, error) {
 }
 
 // AccessRetention returns how long the access events of a root are kept.
-func (s *Service) AccessRetention(ctx context.Context, actor *key.Actor, rootID string) (*AccessRetention, error) {
+func (s *Service) AccessRetention(ctx context.Context, actor *auth.Actor, rootID string) (*AccessRetention, error) {
 	snap, err := s.Find(ctx, actor, rootID)
 	if err != nil {
 		return nil, err
@@ -198,7 +199,7 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 	var out *Ingested
 	err = s.write(ctx, call, func(tx Tx) error {
 		now := s.Now()
-		call, err := s.presentCall(tx, call, key.AccessLogWrite)
+		call, err := s.presentCall(tx, call)
 		if err != nil {
 			return err
 		}
@@ -206,6 +207,9 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 		if errors.Is(err, ErrAbsent) || err == nil && (target.DeletedAt != nil || !call.Actor.Sees(target.Path)) {
 			return NotFound()
 		} else if err != nil {
+			return err
+		}
+		if err := call.Actor.Demand(target.Path, key.AccessLogWrite); err != nil {
 			return err
 		}
 		retention, err := accessRetention(tx, target.RootID)
@@ -246,7 +250,7 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 		if err != nil {
 			return err
 		}
-		if err := s.stays(tx, call, key.AccessLogWrite); err != nil {
+		if err := s.stays(tx, call, key.AccessLogWrite, target.Path); err != nil {
 			return err
 		}
 		out = &Ingested{Accepted: int64(len(ready)) - duplicates, Duplicates: duplicates}
@@ -260,7 +264,7 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 
 // placesBelow returns which of the organizations that the events name are live,
 // at or below the target, and visible.
-func placesBelow(tx Tx, actor *key.Actor, target *Organization, events []IncomingEvent) (map[string]bool, error) {
+func placesBelow(tx Tx, actor *auth.Actor, target *Organization, events []IncomingEvent) (map[string]bool, error) {
 	places := map[string]bool{target.ID: true}
 	var ids []string
 	for i := range events {
@@ -276,7 +280,7 @@ func placesBelow(tx Tx, actor *key.Actor, target *Organization, events []Incomin
 	}
 	found, err := tx.Places(ids)
 	for id, place := range found {
-		places[id] = strings.HasPrefix(place.Path, target.Path) && actor.Sees(place.Path)
+		places[id] = strings.HasPrefix(place.Path, target.Path) && actor.Can(key.AccessLogWrite, place.Path)
 	}
 	return places, err
 }

@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/auth"
 )
 
 // idempotencyWindow is how long an answer can be replayed.
@@ -84,7 +84,7 @@ func (s *Service) ExpireAnswers(ctx context.Context, pause time.Duration) (remov
 }
 
 // KeepAnswer stores the sealed answer to a request that changed nothing.
-func (s *Service) KeepAnswer(ctx context.Context, actor *key.Actor, idem *Idempotency, sealed []byte) error {
+func (s *Service) KeepAnswer(ctx context.Context, actor *auth.Actor, idem *Idempotency, sealed []byte) error {
 	at := s.Now()
 	r := &Replay{RequestHash: idem.RequestHash, Answer: sealed, CreatedAt: at}
 	err := s.store.Write(ctx, func(tx Tx) error {
@@ -98,7 +98,7 @@ func (s *Service) KeepAnswer(ctx context.Context, actor *key.Actor, idem *Idempo
 
 // Replay returns the stored answer to the actor's earlier request with the
 // same idempotency key; nil if there is none.
-func (s *Service) Replay(ctx context.Context, actor *key.Actor, idempotencyKey string) (*Replay, error) {
+func (s *Service) Replay(ctx context.Context, actor *auth.Actor, idempotencyKey string) (*Replay, error) {
 	var r *Replay
 	err := s.store.Read(ctx, func(tx Tx) (err error) {
 		r, err = tx.Idempotent(actor.ID, idempotencyKey, s.Now().Add(-idempotencyWindow))

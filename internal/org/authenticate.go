@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -15,7 +16,7 @@ type Login struct {
 	// Actor is who the credentials name. It is set even when they are no
 	// longer valid (expired, revoked, of a deleted organization), so that the
 	// attempt can be recorded; the error then says so.
-	Actor *key.Actor
+	Actor *auth.Actor
 	// OldSecret says that the secret is one that a rotation replaced.
 	OldSecret bool
 	// Quota is what is set for the root of a key; nil for the operator. Nobody
@@ -54,8 +55,7 @@ func (s *Service) Authenticate(ctx context.Context, token string, ip netip.Addr)
 		return Login{}, Unauthorized()
 	}
 	login := Login{Actor: k.actor, Quota: k.quota, key: k}
-	login.OldSecret, err = k.admits(s.now(), hash, ip)
-	return login, err
+	return login.admit(s.now(), hash, ip)
 }
 
 // Again is Authenticate for the token and the address of an earlier login. It
@@ -65,24 +65,29 @@ func (s *Service) Again(ctx context.Context, login Login, token string, ip netip
 	if k == nil || k.generation != s.store.Generation(k.RootID) {
 		return s.Authenticate(ctx, token, ip)
 	}
-	var err error
-	login.OldSecret, err = k.admits(s.now(), key.HashToken(token), ip)
-	return login, err
+	return login.admit(s.now(), key.HashToken(token), ip)
+}
+
+// admit returns the login of whoever has a secret with this hash and comes from
+// this address now. With an error it still says whose key it was.
+func (l Login) admit(now time.Time, hash [32]byte, ip netip.Addr) (Login, error) {
+	actor, old, err := l.key.admits(now, hash, ip)
+	if l.OldSecret = old; actor != nil {
+		l.Actor = actor
+	}
+	return l, err
 }
 
 // admits checks that a secret with this hash may be used from this address
-// now, and says whether it is one that a rotation replaced. Its errors are
-// those of Service.Authenticate.
-func (k *keySnapshot) admits(now time.Time, hash [32]byte, ip netip.Addr) (old bool, err error) {
+// now. It returns the actor as it is there, and says whether the secret is one that
+// a rotation replaced. Its errors are those of Service.Authenticate.
+func (k *keySnapshot) admits(now time.Time, hash [32]byte, ip netip.Addr) (actor *auth.Actor, old bool, err error) {
 	old, ok := k.Usable(now, hash)
 	if !ok || !k.orgLive {
-		return false, Unauthorized()
+		return nil, false, Unauthorized()
 	}
-	if len(k.actor.CIDRs) > 0 && !key.Contains(k.actor.CIDRs, ip) {
-		return old, problem.New(problem.PermissionDenied, "This key may not be used from this address.").
-			WithFix("Use it from an address in its allowed_cidrs.")
-	}
-	return old, nil
+	actor, err = k.actor.From(ip)
+	return actor, old, err
 }
 
 // present returns the actor of a call as it is in a transaction, or the error
@@ -91,13 +96,13 @@ func (k *keySnapshot) admits(now time.Time, hash [32]byte, ip netip.Addr) (old b
 //
 // In a transaction that holds the lock of the actor's root nobody can change
 // the actor any more until the transaction ends.
-func (s *Service) present(tx Tx, call *Call) (*key.Actor, error) {
+func (s *Service) present(tx Tx, call *Call) (*auth.Actor, error) {
 	return s.presentAs(tx, call, tx.Key)
 }
 
 // presentAs is present with a way to read the key.
-func (s *Service) presentAs(tx Tx, call *Call, read func(id string) (*key.Key, error)) (*key.Actor, error) {
-	if call.Actor.Kind != key.KindKey {
+func (s *Service) presentAs(tx Tx, call *Call, read func(id string) (*key.Key, error)) (*auth.Actor, error) {
+	if call.Actor.Kind != auth.KindKey {
 		return call.Actor, nil
 	}
 	snap, ok := s.keys.GetIfPresent(call.Actor.ID)
@@ -112,34 +117,32 @@ func (s *Service) presentAs(tx Tx, call *Call, read func(id string) (*key.Key, e
 			return nil, err
 		}
 	}
-	if _, err := snap.admits(s.now(), call.Secret, call.Address); err != nil {
-		return nil, err
-	}
-	return snap.actor, nil
+	actor, _, err := snap.admits(s.now(), call.Secret, call.Address)
+	return actor, err
 }
 
 // stays fails unless the actor of a call may still do what a transaction has
-// done for it, and holds its key as it is until the transaction ends. It is
+// done for it at the organization with this path, and holds its key as it is until the transaction ends. It is
 // for transactions that do not hold the lock of the actor's root, and comes
 // last in them: nobody waits long for the key, and, as in Store.Flush, what
 // counts is locked before keys are.
-func (s *Service) stays(tx Tx, call *Call, permission string) error {
+func (s *Service) stays(tx Tx, call *Call, permission, path string) error {
 	actor, err := s.presentAs(tx, call, tx.HoldKey)
 	if err != nil {
 		return err
 	}
-	if actor.Reach != call.Actor.Reach || actor.Path != call.Actor.Path {
+	if !actor.SameReach(call.Actor) {
 		return problem.New(problem.Conflict, "What this key reaches was changed while the request was answered.").
 			WithFix("Repeat the request.")
 	}
-	return permit(actor, permission)
+	return actor.Demand(path, permission)
 }
 
 // presentNow is present outside of a transaction: what it says may be over at
 // once.
-func (s *Service) presentNow(ctx context.Context, call *Call) (*key.Actor, error) {
+func (s *Service) presentNow(ctx context.Context, call *Call) (*auth.Actor, error) {
 	a := call.Actor
-	if a.Kind != key.KindKey {
+	if a.Kind != auth.KindKey {
 		return a, nil
 	}
 	k, ok := s.keys.GetIfPresent(a.ID)
@@ -152,23 +155,20 @@ func (s *Service) presentNow(ctx context.Context, call *Call) (*key.Actor, error
 			return nil, Unauthorized()
 		}
 	}
-	if _, err := k.admits(s.now(), call.Secret, call.Address); err != nil {
-		return nil, err
-	}
-	return k.actor, nil
+	actor, _, err := k.admits(s.now(), call.Secret, call.Address)
+	return actor, err
 }
 
-// presentCall returns the call with its actor as it is in a transaction, who
-// must hold a permission.
-func (s *Service) presentCall(tx Tx, call *Call, permission string) (*Call, error) {
+// presentCall returns the call with its actor as it is in a transaction.
+func (s *Service) presentCall(tx Tx, call *Call) (*Call, error) {
 	own := *call
 	var err error
 	if own.Actor, err = s.present(tx, call); err != nil {
 		return nil, err
 	}
-	return &own, permit(own.Actor, permission)
+	return &own, nil
 }
 
 const operatorKeyID = "operator"
 
-var operator = key.Operator()
+var operator = auth.Operator()

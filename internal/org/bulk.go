@@ -14,6 +14,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -84,7 +85,7 @@ func sameState(before, after OrgState, settings bool) bool {
 // made again. An import of more than one chunk is written chunk by chunk, see
 // importChunks.
 func (s *Service) Import(ctx context.Context, call *Call, r io.Reader, opt ImportOptions) (*ImportResult, audit.Receipt, error) {
-	if err := PermitBelow(call.Actor); err != nil {
+	if err := PermitBelow(call.Actor, call.Actor.Path); err != nil {
 		return nil, audit.Receipt{}, err
 	}
 	maxRows := opt.MaxRows
@@ -99,7 +100,7 @@ func (s *Service) Import(ctx context.Context, call *Call, r io.Reader, opt Impor
 	if p != nil {
 		return nil, audit.Receipt{}, p
 	}
-	if opt.ParentID == "" && !call.Actor.Spans() {
+	if opt.ParentID == "" && !call.Actor.Everywhere() {
 		opt.ParentID = call.Actor.OrgID
 	}
 	plan, err := s.planImport(ctx, call, rows, external, opt.ParentID)
@@ -223,7 +224,7 @@ func (s *Service) planImport(ctx context.Context, call *Call, rows []ImportRow, 
 		p.customized = p.customized || row.Locked != ""
 		p.tagged = p.tagged || len(row.Tags) > 0
 	}
-	if err := permitMembers(call.Actor, p.customized, p.tagged); err != nil {
+	if err := p.demandMembers(call.Actor); err != nil {
 		return nil, err
 	}
 	var bad importErrors
@@ -304,7 +305,51 @@ func (p *importPlan) findPlaces(c *change, bad *importErrors) error {
 			bad.add(line, problem.New(problem.ImportInvalid, "the parent %s is not in the import and does not exist", id))
 		}
 	}
-	return permit(c.call.Actor, key.OrgsWrite)
+	return p.demand(c.call.Actor, key.OrgsWrite)
+}
+
+// below returns the paths of the organizations below which the import puts rows.
+func (p *importPlan) below(actor *auth.Actor) (paths []string) {
+	for id, place := range p.places {
+		if p.isParent(id) {
+			paths = append(paths, place.Path)
+		}
+	}
+	if len(paths) == 0 {
+		paths = []string{actor.Path}
+	}
+	return paths
+}
+
+// demandBelow checks that the actor sees what the import puts there.
+func (p *importPlan) demandBelow(actor *auth.Actor) error {
+	for _, path := range p.below(actor) {
+		if err := PermitBelow(actor, path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// demand checks that the actor holds a permission wherever the import puts rows.
+// A row without a parent is a root, which takes the operator.
+func (p *importPlan) demand(actor *auth.Actor, permission string) error {
+	for _, path := range p.below(actor) {
+		if err := actor.Demand(path, permission); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// demandMembers is demand for what single columns take.
+func (p *importPlan) demandMembers(actor *auth.Actor) error {
+	for _, permission := range memberPermissions(p.customized, p.tagged) {
+		if err := p.demand(actor, permission); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // confirm locks the roots of the places, all of which the actor has been seen
@@ -345,13 +390,13 @@ func (p *importPlan) confirm(c *change) error {
 		}
 	}
 	a := c.call.Actor
-	if err := permit(a, key.OrgsWrite); err != nil {
+	if err := p.demand(a, key.OrgsWrite); err != nil {
 		return err
 	}
-	if err := PermitBelow(a); err != nil {
+	if err := p.demandBelow(a); err != nil {
 		return err
 	}
-	return permitMembers(a, p.customized, p.tagged)
+	return p.demandMembers(a)
 }
 
 // isParent reports whether rows go right below an organization outside of the

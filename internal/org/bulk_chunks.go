@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
-	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -200,7 +200,7 @@ func (s *Service) settle(ctx context.Context, id string, idempotent *Idempotency
 		return false, receipt, s.unstage(ctx, p)
 	}
 	// It is decided: whoever made it may have lost the right to since.
-	system := &Call{Actor: &key.Actor{Kind: key.KindSystem, ID: p.Actor.ID}, RequestID: p.RequestID, IP: p.IP, UserAgent: p.UserAgent,
+	system := &Call{Actor: &auth.Actor{Kind: auth.KindSystem, ID: p.Actor.ID}, RequestID: p.RequestID, IP: p.IP, UserAgent: p.UserAgent,
 		Idempotent: idempotent}
 	for p.Revealed < p.Chunks {
 		if err := ctx.Err(); err != nil {

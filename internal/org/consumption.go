@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
@@ -37,7 +38,7 @@ type MeterTotal struct {
 
 // Consumption returns what an organization consumed in a month. The cost does
 // not depend on how many events there were.
-func (s *Service) Consumption(ctx context.Context, actor *key.Actor, id string, month usage.Month) (*Consumption, error) {
+func (s *Service) Consumption(ctx context.Context, actor *auth.Actor, id string, month usage.Month) (*Consumption, error) {
 	list, err := s.History(ctx, actor, id, month, month)
 	if err != nil {
 		return nil, err
@@ -59,7 +60,7 @@ func meterIndex(meters []usage.Meter) map[string]int {
 
 // History returns what an organization consumed in each month from first to
 // last.
-func (s *Service) History(ctx context.Context, actor *key.Actor, id string, first, last usage.Month) ([]*Consumption, error) {
+func (s *Service) History(ctx context.Context, actor *auth.Actor, id string, first, last usage.Month) ([]*Consumption, error) {
 	snap, err := s.Find(ctx, actor, id)
 	if err != nil {
 		return nil, err
@@ -166,7 +167,7 @@ type DayConsumption struct {
 
 // Daily returns what an organization consumed on each day of a month that has
 // begun. Adjustments belong to no day.
-func (s *Service) Daily(ctx context.Context, actor *key.Actor, id string, month usage.Month) ([]DayConsumption, error) {
+func (s *Service) Daily(ctx context.Context, actor *auth.Actor, id string, month usage.Month) ([]DayConsumption, error) {
 	snap, err := s.Find(ctx, actor, id)
 	if err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -121,7 +122,7 @@ func (o *Organization) stamp(c *change) {
 
 // CreateRoot creates a root organization. Only the operator may.
 func (s *Service) CreateRoot(ctx context.Context, call *Call, in OrgCreate) (*Organization, audit.Receipt, error) {
-	if !call.Actor.Spans() {
+	if !call.Actor.Everywhere() {
 		return nil, audit.Receipt{}, errOperatorOnly("create a root organization").
 			WithFix("Give the parent_id of an organization that this key can see, or use the operator key.")
 	}
@@ -176,21 +177,34 @@ func taken(err error) error {
 	return err
 }
 
-// PermitBelow checks that the actor may put organizations below those that it
-// sees. A key that reaches only its own organization may not: what it made
+// PermitBelow checks that the actor may put organizations below the one with this
+// path, which it sees. A key that reaches only its own organization may not: what it made
 // would be out of its reach.
-func PermitBelow(a *key.Actor) error {
-	if a.SeesBelow(a.Path) {
+func PermitBelow(a *auth.Actor, path string) error {
+	if a.SeesBelow(path) {
 		return nil
 	}
 	return problem.New(problem.PermissionDenied, "This key reaches only its own organization, %s, and nothing below it.", a.OrgID).
 		WithFix("Use a key with the reach subtree.")
 }
 
+// demand checks, before a change is prepared, that its actor holds the permissions
+// at an organization. Under the lock it is asked again.
+func (s *Service) demand(ctx context.Context, call *Call, id string, permissions []string) error {
+	if len(permissions) == 0 {
+		return nil
+	}
+	snap, err := s.Find(ctx, call.Actor, id)
+	if err != nil {
+		return err
+	}
+	return call.Actor.Demand(snap.Path, permissions...)
+}
+
 // CreateChild creates an organization below parentID. Its precondition is about
 // the parent.
 func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, in OrgCreate) (*Organization, audit.Receipt, error) {
-	if err := permitMembers(call.Actor, in.Customizations != nil || in.Locked != nil, len(in.Tags) > 0); err != nil {
+	if err := s.demand(ctx, call, parentID, memberPermissions(in.Customizations != nil || in.Locked != nil, len(in.Tags) > 0)); err != nil {
 		return nil, audit.Receipt{}, err
 	}
 	o, err := s.check(in)
@@ -236,11 +250,11 @@ func (c *change) placeBelow(parentID string, o *Organization) (*Organization, er
 	if err != nil {
 		return nil, err
 	}
-	if err := PermitBelow(c.call.Actor); err != nil {
+	if err := PermitBelow(c.call.Actor, parent.Path); err != nil {
 		return nil, err
 	}
 	customized := string(o.Settings.Values) != "{}" || len(o.Settings.Locked) > 0
-	if err := permitMembers(c.call.Actor, customized, len(o.Tags) > 0); err != nil {
+	if err := c.call.Actor.Demand(parent.Path, memberPermissions(customized, len(o.Tags) > 0)...); err != nil {
 		return nil, err
 	}
 	if err := CheckMatch(c.call.IfMatch, parent.ETag()); err != nil {
@@ -270,16 +284,14 @@ func (s *Service) createChild(ctx context.Context, call *Call, parentID string, 
 	})
 }
 
-// permitMembers checks the permissions that single members of an organization
+// memberPermissions returns the permissions that single members of an organization
 // need on top of orgs:write.
-func permitMembers(a *key.Actor, customizations, tags bool) error {
+func memberPermissions(customizations, tags bool) (permissions []string) {
 	if customizations {
-		if err := permit(a, key.CustomizationsWrite); err != nil {
-			return err
-		}
+		permissions = append(permissions, key.CustomizationsWrite)
 	}
 	if tags {
-		return permit(a, key.TagsWrite)
+		permissions = append(permissions, key.TagsWrite)
 	}
-	return nil
+	return permissions
 }

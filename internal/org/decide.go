@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
@@ -33,7 +34,7 @@ type Decision struct {
 // cannot see the organization, PermissionDenied, LimitExceeded, or
 // InvalidParameter for a meter that cannot be counted by requests; the
 // decision then counts nothing.
-func (s *Service) Decide(ctx context.Context, actor *key.Actor, d *Demand, at time.Time) (Decision, error) {
+func (s *Service) Decide(ctx context.Context, actor *auth.Actor, d *Demand, at time.Time) (Decision, error) {
 	var out Decision
 	id := d.OrgID
 	if id == "" {
@@ -47,10 +48,10 @@ func (s *Service) Decide(ctx context.Context, actor *key.Actor, d *Demand, at ti
 		return out, err
 	}
 	out.Org = snap
-	if err := permit(actor, d.Permissions...); err != nil {
+	if err := actor.Demand(snap.Path, d.Permissions...); err != nil {
 		return out, err
 	}
-	if d.Meter == "" || actor.Spans() {
+	if d.Meter == "" || actor.Everywhere() {
 		return out, nil
 	}
 	quantity, err := s.recordable(ctx, snap.RootID, d.Meter, d.Quantity)

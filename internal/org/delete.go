@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -158,7 +159,7 @@ func (c *change) restorable(id string) (*Organization, error) {
 		if !a.Sees(o.Path) {
 			return nil, NotFound()
 		}
-		if err := permit(a, key.OrgsDelete); err != nil {
+		if err := a.Demand(o.Path, key.OrgsDelete); err != nil {
 			return o, err
 		}
 		return o, problem.New(problem.Conflict, "The organization %s is not deleted.", id)
@@ -169,7 +170,7 @@ func (c *change) restorable(id string) (*Organization, error) {
 		return nil, NotFound() // parts of it may be gone
 	}
 	if o.ParentID == "" {
-		if !a.Spans() {
+		if !a.Everywhere() {
 			return nil, NotFound()
 		}
 		return o, nil
@@ -183,7 +184,7 @@ func (c *change) restorable(id string) (*Organization, error) {
 	if !a.SeesBelow(parent.Path) {
 		return nil, NotFound()
 	}
-	if err := permit(a, key.OrgsDelete); err != nil {
+	if err := a.Demand(o.Path, key.OrgsDelete); err != nil {
 		return o, err
 	}
 	if parent.DeletedAt != nil {
@@ -281,7 +282,7 @@ func (s *Service) beginPurge(ctx context.Context, top *Organization) error {
 	if err := s.spool.Drain(ctx); err != nil {
 		return err
 	}
-	_, err := s.change(ctx, &Call{Actor: key.System()}, func(c *change) (any, []audit.Draft, error) {
+	_, err := s.change(ctx, &Call{Actor: auth.System()}, func(c *change) (any, []audit.Draft, error) {
 		o, err := c.locked(top.ID)
 		if err != nil || o == nil || o.DeletionID != top.DeletionID {
 			return nil, nil, err // restored in between

@@ -154,7 +154,7 @@ func (run *eraseRun) search(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	self := !run.call.Actor.Spans() && run.call.Actor.Reach == key.ReachSelf
+	self := !run.call.Actor.SeesBelow(snap.Path)
 	scope := ScopeSubtree
 	if self {
 		scope = ScopeSelf

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -525,7 +526,7 @@ func (s *Service) await(ctx context.Context, fn func() error) error {
 // ProveEntry returns an entry that belongs to what the actor sees of an
 // organization, with the proof that it is in the signed log. It waits a little
 // for the signature of an entry that was just made.
-func (s *Service) ProveEntry(ctx context.Context, actor *key.Actor, snap *Snapshot, entryID string) (p *audit.Proof, err error) {
+func (s *Service) ProveEntry(ctx context.Context, actor *auth.Actor, snap *Snapshot, entryID string) (p *audit.Proof, err error) {
 	err = s.await(ctx, func() error {
 		return s.store.Read(ctx, func(tx Tx) error {
 			rec, err := tx.AuditEntry(snap.RootID, entryID)
@@ -562,14 +563,14 @@ func (o *Organization) TrailSince() time.Time {
 
 // shows reports whether the entry is one that the audit list of the
 // organization shows to the actor.
-func shows(actor *key.Actor, snap *Snapshot, rec *audit.Record) bool {
+func shows(actor *auth.Actor, snap *Snapshot, rec *audit.Record) bool {
 	if rec.Timestamp.Before(snap.TrailSince()) {
 		return false
 	}
 	if rec.OrgID == snap.ID {
 		return true
 	}
-	return (actor.Spans() || actor.Reach != key.ReachSelf) && len(rec.Path) > len(snap.Path) && rec.Path[:len(snap.Path)] == snap.Path
+	return actor.SeesBelow(snap.Path) && len(rec.Path) > len(snap.Path) && rec.Path[:len(snap.Path)] == snap.Path
 }
 
 // LogExport is an export of a log that is about to be written.

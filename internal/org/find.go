@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync/atomic"
 
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
@@ -32,8 +33,8 @@ func (s *Snapshot) Rendered(render func(*Organization) []byte) []byte {
 
 // Find returns a live organization that the actor can see. NotFound is the
 // same for one that is absent, deleted or out of the actor's reach.
-func (s *Service) Find(ctx context.Context, actor *key.Actor, id string) (*Snapshot, error) {
-	if actor.Spans() {
+func (s *Service) Find(ctx context.Context, actor *auth.Actor, id string) (*Snapshot, error) {
+	if actor.Everywhere() {
 		snap, err := s.live(ctx, id)
 		if err == nil && snap == nil {
 			err = NotFound()
@@ -67,7 +68,7 @@ func (s *Service) Find(ctx context.Context, actor *key.Actor, id string) (*Snaps
 }
 
 // seen returns a live organization that the actor sees; ErrAbsent otherwise.
-func seen(tx Tx, actor *key.Actor, id string) (*Organization, error) {
+func seen(tx Tx, actor *auth.Actor, id string) (*Organization, error) {
 	o, err := reached(tx, actor, id)
 	if err == nil && o.DeletedAt != nil {
 		return nil, ErrAbsent
@@ -78,11 +79,19 @@ func seen(tx Tx, actor *key.Actor, id string) (*Organization, error) {
 // reached returns an organization, live or deleted, that lies or lay within
 // the reach of the actor; ErrAbsent otherwise. It takes the same time for an
 // organization elsewhere and for none.
-func reached(tx Tx, actor *key.Actor, id string) (*Organization, error) {
-	if actor.Spans() {
+func reached(tx Tx, actor *auth.Actor, id string) (*Organization, error) {
+	if actor.Everywhere() {
 		return tx.Org(id)
 	}
-	return tx.OrgWithin(id, actor.Path, actor.Reach == key.ReachSelf)
+	place, ok := actor.Place()
+	if !ok {
+		return nil, ErrAbsent
+	}
+	o, err := tx.OrgWithin(id, place.Path, place.Self)
+	if err == nil && !actor.Sees(o.Path) {
+		return nil, ErrAbsent
+	}
+	return o, err
 }
 
 // Exists reports whether a live organization has the id, whoever may see it.
@@ -155,7 +164,7 @@ func (s *Service) rootOf(id string) string {
 // keySnapshot is a key and its actor as they were read.
 type keySnapshot struct {
 	*key.Key
-	actor      *key.Actor
+	actor      *auth.Actor
 	orgLive    bool
 	quota      *Quota // of its root
 	generation uint64
@@ -248,12 +257,12 @@ func snapshotOf(tx Tx, k *key.Key) (*keySnapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := key.NewActor(k, o.Path, o.ParentID)
+	a, err := auth.ForKey(k, o.Path, o.ParentID)
 	return &keySnapshot{Key: k, actor: a, orgLive: o.DeletedAt == nil}, err
 }
 
 // Visible returns a live organization that the actor can see.
-func (s *Service) Visible(ctx context.Context, actor *key.Actor, id string) (*Organization, error) {
+func (s *Service) Visible(ctx context.Context, actor *auth.Actor, id string) (*Organization, error) {
 	snap, err := s.Find(ctx, actor, id)
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
@@ -19,15 +20,15 @@ type NewKey struct {
 }
 
 // CreateKey creates an API key of an organization. It is never more powerful
-// than the actor; see key.Grant.
-func (s *Service) CreateKey(ctx context.Context, call *Call, orgID string, req key.Request) (*NewKey, audit.Receipt, error) {
+// than the actor; see auth.TermsFor.
+func (s *Service) CreateKey(ctx context.Context, call *Call, orgID string, req auth.Request) (*NewKey, audit.Receipt, error) {
 	var out *NewKey
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, err := c.target(orgID, key.KeysWrite)
 		if err != nil {
 			return nil, nil, err
 		}
-		grant, p := key.Grant(c.call.Actor, req, c.at)
+		grant, p := auth.TermsFor(c.call.Actor, o.Path, req, c.at)
 		if p != nil {
 			return nil, nil, p
 		}
@@ -91,7 +92,7 @@ func KeyETag(k *key.Key) string {
 }
 
 // Key returns a key of an organization. A revoked key is not found.
-func (s *Service) Key(ctx context.Context, actor *key.Actor, orgID, keyID string) (*key.Key, error) {
+func (s *Service) Key(ctx context.Context, actor *auth.Actor, orgID, keyID string) (*key.Key, error) {
 	if _, err := s.Find(ctx, actor, orgID); err != nil {
 		return nil, err
 	}
@@ -117,7 +118,7 @@ func liveKey(tx Tx, orgID, keyID string) (*key.Key, error) {
 
 // Keys returns one page of an organization's keys by id, those after the
 // given one, without the revoked, and whether there are more. See Tx.Keys.
-func (s *Service) Keys(ctx context.Context, actor *key.Actor, orgID, after string, limit, maxBytes int) (keys []*key.Key, more bool, err error) {
+func (s *Service) Keys(ctx context.Context, actor *auth.Actor, orgID, after string, limit, maxBytes int) (keys []*key.Key, more bool, err error) {
 	if _, err := s.Find(ctx, actor, orgID); err != nil {
 		return nil, false, err
 	}
@@ -141,11 +142,11 @@ type KeyUpdate struct {
 // UpdateKey changes a key. Neither the key as it was nor as it becomes may be
 // more powerful than the actor.
 func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string, u KeyUpdate) (*key.Key, audit.Receipt, error) {
-	return s.changeKey(ctx, call, orgID, keyID, func(c *change, k *key.Key) (any, string, error) {
-		if p := key.Within(c.call.Actor, k); p != nil {
+	return s.changeKey(ctx, call, orgID, keyID, func(c *change, o *Organization, k *key.Key) (any, string, error) {
+		if p := auth.Covers(c.call.Actor, o.Path, k); p != nil {
 			return nil, "", p
 		}
-		req := key.Request{Name: k.Name, Permissions: k.Permissions, Reach: k.Reach,
+		req := auth.Request{Name: k.Name, Permissions: k.Permissions, Reach: k.Reach,
 			AllowedCIDRs: k.AllowedCIDRs, ExpiresAt: k.ExpiresAt, RateLimit: k.RateLimit}
 		if u.Name != nil {
 			req.Name = *u.Name
@@ -165,7 +166,7 @@ func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string
 		if u.RateLimit != nil {
 			req.RateLimit = *u.RateLimit
 		}
-		g, p := key.Grant(c.call.Actor, req, c.at)
+		g, p := auth.TermsFor(c.call.Actor, o.Path, req, c.at)
 		if p != nil {
 			return nil, "", p
 		}
@@ -180,8 +181,8 @@ func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string
 // its new secret would make the actor as powerful.
 func (s *Service) RotateKey(ctx context.Context, call *Call, orgID, keyID string, overlap time.Duration) (*NewKey, audit.Receipt, error) {
 	var out *NewKey
-	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *change, k *key.Key) (any, string, error) {
-		if p := key.Within(c.call.Actor, k); p != nil {
+	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *change, o *Organization, k *key.Key) (any, string, error) {
+		if p := auth.Covers(c.call.Actor, o.Path, k); p != nil {
 			return nil, "", p
 		}
 		k.Old = nil
@@ -197,14 +198,14 @@ func (s *Service) RotateKey(ctx context.Context, call *Call, orgID, keyID string
 
 // RevokeKey ends a key at once and for good.
 func (s *Service) RevokeKey(ctx context.Context, call *Call, orgID, keyID string) (audit.Receipt, error) {
-	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *change, k *key.Key) (any, string, error) {
+	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *change, o *Organization, k *key.Key) (any, string, error) {
 		k.RevokedAt, k.Old = &c.at, nil
 		return k, "api_key.revoked", nil
 	})
 	return receipt, err
 }
 
-func (s *Service) changeKey(ctx context.Context, call *Call, orgID, keyID string, fn func(c *change, k *key.Key) (result any, action string, err error)) (*key.Key, audit.Receipt, error) {
+func (s *Service) changeKey(ctx context.Context, call *Call, orgID, keyID string, fn func(c *change, o *Organization, k *key.Key) (result any, action string, err error)) (*key.Key, audit.Receipt, error) {
 	var after *key.Key
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, err := c.target(orgID, key.KeysWrite)
@@ -220,7 +221,7 @@ func (s *Service) changeKey(ctx context.Context, call *Call, orgID, keyID string
 		}
 		k := *before
 		after = &k
-		result, action, err := fn(c, after)
+		result, action, err := fn(c, o, after)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
@@ -93,7 +94,7 @@ func chainLimits(tx Tx, rootID, path string) ([]Limit, error) {
 // PermitLimit checks that the actor, who sees o, may change its limits. A limit
 // is set from above: whoever provides for an organization sets it, so that no
 // customer lifts its own.
-func PermitLimit(a *key.Actor, o *Organization) error {
+func PermitLimit(a *auth.Actor, o *Organization) error {
 	switch {
 	case mayLower(a, o.Path):
 		return nil
@@ -215,7 +216,7 @@ type LimitPosition struct{ OrgID, Meter string }
 // Limits returns at most limit of the limits that bind an organization, those
 // after a position, with what was consumed under them this month, and whether
 // there are more.
-func (s *Service) Limits(ctx context.Context, actor *key.Actor, id string, after LimitPosition, limit int) (list []LimitUse, more bool, err error) {
+func (s *Service) Limits(ctx context.Context, actor *auth.Actor, id string, after LimitPosition, limit int) (list []LimitUse, more bool, err error) {
 	snap, err := s.Find(ctx, actor, id)
 	if err != nil {
 		return nil, false, err
@@ -244,7 +245,7 @@ func (s *Service) Limits(ctx context.Context, actor *key.Actor, id string, after
 }
 
 // limitUses adds to limits on organizations of a path what was consumed.
-func limitUses(tx Tx, actor *key.Actor, path string, limits []Limit, month usage.Month) ([]LimitUse, error) {
+func limitUses(tx Tx, actor *auth.Actor, path string, limits []Limit, month usage.Month) ([]LimitUse, error) {
 	list := make([]LimitUse, len(limits))
 	for i, l := range limits {
 		list[i].Limit = l
@@ -264,7 +265,7 @@ func limitUses(tx Tx, actor *key.Actor, path string, limits []Limit, month usage
 // time at, from the root down. Used is what this process knows of the month
 // under a hard limit that has been asked about; nil for others, and for those
 // of organizations that the actor cannot see.
-func (s *Service) MeterLimits(ctx context.Context, actor *key.Actor, o *Snapshot, meter string, at time.Time) ([]LimitUse, error) {
+func (s *Service) MeterLimits(ctx context.Context, actor *auth.Actor, o *Snapshot, meter string, at time.Time) ([]LimitUse, error) {
 	b, err := s.boundsOf(ctx, o.RootID, o.Path)
 	if err != nil {
 		return nil, err
@@ -285,7 +286,7 @@ func (s *Service) MeterLimits(ctx context.Context, actor *key.Actor, o *Snapshot
 }
 
 // Limit returns the limit that is set on an organization for a meter.
-func (s *Service) Limit(ctx context.Context, actor *key.Actor, id, meter string) (*LimitUse, error) {
+func (s *Service) Limit(ctx context.Context, actor *auth.Actor, id, meter string) (*LimitUse, error) {
 	snap, err := s.Find(ctx, actor, id)
 	if err != nil {
 		return nil, err

@@ -3,21 +3,26 @@ package org
 import (
 	"context"
 	"errors"
+	"slices"
 
-	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/auth"
 )
 
 // List returns one page of the live organizations that q selects, within the
 // actor's reach whatever q says.
-func (s *Service) List(ctx context.Context, actor *key.Actor, q OrgQuery) (OrgPage, error) {
-	if !actor.Spans() {
+func (s *Service) List(ctx context.Context, actor *auth.Actor, q OrgQuery) (OrgPage, error) {
+	if !actor.Everywhere() {
 		if q.RootsOnly && actor.ParentID != "" {
 			return OrgPage{}, nil
 		}
-		if q.Path == "" {
-			q.RootID, q.Path, q.WithSelf = actor.RootID, actor.Path, true
+		place, ok := actor.Place()
+		if !ok {
+			return OrgPage{}, nil
 		}
-		if actor.Reach == key.ReachSelf {
+		if q.Path == "" {
+			q.RootID, q.Path, q.WithSelf = actor.RootID, place.Path, true
+		}
+		if place.Self {
 			return s.listSelf(ctx, actor, q)
 		}
 	}
@@ -26,12 +31,13 @@ func (s *Service) List(ctx context.Context, actor *key.Actor, q OrgQuery) (OrgPa
 		page, err = tx.Orgs(q)
 		return err
 	})
+	page.Orgs = slices.DeleteFunc(page.Orgs, func(o *Organization) bool { return !actor.Sees(o.Path) })
 	return page, err
 }
 
 // listSelf is List for a key that reaches one organization: it looks at that
 // one, not at a subtree.
-func (s *Service) listSelf(ctx context.Context, actor *key.Actor, q OrgQuery) (OrgPage, error) {
+func (s *Service) listSelf(ctx context.Context, actor *auth.Actor, q OrgQuery) (OrgPage, error) {
 	var page OrgPage
 	if !q.WithSelf || q.ParentID != "" {
 		return page, nil
@@ -53,7 +59,7 @@ func (s *Service) listSelf(ctx context.Context, actor *key.Actor, q OrgQuery) (O
 
 // Ancestors returns those of an organization's ancestors that the actor can
 // see, root first.
-func (s *Service) Ancestors(ctx context.Context, actor *key.Actor, id string) ([]*Organization, error) {
+func (s *Service) Ancestors(ctx context.Context, actor *auth.Actor, id string) ([]*Organization, error) {
 	snap, err := s.Find(ctx, actor, id)
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
@@ -68,7 +69,7 @@ func MeterETag(rootID string, m *usage.Meter) string {
 
 // Meters returns the meters of a root, by slug. An organization that is not a
 // root has none: problem.Conflict.
-func (s *Service) Meters(ctx context.Context, actor *key.Actor, rootID string) ([]usage.Meter, error) {
+func (s *Service) Meters(ctx context.Context, actor *auth.Actor, rootID string) ([]usage.Meter, error) {
 	snap, err := s.Find(ctx, actor, rootID)
 	if err != nil {
 		return nil, err
@@ -80,7 +81,7 @@ func (s *Service) Meters(ctx context.Context, actor *key.Actor, rootID string) (
 }
 
 // Meter returns one meter of a root.
-func (s *Service) Meter(ctx context.Context, actor *key.Actor, rootID, slug string) (*usage.Meter, error) {
+func (s *Service) Meter(ctx context.Context, actor *auth.Actor, rootID, slug string) (*usage.Meter, error) {
 	all, err := s.Meters(ctx, actor, rootID)
 	if err != nil {
 		return nil, err

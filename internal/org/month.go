@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
-	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -51,7 +51,7 @@ func (s *Service) openMonth(tx Tx, rootID string, month usage.Month, now time.Ti
 // Tx.CloseMonth, is final. The month's statement is written from it, and its
 // hash is what the audit entry holds. Closing a closed month does nothing.
 func (s *Service) CloseMonth(ctx context.Context, rootID string, month usage.Month) (audit.Receipt, error) {
-	call := &Call{Actor: key.System()}
+	call := &Call{Actor: auth.System()}
 	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, err := c.locked(rootID)
 		if err != nil || o == nil {

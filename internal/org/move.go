@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -60,7 +61,7 @@ type move struct {
 
 // PermitMove checks that the actor, who sees o, reaches the parent that o would
 // leave. A root has none, and cannot move.
-func PermitMove(a *key.Actor, o *Organization) error {
+func PermitMove(a *auth.Actor, o *Organization) error {
 	if o.ParentID == "" || a.Sees(strings.TrimSuffix(o.Path, o.ID+"/")) {
 		return nil
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -123,12 +124,13 @@ func below(parent, o *Organization) *Organization {
 // the key's own now and below that one itself, or for the reach self the key's
 // own. So whoever has taken an organization over by a move does not see through
 // a key of it what those above it set before.
-func (p *past) reached(a *key.Actor, chain []*Organization) (bool, error) {
-	if a.Spans() {
+func (p *past) reached(a *auth.Actor, chain []*Organization) (bool, error) {
+	if a.Everywhere() {
 		return true, nil
 	}
-	ids := SplitPath(a.Path)
-	if len(chain) < len(ids) || a.Reach == key.ReachSelf && len(chain) > len(ids) {
+	place, ok := a.Place()
+	ids := SplitPath(place.Path)
+	if !ok || len(chain) < len(ids) || place.Self && len(chain) > len(ids) {
 		return false, nil
 	}
 	var now []*Organization
@@ -141,7 +143,7 @@ func (p *past) reached(a *key.Actor, chain []*Organization) (bool, error) {
 	}
 	created := make(map[string]time.Time, len(now))
 	for _, o := range now {
-		if o.ID != a.OrgID || o.Path == a.Path {
+		if o.ID != ids[len(ids)-1] || o.Path == place.Path {
 			created[o.ID] = o.CreatedAt
 		}
 	}
@@ -157,7 +159,7 @@ func (p *past) reached(a *key.Actor, chain []*Organization) (bool, error) {
 // visible returns the chain of an organization that the actor sees now, if it
 // was in the actor's reach at that time too. Whether it was elsewhere, not at
 // all, or another one with its id, the answer is the same.
-func (p *past) visible(actor *key.Actor, now *Organization) ([]*Organization, error) {
+func (p *past) visible(actor *auth.Actor, now *Organization) ([]*Organization, error) {
 	chain, err := p.chain(now.ID)
 	if err != nil {
 		return nil, err
@@ -176,14 +178,15 @@ func (p *past) visible(actor *key.Actor, now *Organization) ([]*Organization, er
 
 // readPast runs fn on the past of a root. History tells more than the present:
 // it takes audit:read too.
-func (s *Service) readPast(ctx context.Context, actor *key.Actor, rootID string, at time.Time, fn func(*past) error) error {
-	if err := permit(actor, key.AuditRead); err != nil {
+func (s *Service) readPast(ctx context.Context, actor *auth.Actor, now *Organization, at time.Time, fn func(*past) error) error {
+	if err := actor.Demand(now.Path, key.AuditRead); err != nil {
 		return err
 	}
+	rootID := now.RootID
 	p := &past{ctx: ctx, store: s.store, rootID: rootID, at: at, states: map[string]*Organization{}, pages: map[string]AuditPage{}}
-	now := s.Now()
+	present := s.Now()
 	err := p.run(func(tx Tx) (err error) {
-		if at.After(now) {
+		if at.After(present) {
 			// Entries may be later than the clock says now, if it went back.
 			last, err := tx.LastAudit(rootID)
 			if err != nil && !errors.Is(err, ErrAbsent) {
@@ -204,9 +207,9 @@ func (s *Service) readPast(ctx context.Context, actor *key.Actor, rootID string,
 
 // OrgAt returns an organization, which the actor sees now, as it was. The
 // error is ValuesErased if a value of it has been erased.
-func (s *Service) OrgAt(ctx context.Context, actor *key.Actor, now *Organization, at time.Time) (*Organization, error) {
+func (s *Service) OrgAt(ctx context.Context, actor *auth.Actor, now *Organization, at time.Time) (*Organization, error) {
 	var o *Organization
-	err := s.readPast(ctx, actor, now.RootID, at, func(p *past) error {
+	err := s.readPast(ctx, actor, now, at, func(p *past) error {
 		chain, err := p.visible(actor, now)
 		if err != nil {
 			return err
@@ -219,9 +222,9 @@ func (s *Service) OrgAt(ctx context.Context, actor *key.Actor, now *Organization
 
 // CustomizationsAt returns an organization's settings as they were, and those
 // in effect then. The error is ValuesErased if a value of them has been erased.
-func (s *Service) CustomizationsAt(ctx context.Context, actor *key.Actor, now *Organization, at time.Time, explain bool) (*Customizations, error) {
+func (s *Service) CustomizationsAt(ctx context.Context, actor *auth.Actor, now *Organization, at time.Time, explain bool) (*Customizations, error) {
 	var out *Customizations
-	err := s.readPast(ctx, actor, now.RootID, at, func(p *past) error {
+	err := s.readPast(ctx, actor, now, at, func(p *past) error {
 		chain, err := p.visible(actor, now)
 		if err != nil {
 			return err
@@ -250,15 +253,15 @@ type PastPage struct {
 // below it, 0 for all.
 //
 // maxBytes bounds the page as in queries.
-func (s *Service) DescendantsAt(ctx context.Context, actor *key.Actor, now *Organization, at time.Time, depth int, after string, limit, maxBytes int) (PastPage, error) {
+func (s *Service) DescendantsAt(ctx context.Context, actor *auth.Actor, now *Organization, at time.Time, depth int, after string, limit, maxBytes int) (PastPage, error) {
 	var page PastPage
-	err := s.readPast(ctx, actor, now.RootID, at, func(p *past) error {
+	err := s.readPast(ctx, actor, now, at, func(p *past) error {
 		chain, err := p.visible(actor, now)
 		if err != nil {
 			return err
 		}
 		top := chain[len(chain)-1]
-		if actor.Reach == key.ReachSelf && !actor.Spans() {
+		if !actor.SeesBelow(now.Path) {
 			return nil
 		}
 		maxDepth := MaxDepth

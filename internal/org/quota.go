@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
-	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -146,7 +146,7 @@ func (s *Service) quotaIn(tx Tx, rootID string, generation uint64) (*Quota, erro
 
 // Quota returns the quota that is set for a root. An organization that is not
 // a root has none: problem.Conflict.
-func (s *Service) Quota(ctx context.Context, actor *key.Actor, rootID string) (*Quota, error) {
+func (s *Service) Quota(ctx context.Context, actor *auth.Actor, rootID string) (*Quota, error) {
 	snap, err := s.Find(ctx, actor, rootID)
 	if err != nil {
 		return nil, err
@@ -172,7 +172,7 @@ func (c *change) quotaTarget(rootID string) (*Organization, *Quota, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if !c.call.Actor.Spans() {
+	if !c.call.Actor.Everywhere() {
 		return nil, nil, problem.New(problem.PermissionDenied, "Only the operator may do this.")
 	}
 	if err := quotaOnRoot(o); err != nil {

@@ -18,8 +18,8 @@ import (
 	"github.com/maypok86/otter/v2"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/ident"
-	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -114,7 +114,7 @@ func NewService(c Config) (*Service, error) {
 // which conditions. A change asks again, under the lock of its root, whether
 // the Actor may still do so with the Secret from the Address.
 type Call struct {
-	Actor      *key.Actor
+	Actor      *auth.Actor
 	Secret     [32]byte   // the hash of the token that the actor presented
 	Address    netip.Addr // where the actor presented it
 	RequestID  string
@@ -155,7 +155,7 @@ type change struct {
 	heads map[string]*audit.Head
 	// present returns the actor of the call as it is in this transaction; nil
 	// where nothing is locked, and so nothing decided for good.
-	present func(tx Tx, call *Call) (*key.Actor, error)
+	present func(tx Tx, call *Call) (*auth.Actor, error)
 	// rootOf returns the root that an organization was last seen in, or "".
 	rootOf func(id string) string
 }
@@ -348,7 +348,7 @@ func (c *change) lockFor(rootID, soon string) error {
 // an organization.
 func (c *change) ahead(soon string) {
 	a := c.call.Actor
-	if a.Kind == key.KindKey {
+	if a.Kind == auth.KindKey {
 		c.Ahead(a.ID, [2]string{a.OrgID, soon})
 	} else {
 		c.Ahead("", [2]string{soon})
@@ -400,7 +400,7 @@ func (c *change) lastEntry(head *audit.Head) (time.Time, error) {
 
 // within reports whether the actor can see anything in a root.
 func (c *change) within(rootID string) bool {
-	return c.call.Actor.Spans() || c.call.Actor.RootID == rootID
+	return c.call.Actor.Everywhere() || c.call.Actor.RootID == rootID
 }
 
 // target finds the organization that a change is about, locks its root, and
@@ -414,7 +414,7 @@ func (c *change) target(id string, permissions ...string) (*Organization, error)
 	if o == nil || o.DeletedAt != nil || !c.call.Actor.Sees(o.Path) {
 		return nil, NotFound()
 	}
-	return o, permit(c.call.Actor, permissions...)
+	return o, c.call.Actor.Demand(o.Path, permissions...)
 }
 
 // locked locks the root of the organization and returns the organization,
@@ -461,17 +461,6 @@ func (c *change) orgEntry(o *Organization, action string, changes []audit.Change
 // that the actor cannot see.
 func NotFound() *problem.Error {
 	return problem.New(problem.NotFound, "There is no such organization, or this key cannot see it.")
-}
-
-// permit checks that the actor holds all the permissions.
-func permit(a *key.Actor, permissions ...string) error {
-	for _, p := range permissions {
-		if !a.May(p) {
-			return problem.New(problem.PermissionDenied, "This needs the permission %s.", p).
-				WithFix("Use a key that has %s.", p).With("permission", p)
-		}
-	}
-	return nil
 }
 
 // ETag returns the strong entity tag of the organization's representation.

@@ -12,6 +12,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -183,7 +184,7 @@ func busy(detail string) *problem.Error {
 
 // Customizations returns an organization's settings; explain adds where each
 // value comes from.
-func (s *Service) Customizations(ctx context.Context, actor *key.Actor, id string, explain bool) (*Customizations, error) {
+func (s *Service) Customizations(ctx context.Context, actor *auth.Actor, id string, explain bool) (*Customizations, error) {
 	// What was read is merged after the read: 33 organizations with 64 KiB each
 	// take longer to merge than to read.
 	var chain []*Organization
@@ -343,7 +344,7 @@ func (in *SettingsPut) apply(ctx context.Context, from *basis, values jsontext.V
 }
 
 // Schema returns the JSON Schema of a root's customizations.
-func (s *Service) Schema(ctx context.Context, actor *key.Actor, rootID string) ([]byte, error) {
+func (s *Service) Schema(ctx context.Context, actor *auth.Actor, rootID string) ([]byte, error) {
 	snap, err := s.Find(ctx, actor, rootID)
 	if err != nil {
 		return nil, err

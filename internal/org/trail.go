@@ -5,7 +5,7 @@ import (
 	"errors"
 
 	"github.com/orgd/orgd/internal/audit"
-	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -64,7 +64,7 @@ func entriesOf(records []audit.Record) ([]*audit.Entry, error) {
 
 // AuditEntry returns an entry that the audit list of the organization shows to
 // the actor.
-func (s *Service) AuditEntry(ctx context.Context, actor *key.Actor, snap *Snapshot, entryID string) (*audit.Entry, error) {
+func (s *Service) AuditEntry(ctx context.Context, actor *auth.Actor, snap *Snapshot, entryID string) (*audit.Entry, error) {
 	var rec *audit.Record
 	err := s.store.Read(ctx, func(tx Tx) (err error) {
 		rec, err = tx.AuditEntry(snap.RootID, entryID)

@@ -7,6 +7,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -24,11 +25,12 @@ type OrgUpdate struct {
 // Update changes an organization. Without any difference nothing is written
 // and the receipt is zero.
 func (s *Service) Update(ctx context.Context, call *Call, id string, u OrgUpdate) (*Organization, audit.Receipt, error) {
-	if err := permitMembers(call.Actor, u.Customizations != nil, u.Tags != nil); err != nil {
+	members := memberPermissions(u.Customizations != nil, u.Tags != nil)
+	if err := s.demand(ctx, call, id, members); err != nil {
 		return nil, audit.Receipt{}, err
 	}
-	always := func(a *key.Actor, _ *Organization) (OrgUpdate, error) {
-		return u, permitMembers(a, u.Customizations != nil, u.Tags != nil)
+	always := func(a *auth.Actor, o *Organization) (OrgUpdate, error) {
+		return u, a.Demand(o.Path, members...)
 	}
 	if u.Customizations == nil {
 		return s.update(ctx, call, id, key.OrgsWrite, nil, always)
@@ -89,7 +91,7 @@ func (s *Service) mergeSettings(ctx context.Context, call *Call, id string, u *O
 
 // update changes an organization as is right for how it is now. merge is nil if
 // the update leaves the settings alone.
-func (s *Service) update(ctx context.Context, call *Call, id, permission string, merge *settingsMerge, updateOf func(*key.Actor, *Organization) (OrgUpdate, error)) (*Organization, audit.Receipt, error) {
+func (s *Service) update(ctx context.Context, call *Call, id, permission string, merge *settingsMerge, updateOf func(*auth.Actor, *Organization) (OrgUpdate, error)) (*Organization, audit.Receipt, error) {
 	rootID := s.rootOf(id)
 	generation := s.store.OrgGeneration(rootID, id)
 	var after *Organization
@@ -208,7 +210,7 @@ func (s *Service) DeleteTag(ctx context.Context, call *Call, id, tag string) (*O
 }
 
 func (s *Service) updateTags(ctx context.Context, call *Call, id string, change func(tags []string) ([]string, error)) (*Organization, audit.Receipt, error) {
-	return s.update(ctx, call, id, key.TagsWrite, nil, func(_ *key.Actor, before *Organization) (OrgUpdate, error) {
+	return s.update(ctx, call, id, key.TagsWrite, nil, func(_ *auth.Actor, before *Organization) (OrgUpdate, error) {
 		tags, err := change(slices.Clone(before.Tags))
 		return OrgUpdate{Tags: &tags}, err
 	})

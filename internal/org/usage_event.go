@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
@@ -100,7 +101,7 @@ func storable(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s
 // senderOf returns in whose namespace the ids are that the actor gives to
 // events: that of the key's own organization, whichever of its keys it uses, and
 // in each root one of the operator, which is no organization's id.
-func senderOf(a *key.Actor) string {
+func senderOf(a *auth.Actor) string {
 	if a.OrgID == "" {
 		return "/operator"
 	}
@@ -114,8 +115,8 @@ const lowering = "what an organization has consumed is lowered from above, with 
 // mayLower reports whether the actor may take something off what the
 // organization at path has consumed. Who consumes may not: it would pay less
 // and lift its own limits.
-func mayLower(a *key.Actor, path string) bool {
-	if a.Spans() {
+func mayLower(a *auth.Actor, path string) bool {
+	if a.Everywhere() {
 		return true
 	}
 	ids := SplitPath(path)
@@ -125,9 +126,9 @@ func mayLower(a *key.Actor, path string) bool {
 // refuseLowering returns why the actor may not take something off what the
 // organization at path has consumed of a meter, empty if it may. Every ancestor has consumed less too then. So a limit on
 // one of them must be the actor's to change, or it would lift it like this.
-func refuseLowering(tx Tx, a *key.Actor, path, meter string) (string, error) {
+func refuseLowering(tx Tx, a *auth.Actor, path, meter string) (string, error) {
 	switch {
-	case a.Spans():
+	case a.Everywhere():
 		return "", nil
 	case !mayLower(a, path):
 		return lowering, nil
@@ -217,15 +218,19 @@ func (s *Service) Ingest(ctx context.Context, call *Call, orgID string, events [
 		err = s.write(ctx, call, func(tx Tx) error {
 			in.reservation.Release() // of an attempt before
 			in.reservation = nil
-			now, err := s.presentCall(tx, call, key.ConsumptionWrite)
+			now, err := s.presentCall(tx, call)
 			if err != nil {
+				return err
+			}
+			path := cmp.Or(within, now.Actor.Path)
+			if err := now.Actor.Demand(path, key.ConsumptionWrite); err != nil {
 				return err
 			}
 			in.call = now
 			if out, err = in.run(tx); err != nil {
 				return err
 			}
-			if err := s.stays(tx, now, key.ConsumptionWrite); err != nil {
+			if err := s.stays(tx, now, key.ConsumptionWrite, path); err != nil {
 				return err
 			}
 			return remember(tx, now, in.now, out, audit.Receipt{})
@@ -279,11 +284,11 @@ type ingestion struct {
 	reservation *Reservation
 }
 
-// reaches reports whether an event may be for an organization: the actor sees
-// it, and it lies where the events were sent to. Of any other the transaction
+// reaches reports whether an event may be for an organization: the actor may send
+// some for it, and it lies where the events were sent to. Of any other the transaction
 // reads where it is, and neither locks nor keeps anything.
 func (in *ingestion) reaches(place Place, within string) bool {
-	return in.call.Actor.Sees(place.Path) && strings.HasPrefix(place.Path, within)
+	return in.call.Actor.Can(key.ConsumptionWrite, place.Path) && strings.HasPrefix(place.Path, within)
 }
 
 // watch reads what the hard limits say about the events, before the

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/ident"
-	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/store"
@@ -82,7 +82,7 @@ func underWay(t *testing.T, s org.Store) (list []org.PendingImport) {
 	return list
 }
 
-var byOperator = &org.Call{Actor: key.Operator(), RequestID: "req_import", IP: "192.0.2.1", UserAgent: "test"}
+var byOperator = &org.Call{Actor: auth.Operator(), RequestID: "req_import", IP: "192.0.2.1", UserAgent: "test"}
 
 // treeRows is an import of n organizations below r: with more than one chunk,
 // children of one are in the next. Each tenth is a root.

@@ -5,7 +5,7 @@ import (
 	"net/netip"
 	"strings"
 
-	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/auth"
 )
 
 // The widest range that can be somebody's own proxies: a private network.
@@ -28,7 +28,7 @@ func ParseTrustedProxies(list []string) ([]netip.Prefix, error) {
 	var prefixes []netip.Prefix
 	for _, s := range list {
 		s = strings.TrimSpace(s)
-		p, ok := key.ParseCIDR(s)
+		p, ok := auth.ParseCIDR(s)
 		if !ok {
 			return nil, fmt.Errorf("%q is not a CIDR such as 10.0.0.0/8", s)
 		}
@@ -39,7 +39,7 @@ func ParseTrustedProxies(list []string) ([]netip.Prefix, error) {
 	}
 	if len(prefixes) > 0 {
 		for family, all := range unicast {
-			if len(key.Exceeding(all, prefixes)) == 0 {
+			if len(auth.Exceeding(all, prefixes)) == 0 {
 				return nil, fmt.Errorf("the list holds every %s address: %s", family, fix)
 			}
 		}

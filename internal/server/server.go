@@ -26,6 +26,7 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/api"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/ident"
@@ -198,7 +199,7 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 			func() float64 { _, n := s.Recorder.Lag(); return float64(n) }),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "orgd_spool_damaged_total", Help: "Segments of recorded requests that could not be read to their end."},
 			func() float64 { return float64(s.Recorder.Damaged()) }))
-	limiter := key.NewLimiter(s.started, s.Store.Processes)
+	limiter := auth.NewLimiter(s.started, s.Store.Processes)
 	bound := c.Budget
 	switch {
 	case c.NoBudget:

@@ -5,7 +5,7 @@ import (
 	"net/netip"
 	"strings"
 
-	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/auth"
 )
 
 // ParseAddress reads the address of a client as proxies write it: an IPv4 or
@@ -66,7 +66,7 @@ func peer(r *http.Request) (netip.Addr, bool) {
 }
 
 func (s *Server) trustsAddr(ip netip.Addr) bool {
-	return len(s.trusted) > 0 && key.Contains(s.trusted, ip)
+	return len(s.trusted) > 0 && auth.Contains(s.trusted, ip)
 }
 
 // origin returns the address of the client, the peer's or what a trusted proxy

@@ -12,8 +12,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/budget"
-	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -312,7 +312,7 @@ func (p *pausingWriter) Write(b []byte) (int, error) {
 
 // keepable fails if the root keeps as much for its Idempotency-Keys as it may.
 func (s *Server) keepable(r *Request) error {
-	if s.budgets.Budget == nil || r.Actor.Kind != key.KindKey {
+	if s.budgets.Budget == nil || r.Actor.Kind != auth.KindKey {
 		return nil
 	}
 	most, by := int64(org.DefaultIdempotencyBytes), "default"

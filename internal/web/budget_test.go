@@ -11,8 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/budget"
-	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -31,7 +31,7 @@ func budgetServer(t *testing.T) (*Server, *budget.Budget) {
 // entered is a request of a root that the budget has let in.
 func entered(t *testing.T, s *Server, method, root string, room int64) *Request {
 	t.Helper()
-	r := &Request{Request: httptest.NewRequest(method, "/", nil), At: time.Now(), Actor: &key.Actor{Kind: key.KindKey, RootID: root}, server: s, route: &Route{Rule: Rule{Open: true}}, maxBody: MaxBulkBody}
+	r := &Request{Request: httptest.NewRequest(method, "/", nil), At: time.Now(), Actor: &auth.Actor{Kind: auth.KindKey, RootID: root}, server: s, route: &Route{Rule: Rule{Open: true}}, maxBody: MaxBulkBody}
 	if err := s.enter(&Route{Room: room}, r); err != nil {
 		t.Fatalf("%s of %s: %v", method, root, err)
 	}

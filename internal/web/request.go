@@ -20,6 +20,7 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
@@ -34,7 +35,7 @@ type Request struct {
 	Trusted   bool       // straight from a proxy whose headers are believed
 	OldSecret bool       // the key's secret is one that a rotation replaced
 	At        time.Time  // when it arrived: UTC, whole microseconds
-	Actor     *key.Actor
+	Actor     *auth.Actor
 	Org       *org.Snapshot // the organization that the request is about; nil if none, or not visible
 	Sought    string        // the id of an organization that the body or the query names; it may not exist
 	Receipt   audit.Receipt // of the change that the request made
@@ -98,7 +99,7 @@ func (r *Request) Recheck(ctx context.Context) error {
 			return err
 		}
 	}
-	return r.route.Rule.permits(r.Actor)
+	return r.route.Rule.permits(r)
 }
 
 // Watched returns the context of the request for work that goes on page by page:
@@ -110,7 +111,7 @@ func (r *Request) Watched() context.Context {
 		if err := r.Recheck(ctx); err != nil {
 			return err
 		}
-		if r.Actor.Reach != began.Reach || r.Actor.Path != began.Path {
+		if !r.Actor.SameReach(began) {
 			return problem.New(problem.Conflict, "What this key reaches was changed while the request was answered.").
 				WithFix("Repeat the request.")
 		}
@@ -128,7 +129,7 @@ func (r *Request) Local() bool {
 type Decision struct {
 	// Actor is whose request it is; nil if nobody known, and then nothing is
 	// recorded of it.
-	Actor     *key.Actor
+	Actor     *auth.Actor
 	OldSecret bool
 	Org       *org.Snapshot // what the request is about; nil for the actor's organization
 	Demand    org.Demand    // what the request has to satisfy

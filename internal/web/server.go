@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
@@ -92,7 +93,7 @@ type Recorder interface {
 type Server struct {
 	service  *org.Service
 	recorder Recorder
-	limiter  *key.Limiter
+	limiter  *auth.Limiter
 	budgets  *budgets
 	log      *slog.Logger
 	now      func() time.Time
@@ -113,7 +114,7 @@ type Server struct {
 type Config struct {
 	Service        *org.Service
 	Recorder       Recorder
-	Limiter        *key.Limiter
+	Limiter        *auth.Limiter
 	Log            *slog.Logger
 	Now            func() time.Time
 	TrustedProxies []netip.Prefix
@@ -344,7 +345,7 @@ func (s *Server) permit(rt *Route, r *Request) (err error) {
 			return err
 		}
 	}
-	if err := rule.permits(r.Actor); err != nil {
+	if err := rule.permits(r); err != nil {
 		return err
 	}
 	if rule.May != nil {
@@ -355,17 +356,23 @@ func (s *Server) permit(rt *Route, r *Request) (err error) {
 
 // permits checks what the rule asks of an actor who sees what the call is
 // about.
-func (rule *Rule) permits(a *key.Actor) error {
-	if rule.Operator && !a.Spans() {
-		return problem.New(problem.PermissionDenied, "Only the operator may do this.")
-	}
-	for _, p := range rule.Permissions {
-		if !a.May(p) {
-			return problem.New(problem.PermissionDenied, "This needs the permission %s.", p).
-				WithFix("Use a key that has %s.", p).With("permission", p)
+// Where it is about no organization, that is the actor's own.
+func (rule *Rule) permits(r *Request) error {
+	if rule.Operator {
+		if err := r.Actor.DemandOperator(); err != nil {
+			return err
 		}
 	}
-	return nil
+	return r.Actor.Demand(r.Place(), rule.Permissions...)
+}
+
+// Place returns the path of the organization that the call is about, or of the
+// actor's own where it is about none.
+func (r *Request) Place() string {
+	if r.Org != nil {
+		return r.Org.Path
+	}
+	return r.Actor.Path
 }
 
 func (s *Server) authenticate(r *Request) error {
@@ -400,7 +407,7 @@ type Quota struct {
 
 // TakeToken counts a request against the rate limit of the actor's key. The
 // quota is nil if there is no limit. The error is RateLimited.
-func TakeToken(l *key.Limiter, a *key.Actor, now time.Time) (*Quota, error) {
+func TakeToken(l *auth.Limiter, a *auth.Actor, now time.Time) (*Quota, error) {
 	rl := a.RateLimit
 	if rl == nil {
 		return nil, nil
@@ -451,11 +458,11 @@ func (s *Server) record(rt *Route, r *Request, status int) error {
 			return nil
 		}
 		d = &Decision{Actor: r.Actor, OldSecret: r.OldSecret, Org: r.Org, Method: r.Method, Path: r.URL.EscapedPath(), IP: r.IP, UserAgent: r.UserAgent()}
-		if a := r.Actor; a.Kind == key.KindKey && counts(status) {
+		if a := r.Actor; a.Kind == auth.KindKey && counts(status) {
 			d.Usage = []access.Usage{{RootID: a.RootID, Path: a.Path, At: at, Meter: usage.APICalls, Quantity: usage.One}}
 			d.Reservation = s.service.Count(r.Context(), org.Charge{RootID: a.RootID, Path: a.Path, Month: usage.MonthOf(at), Meter: usage.APICalls, Quantity: usage.One})
 		}
-	} else if r.Actor != nil && r.Actor != d.Actor && r.Actor.Kind == key.KindKey && status != http.StatusUnauthorized {
+	} else if r.Actor != nil && r.Actor != d.Actor && r.Actor.Kind == auth.KindKey && status != http.StatusUnauthorized {
 		use := &access.KeyUse{KeyID: r.Actor.ID, Old: r.OldSecret, At: at, IP: r.address}
 		if _, err := s.recorder.RecordAt(access.Record{Use: use}); err != nil {
 			d.Reservation.Release()
@@ -505,11 +512,11 @@ func (s *Server) entry(rt *Route, r *Request, d *Decision, status int) access.Re
 		if d.Status == "" {
 			rec.Event.Status = s.eventStatus(rt, r, status)
 		}
-		if a.Kind == key.KindKey {
+		if a.Kind == auth.KindKey {
 			rec.Event.APIKeyID = a.ID
 		}
 	}
-	if a.Kind == key.KindKey && status != http.StatusUnauthorized && d.Status != access.Denied {
+	if a.Kind == auth.KindKey && status != http.StatusUnauthorized && d.Status != access.Denied {
 		rec.Use = &access.KeyUse{KeyID: a.ID, Old: d.OldSecret, At: r.At, IP: ip}
 	}
 	return rec

@@ -1,4 +1,4 @@
-package key
+package auth
 
 import (
 	"net/netip"

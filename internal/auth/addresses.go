@@ -1,10 +1,12 @@
-package key
+package auth
 
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -50,7 +52,7 @@ func ParseCIDRs(pointer string, list []string) ([]netip.Prefix, *problem.Error) 
 	for i, s := range list {
 		p, ok := ParseCIDR(s)
 		if !ok {
-			bad = append(bad, problem.Field{Pointer: itemPointer(pointer, i), Detail: "is not an address range: \"" + echo(s) + "\""})
+			bad = append(bad, problem.Field{Pointer: pointer + "/" + strconv.Itoa(i), Detail: "is not an address range: \"" + key.Echo(s) + "\""})
 			continue
 		}
 		prefixes = append(prefixes, p)

@@ -1,16 +1,16 @@
-package key
+package auth
 
 import (
 	"net/netip"
 	"strings"
 	"time"
 
+	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
 
 // Bounds of what a key may be given.
 const (
-	MaxNameLen       = 256 // characters
 	maxRequests      = 1_000_000
 	maxPeriodSeconds = 24 * 60 * 60
 )
@@ -20,54 +20,52 @@ const (
 type Request struct {
 	Name         string
 	Permissions  []string // permissions and bundles
-	Reach        Reach
+	Reach        key.Reach
 	AllowedCIDRs []string // not nil but empty asks for every address
 	ExpiresAt    *time.Time
-	RateLimit    *RateLimit
+	RateLimit    *key.RateLimit
 }
 
 // Terms are what a key is granted.
 type Terms struct {
 	Name         string
-	Permissions  Permissions
-	Reach        Reach
+	Permissions  key.Permissions
+	Reach        key.Reach
 	AllowedCIDRs []string // canonical; none means every address
 	ExpiresAt    *time.Time
-	RateLimit    *RateLimit
+	RateLimit    *key.RateLimit
 }
 
-// Grant returns the terms of a key that creator asks for at the time now.
+// TermsFor returns the terms of a key of the organization with this path, which
+// creator sees, that creator asks for at the time now.
 //
-// A key never gets more than its creator has: its permissions, its reach, its
-// addresses and its life are within the creator's, and so are those of every
-// key that it creates in turn. The operator may grant anything; what the
-// operator leaves out is the bundle read, the subtree, every address, no
-// expiry and no rate limit.
+// A key never gets more than its creator has there by one grant: its permissions,
+// its reach, its addresses and its life are within that, and so are those of every
+// key that it creates in turn. The operator may grant anything; what the operator
+// leaves out is the bundle read, the subtree, every address, no expiry and no rate
+// limit. What others leave out is that of their grant.
 //
 // The error is an InvalidBody about a value that is not valid, or a
 // PermissionDenied with one field for each member that exceeds the creator's.
-func Grant(creator *Actor, req Request, now time.Time) (*Terms, *problem.Error) {
-	t := &Terms{Permissions: creator.Permissions, Reach: creator.Reach, ExpiresAt: creator.ExpiresAt, RateLimit: creator.RateLimit}
-	cidrs := creator.CIDRs
-	if creator.Spans() {
-		t = &Terms{Permissions: bundles[BundleRead], Reach: ReachSubtree}
-		cidrs = nil
-	}
+func TermsFor(creator *Actor, path string, req Request, now time.Time) (*Terms, *problem.Error) {
+	own := creator.grantAt(path, req.Permissions)
+	t := &Terms{Permissions: own.Permissions, Reach: own.Reach, ExpiresAt: own.Until, RateLimit: creator.RateLimit}
+	cidrs := own.Addresses
 	var p *problem.Error
-	if t.Name, p = CheckName("/name", req.Name); p != nil {
+	if t.Name, p = key.CheckName("/name", req.Name); p != nil {
 		return nil, p
 	}
 	if req.Permissions != nil {
-		if t.Permissions, p = ParsePermissions("/permissions", req.Permissions); p != nil {
+		if t.Permissions, p = key.ParsePermissions("/permissions", req.Permissions); p != nil {
 			return nil, p
 		}
 	}
 	switch req.Reach {
 	case "":
-	case ReachSubtree, ReachSelf:
+	case key.ReachSubtree, key.ReachSelf:
 		t.Reach = req.Reach
 	default:
-		return nil, problem.Body("/reach", "must be subtree or self, not %q", echo(string(req.Reach)))
+		return nil, problem.Body("/reach", "must be subtree or self, not %q", key.Echo(string(req.Reach)))
 	}
 	if req.AllowedCIDRs != nil {
 		if cidrs, p = ParseCIDRs("/allowed_cidrs", req.AllowedCIDRs); p != nil {
@@ -91,33 +89,59 @@ func Grant(creator *Actor, req Request, now time.Time) (*Terms, *problem.Error) 
 		case rl.PeriodSeconds < 1 || rl.PeriodSeconds > maxPeriodSeconds:
 			return nil, problem.Body("/rate_limit/period_seconds", "must be from 1 to %d", maxPeriodSeconds)
 		}
-		t.RateLimit = &RateLimit{rl.Requests, rl.PeriodSeconds}
+		t.RateLimit = &key.RateLimit{Requests: rl.Requests, PeriodSeconds: rl.PeriodSeconds}
 	}
 	t.AllowedCIDRs = cidrStrings(cidrs)
-	if !creator.Spans() {
-		if p := exceeds(creator, t, cidrs); p != nil {
+	if !creator.Everywhere() {
+		if p := exceeds(own, t, cidrs); p != nil {
 			return nil, p
 		}
 	}
 	return t, nil
 }
 
+// grantAt returns the grant by which the actor gives a key of the organization with
+// this path what it gets: of those that cover it, the one that lacks the fewest of
+// the permissions. An actor of no grant there gives nothing.
+func (a *Actor) grantAt(path string, permissions []string) Grant {
+	if a.Everywhere() {
+		return Grant{Permissions: key.Bundle(key.BundleRead), Reach: key.ReachSubtree}
+	}
+	best, fewest := Grant{Path: path, Reach: key.ReachSelf}, -1
+	for i := range a.Grants {
+		g := &a.Grants[i]
+		if !g.covers(path) {
+			continue
+		}
+		lacks := 0
+		for _, p := range permissions {
+			if !g.Permissions.Has(p) {
+				lacks++
+			}
+		}
+		if fewest < 0 || lacks < fewest {
+			best, fewest = *g, lacks
+		}
+	}
+	return best
+}
+
 // exceeds says where the terms go beyond what the creator has; nil if nowhere.
-func exceeds(creator *Actor, t *Terms, cidrs []netip.Prefix) *problem.Error {
+func exceeds(own Grant, t *Terms, cidrs []netip.Prefix) *problem.Error {
 	var fields []problem.Field
 	add := func(pointer, detail string) { fields = append(fields, problem.Field{Pointer: pointer, Detail: detail}) }
-	missing := t.Permissions.SubsetOf(creator.Permissions)
+	missing := t.Permissions.SubsetOf(own.Permissions)
 	if len(missing) > 0 {
 		add("/permissions", "holds permissions that the creating key lacks: "+strings.Join(missing, ", "))
 	}
-	if t.Reach == ReachSubtree && creator.Reach == ReachSelf {
+	if t.Reach == key.ReachSubtree && own.Reach != key.ReachSubtree {
 		add("/reach", "is subtree, but the creating key reaches its own organization only")
 	}
-	if beyond := Exceeding(cidrs, creator.CIDRs); len(beyond) > 0 {
+	if beyond := Exceeding(cidrs, own.Addresses); len(beyond) > 0 {
 		add("/allowed_cidrs", "holds addresses from which the creating key may not be used: "+strings.Join(cidrStrings(beyond), ", "))
 	}
-	if creator.ExpiresAt != nil && t.ExpiresAt.After(*creator.ExpiresAt) {
-		add("/expires_at", "is later than the creating key's own expiry, "+creator.ExpiresAt.UTC().Format(time.RFC3339Nano))
+	if own.Until != nil && (t.ExpiresAt == nil || t.ExpiresAt.After(*own.Until)) {
+		add("/expires_at", "is later than the creating key's own expiry, "+own.Until.UTC().Format(time.RFC3339Nano))
 	}
 	if len(fields) == 0 {
 		return nil
@@ -135,19 +159,20 @@ func exceeds(creator *Actor, t *Terms, cidrs []netip.Prefix) *problem.Error {
 	return e
 }
 
-// Within checks that a key has no more power than the actor has: who could
-// change or rotate it would have that power too. The error is
-// PermissionDenied and says what the key has more.
-func Within(a *Actor, k *Key) *problem.Error {
-	if a.Spans() {
+// Covers checks that a key of the organization with this path has no more power
+// than the actor has there: who could change or rotate it would have that power
+// too. The error is PermissionDenied and says what the key has more.
+func Covers(a *Actor, path string, k *key.Key) *problem.Error {
+	if a.Everywhere() {
 		return nil
 	}
+	own := a.grantAt(path, k.Permissions)
 	var more []string
-	missing := k.Permissions.SubsetOf(a.Permissions)
+	missing := k.Permissions.SubsetOf(own.Permissions)
 	if len(missing) > 0 {
 		more = append(more, "permissions ("+strings.Join(missing, ", ")+")")
 	}
-	if k.Reach == ReachSubtree && a.Reach == ReachSelf {
+	if k.Reach == key.ReachSubtree && own.Reach != key.ReachSubtree {
 		more = append(more, "reach")
 	}
 	var cidrs []netip.Prefix
@@ -156,10 +181,10 @@ func Within(a *Actor, k *Key) *problem.Error {
 			cidrs = append(cidrs, p)
 		}
 	}
-	if len(Exceeding(cidrs, a.CIDRs)) > 0 {
+	if len(Exceeding(cidrs, own.Addresses)) > 0 {
 		more = append(more, "addresses")
 	}
-	if a.ExpiresAt != nil && (k.ExpiresAt == nil || k.ExpiresAt.After(*a.ExpiresAt)) {
+	if own.Until != nil && (k.ExpiresAt == nil || k.ExpiresAt.After(*own.Until)) {
 		more = append(more, "time before it expires")
 	}
 	if len(more) == 0 {

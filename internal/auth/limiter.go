@@ -1,4 +1,4 @@
-package key
+package auth
 
 import (
 	"hash/maphash"
@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/orgd/orgd/internal/key"
 )
 
 const (
@@ -44,7 +46,7 @@ type limiterShard struct {
 
 type bucket struct {
 	*rate.Limiter
-	limit     RateLimit
+	limit     key.RateLimit
 	processes int
 }
 
@@ -65,7 +67,7 @@ func NewLimiter(started time.Time, processes func() int) *Limiter {
 // bucket is full, and, if there was no token, the time until there is one. A limit
 // or a number of processes that differs from the last call's takes effect at once:
 // tokens stay, up to the new size.
-func (l *Limiter) Allow(keyID string, created time.Time, rl RateLimit, now time.Time) (ok bool, remaining int, reset, retryAfter time.Duration) {
+func (l *Limiter) Allow(keyID string, created time.Time, rl key.RateLimit, now time.Time) (ok bool, remaining int, reset, retryAfter time.Duration) {
 	s := &l.shards[maphash.String(l.seed, keyID)%limiterShards]
 	n := max(l.processes(), 1)
 	s.mu.Lock()

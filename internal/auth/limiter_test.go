@@ -1,4 +1,4 @@
-package key
+package auth
 
 import (
 	"fmt"
@@ -9,15 +9,17 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/orgd/orgd/internal/key"
 )
 
 func TestLimiter(t *testing.T) {
 	l, now := NewLimiter(time.Time{}, one), grantNow
-	rl := RateLimit{Requests: 3, PeriodSeconds: 30} // one token in 10 seconds
+	rl := key.RateLimit{Requests: 3, PeriodSeconds: 30} // one token in 10 seconds
 	for _, tt := range []struct {
 		after      time.Duration
 		key        string
-		limit      RateLimit
+		limit      key.RateLimit
 		ok         bool
 		remaining  int
 		reset      time.Duration
@@ -30,11 +32,11 @@ func TestLimiter(t *testing.T) {
 		{0, "b", rl, true, 2, 10 * time.Second, 0}, // a key of its own
 		{4 * time.Second, "a", rl, false, 0, 26 * time.Second, 6 * time.Second},
 		{6 * time.Second, "a", rl, true, 0, 30 * time.Second, 0},
-		{time.Hour, "a", rl, true, 2, 10 * time.Second, 0},                       // never fuller than full
-		{0, "a", RateLimit{1, 30}, true, 0, 30 * time.Second, 0},                 // a smaller bucket holds less
-		{0, "a", RateLimit{1, 30}, false, 0, 30 * time.Second, 30 * time.Second}, //
-		{0, "a", RateLimit{30, 30}, false, 0, 30 * time.Second, time.Second},     // a larger one fills faster
-		{time.Second, "a", RateLimit{30, 30}, true, 0, 30 * time.Second, 0},
+		{time.Hour, "a", rl, true, 2, 10 * time.Second, 0},                                                    // never fuller than full
+		{0, "a", key.RateLimit{Requests: 1, PeriodSeconds: 30}, true, 0, 30 * time.Second, 0},                 // a smaller bucket holds less
+		{0, "a", key.RateLimit{Requests: 1, PeriodSeconds: 30}, false, 0, 30 * time.Second, 30 * time.Second}, //
+		{0, "a", key.RateLimit{Requests: 30, PeriodSeconds: 30}, false, 0, 30 * time.Second, time.Second},     // a larger one fills faster
+		{time.Second, "a", key.RateLimit{Requests: 30, PeriodSeconds: 30}, true, 0, 30 * time.Second, 0},
 	} {
 		now = now.Add(tt.after)
 		ok, remaining, reset, retryAfter := l.Allow(tt.key, time.Time{}, tt.limit, now)
@@ -50,7 +52,7 @@ func TestLimiter(t *testing.T) {
 func TestLimiterKeepsItsPromises(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l, now := NewLimiter(time.Time{}, one), grantNow
-		rl := RateLimit{rapid.IntRange(1, 1000).Draw(t, "requests"), rapid.IntRange(1, 86400).Draw(t, "period")}
+		rl := key.RateLimit{Requests: rapid.IntRange(1, 1000).Draw(t, "requests"), PeriodSeconds: rapid.IntRange(1, 86400).Draw(t, "period")}
 		allowed := 0
 		for range rapid.IntRange(1, 50).Draw(t, "calls") {
 			ok, remaining, reset, retryAfter := l.Allow("a", time.Time{}, rl, now)
@@ -87,7 +89,7 @@ func TestLimiterMemoryIsBounded(t *testing.T) {
 		l, now := NewLimiter(time.Time{}, one), grantNow
 		for i := range 100_000 {
 			now = now.Add(time.Millisecond)
-			l.Allow(strconv.Itoa(i), time.Time{}, RateLimit{1, 1}, now) // full again after 1,000 others
+			l.Allow(strconv.Itoa(i), time.Time{}, key.RateLimit{Requests: 1, PeriodSeconds: 1}, now) // full again after 1,000 others
 		}
 		if n := l.size(); n > 10_000 {
 			t.Errorf("%d buckets for 1,000 keys in use", n)
@@ -95,18 +97,18 @@ func TestLimiterMemoryIsBounded(t *testing.T) {
 	})
 	t.Run("a key in use keeps its count", func(t *testing.T) {
 		l := NewLimiter(time.Time{}, one)
-		l.Allow("a", time.Time{}, RateLimit{1, 3600}, grantNow)
+		l.Allow("a", time.Time{}, key.RateLimit{Requests: 1, PeriodSeconds: 3600}, grantNow)
 		for i := range 100_000 {
-			l.Allow(strconv.Itoa(i), time.Time{}, RateLimit{1, 1}, grantNow.Add(time.Duration(i)*time.Millisecond))
+			l.Allow(strconv.Itoa(i), time.Time{}, key.RateLimit{Requests: 1, PeriodSeconds: 1}, grantNow.Add(time.Duration(i)*time.Millisecond))
 		}
-		if ok, _, _, _ := l.Allow("a", time.Time{}, RateLimit{1, 3600}, grantNow.Add(100*time.Second)); ok {
+		if ok, _, _, _ := l.Allow("a", time.Time{}, key.RateLimit{Requests: 1, PeriodSeconds: 3600}, grantNow.Add(100*time.Second)); ok {
 			t.Error("a bucket that was not full was dropped")
 		}
 	})
 	t.Run("too many keys at once", func(t *testing.T) {
 		l := NewLimiter(time.Time{}, one)
 		for i := range 2 * limiterShards * maxShardBuckets {
-			l.Allow(strconv.Itoa(i), time.Time{}, RateLimit{1, 86400}, grantNow)
+			l.Allow(strconv.Itoa(i), time.Time{}, key.RateLimit{Requests: 1, PeriodSeconds: 86400}, grantNow)
 		}
 		if n := l.size(); n > limiterShards*maxShardBuckets {
 			t.Errorf("%d buckets", n)
@@ -121,7 +123,7 @@ func TestLimiterIsConcurrent(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 1000 {
-				if ok, _, _, _ := l.Allow("a", time.Time{}, RateLimit{100, 86400}, grantNow); ok {
+				if ok, _, _, _ := l.Allow("a", time.Time{}, key.RateLimit{Requests: 100, PeriodSeconds: 86400}, grantNow); ok {
 					allowed.Add(1)
 				}
 			}
@@ -135,7 +137,7 @@ func TestLimiterIsConcurrent(t *testing.T) {
 
 func BenchmarkLimiter(b *testing.B) {
 	l := NewLimiter(time.Time{}, one)
-	rl := RateLimit{1000, 60}
+	rl := key.RateLimit{Requests: 1000, PeriodSeconds: 60}
 	ids := make([]string, 1000)
 	for i := range ids {
 		ids[i] = "key_" + strconv.Itoa(i)
@@ -155,14 +157,14 @@ func one() int { return 1 }
 func TestLimiterDividesAmongProcesses(t *testing.T) {
 	for _, tt := range []struct {
 		processes int
-		limit     RateLimit
+		limit     key.RateLimit
 		first     int // in the first moment, of all
 		later     int // in the hour after it
 	}{
-		{1, RateLimit{60, 60}, 60, 3600},
-		{2, RateLimit{60, 60}, 60, 3600},
-		{3, RateLimit{100, 60}, 99, 6000},
-		{5, RateLimit{2, 60}, 5, 120}, // one each at least
+		{1, key.RateLimit{Requests: 60, PeriodSeconds: 60}, 60, 3600},
+		{2, key.RateLimit{Requests: 60, PeriodSeconds: 60}, 60, 3600},
+		{3, key.RateLimit{Requests: 100, PeriodSeconds: 60}, 99, 6000},
+		{5, key.RateLimit{Requests: 2, PeriodSeconds: 60}, 5, 120}, // one each at least
 	} {
 		now := grantNow
 		var all []*Limiter
@@ -200,7 +202,7 @@ func TestLimiterDividesAmongProcesses(t *testing.T) {
 func TestLimiterFollowsProcesses(t *testing.T) {
 	n, now := 1, grantNow
 	l := NewLimiter(time.Time{}, func() int { return n })
-	rl := RateLimit{60, 60}
+	rl := key.RateLimit{Requests: 60, PeriodSeconds: 60}
 	if ok, remaining, _, _ := l.Allow("a", time.Time{}, rl, now); !ok || remaining != 59 {
 		t.Errorf("alone %d remain", remaining)
 	}
@@ -218,7 +220,7 @@ func TestLimiterFollowsProcesses(t *testing.T) {
 // has flowed in since, and one request at least.
 func TestLimiterAfterStart(t *testing.T) {
 	started := grantNow
-	rl := RateLimit{60, 60}
+	rl := key.RateLimit{Requests: 60, PeriodSeconds: 60}
 	for _, tt := range []struct {
 		created, first time.Duration // after the start
 		remaining      int
