@@ -29,6 +29,24 @@ const (
 // the loss of the old one has begun.
 const calmAgain = 3500 * time.Millisecond
 
+// cluster is what a failover happens to.
+type cluster interface {
+	// database is the URL that orgd is given.
+	database(t *testing.T) string
+	// lose makes a fault and returns when the primary was lost.
+	lose(t *testing.T, fault string) time.Time
+	// promote returns when there is a new primary that takes writes. wait is how long
+	// the one who promotes takes.
+	promote(t *testing.T, wait time.Duration) time.Time
+	// now is the URL of the primary.
+	now() string
+	// mend undoes what the fault has done to the old primary, which may still think
+	// that it is one. It reports whether there was such a thing.
+	mend() bool
+	// replace gives the new primary a standby in the place of the old one.
+	replace(t *testing.T)
+}
+
 // pair is a primary and a standby that has every commit before it is answered, and
 // the way from orgd to the primary: a balancer that follows it, or a URL with two
 // hosts. They are on loopback behind wires, or each on a machine of its own.
@@ -40,7 +58,7 @@ type pair struct {
 	wires            []*wire // to the two servers, or one that leads to the primary
 	replication      *wire   // from the primary to the standby, on loopback
 	old              *testkit.PostgresCluster
-	mend             func() // what the fault left; nil for nothing
+	undo             func() // what the fault has done to the old primary; nil for nothing
 	n                int
 }
 
@@ -78,7 +96,6 @@ func (p *pair) follow(t *testing.T) {
 	}
 }
 
-// database is the URL that orgd is given.
 func (p *pair) database(t *testing.T) string {
 	t.Helper()
 	hosts := []string{p.primary.Address(), p.standby.Address()}
@@ -96,17 +113,26 @@ func (p *pair) machine() (primary, standby *testkit.Machine) {
 	return p.machines.Machines[(p.n+1)%2], p.machines.Machines[p.n%2]
 }
 
-// lose makes a fault and returns when the primary was lost.
+func (p *pair) now() string { return p.primary.URL }
+
+func (p *pair) mend() bool {
+	if p.undo == nil {
+		return false
+	}
+	p.undo()
+	return true
+}
+
 func (p *pair) lose(t *testing.T, fault string) time.Time {
 	t.Helper()
-	p.old, p.mend = p.primary, nil
+	p.old, p.undo = p.primary, nil
 	lost := time.Now()
 	switch fault {
 	case "killed":
 		p.old.Kill()
 	case "stopped":
 		p.old.Stop(t)
-		p.mend = p.old.Resume
+		p.undo = p.old.Resume
 	case "cut off":
 		if p.machines == nil {
 			p.toPrimary().hush()
@@ -115,7 +141,7 @@ func (p *pair) lose(t *testing.T, fault string) time.Time {
 		}
 		machine, _ := p.machine()
 		machine.Cut()
-		p.mend = machine.Mend
+		p.undo = machine.Mend
 	case "left behind":
 		// The old primary lives, and who is connected to it stays so.
 		p.replication.hush()
@@ -145,9 +171,11 @@ func (p *pair) toPrimary() *wire {
 	return p.wires[0]
 }
 
-// promote makes the standby the primary, and returns when it takes writes.
-func (p *pair) promote(t *testing.T) time.Time {
+func (p *pair) promote(t *testing.T, wait time.Duration) time.Time {
 	t.Helper()
+	if p.machines != nil {
+		time.Sleep(wait)
+	}
 	p.standby.Promote(t)
 	promoted := time.Now()
 	if p.way == "balancer" {
@@ -157,7 +185,6 @@ func (p *pair) promote(t *testing.T) time.Time {
 	return promoted
 }
 
-// replace gives the new primary a standby in the place of the old one.
 func (p *pair) replace(t *testing.T) {
 	t.Helper()
 	if !p.old.Ended() {
@@ -227,14 +254,14 @@ func loseCommits(t *testing.T) found {
 	stop := w.load(j, orgd.at)
 	time.Sleep(500 * time.Millisecond)
 	p.lose(t, "killed after its standby was cut off")
-	p.promote(t)
+	p.promote(t, 0)
 	stop()
 	waitReady(t, orgd.url)
 	return w.check(j, orgd.url, everything())
 }
 
-// testFailover loses the primary of a pair n times.
-func testFailover(t *testing.T, p *pair, faults []string, n int) (row, *world, *journal, *process) {
+// testFailover loses the primary of a cluster n times.
+func testFailover(t *testing.T, p cluster, faults []string, n int) (row, *world, *journal, *process) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "data")
 	orgd := start(t, dir, "--database", p.database(t))
@@ -259,10 +286,7 @@ func testFailover(t *testing.T, p *pair, faults []string, n int) (row, *world, *
 		lost := p.lose(t, fault)
 		unready := waitStatus(orgd.url, unreadyIn, func(status int) bool { return status == 503 })
 		unreadyAfter := time.Since(lost)
-		if p.machines != nil {
-			time.Sleep(time.Duration(i/len(faults)%4) * 2 * time.Second) // whoever promotes takes time
-		}
-		promoted := p.promote(t)
+		promoted := p.promote(t, time.Duration(i/len(faults)%4)*2*time.Second)
 		again := firstWrite(orgd, other, promoted)
 		held := waitWrite(j, promoted)
 		if again > writesAgain || held > heldAnswers {
@@ -271,14 +295,13 @@ func testFailover(t *testing.T, p *pair, faults []string, n int) (row, *world, *
 		if !unready && fault != "left behind" && fault != "killed after its standby was cut off" {
 			t.Errorf("round %d, %s: /readyz is not 503 while no write is possible", i, fault)
 		}
-		revoked := revokeElsewhere(t, p.primary.URL, dir, other, victim.ID)
+		revoked := revokeElsewhere(t, p.now(), dir, other, victim.ID)
 		gone := waitStatus(orgd.url, 20*time.Second, func(int) bool { return get(orgd.url+"/orgs/"+other, victim.Secret) == 401 })
 		took := time.Since(revoked)
 		if !gone || took > revokedGone {
 			t.Errorf("round %d, %s: a key that was revoked at the new primary is accepted for %v (gone: %v)", i, fault, took, gone)
 		}
-		if p.mend != nil {
-			p.mend()
+		if p.mend() {
 			for accepted := false; !accepted && time.Since(promoted) < calmAgain; time.Sleep(50 * time.Millisecond) {
 				accepted = get(orgd.url+"/orgs/"+other, victim.Secret) == 200
 				if accepted {

@@ -63,17 +63,18 @@ func newNetwork(t testing.TB, machines int) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Networks are measured in this block, and nobody's machines are in it.
 	subnet, err := freeSubnet()
 	if err != nil {
 		return nil, err
 	}
 	n := &Network{hub: hub}
+	address := func(host int) string { return fmt.Sprintf("198.%d.%d.%d", 18+subnet>>8, subnet&0xff, host) }
+	hardware := func(host int) string { return fmt.Sprintf("02:00:00:00:00:%02x", host) }
 	here := "orgd" + strconv.Itoa(os.Getpid()) + "-" + strconv.Itoa(subnet&0xff)
 	if err := errors.Join(
 		hub.ip("link add switch type bridge stp_state 0"),
 		hub.ip("link set switch up"),
-		ip("link add %s type veth peer name here netns %s", here, hub.path()),
+		ip("link add %s address %s type veth peer name here netns %s", here, hardware(1), hub.path()),
 	); err != nil {
 		return nil, err
 	}
@@ -82,7 +83,6 @@ func newNetwork(t testing.TB, machines int) (*Network, error) {
 			t.Error(err)
 		}
 	})
-	address := func(host int) string { return fmt.Sprintf("198.%d.%d.%d", 18+subnet>>8, subnet&0xff, host) }
 	err = errors.Join(
 		hub.ip("link set here master switch up"),
 		ip("addr add %s/24 dev %s", address(1), here),
@@ -94,24 +94,33 @@ func newNetwork(t testing.TB, machines int) (*Network, error) {
 			return nil, failed
 		}
 		m := &Machine{Address: address(10 + i), space: space, hub: hub, port: "machine" + strconv.Itoa(i), t: t}
-		hardware := fmt.Sprintf("02:00:00:00:00:%02x", 10+i)
 		err = errors.Join(err,
-			hub.ip("link add %s type veth peer name eth0 address %s netns %s", m.port, hardware, space.path()),
+			hub.ip("link add %s type veth peer name eth0 address %s netns %s", m.port, hardware(10+i), space.path()),
 			hub.ip("link set %s master switch up", m.port),
 			space.ip("link set lo up"),
 			space.ip("addr add %s/24 dev eth0", m.Address),
 			space.ip("link set eth0 up"),
-			// A machine that is gone is not reported by the lack of an answer to the
-			// question where it is, as behind a router.
-			ip("neigh replace %s lladdr %s dev %s nud permanent", m.Address, hardware, here),
 		)
 		n.Machines = append(n.Machines, m)
+	}
+	// Nobody asks where a machine is: that there is no answer would be reported, and
+	// is not behind a router.
+	for i, m := range n.Machines {
+		at := fmt.Sprintf("%s lladdr %s", m.Address, hardware(10+i))
+		err = errors.Join(err, ip("neigh replace %s dev %s nud permanent", at, here),
+			m.space.ip("neigh replace %s lladdr %s dev eth0 nud permanent", address(1), hardware(1)))
+		for _, other := range n.Machines {
+			if other != m {
+				err = errors.Join(err, other.space.ip("neigh replace %s dev eth0 nud permanent", at))
+			}
+		}
 	}
 	return n, err
 }
 
 // freeSubnet returns the number of a network of 256 addresses within 198.18.0.0/15
-// in which this machine has none.
+// in which this machine has none. Networks are measured in that block; nobody's
+// machines are in it.
 func freeSubnet() (int, error) {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
