@@ -108,3 +108,36 @@ func TestPostgresSilence(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestPostgresSilenceOfMany: those who ask while an address is silent take no places
+// in the pool that others need when it leads to a server again, and get theirs.
+func TestPostgresSilenceOfMany(t *testing.T) {
+	u, err := url.Parse(testkit.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newTurnout(t, u.Host)
+	u.Host = w.Addr().String()
+	s := openPostgres(t, u.String())
+	plantRoot(t, s, "r")
+	eventually(t, "trust", func() bool { return trusted(s, "r") })
+
+	w.set(true)
+	eventually(t, "doubt", func() bool { return s.Ping(t.Context()) != nil })
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for range 40 {
+		wg.Go(func() {
+			if err := update(s, "r"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	time.Sleep(500 * time.Millisecond) // they connect
+	w.set(false)
+	begin := time.Now()
+	eventually(t, "recovery", func() bool { return update(s, "r") == nil })
+	if took := time.Since(begin); took > 2500*time.Millisecond {
+		t.Errorf("a change is made after %v", took)
+	}
+}
