@@ -11,7 +11,7 @@
 // in which a guarantee is missing or a client believes what it was not told,
 // and which fails unless the checker finds losses there. ORGD_FAULTS=long takes
 // about ten times as long. Without ORGD_FAULTS the tests are skipped. It takes
-// root, FUSE, loop devices, strace and PostgreSQL.
+// root, FUSE, loop devices, network namespaces, strace and PostgreSQL.
 package faults
 
 import (

@@ -28,6 +28,9 @@ const (
 	beatSpacing = 10 * time.Millisecond
 	// beatTimeout bounds the wait for one answer, and for a connection.
 	beatTimeout = 2 * time.Second
+	// againTime is how long an attempt to connect may go without an answer before
+	// another one is made beside it: the address may lead to another server by now.
+	againTime = time.Second
 	// trustTime is how long what is kept is believed after the last look:
 	// changes made by others show within this time.
 	trustTime = time.Second
@@ -544,7 +547,8 @@ func (e *postgresEngine) follow(config *pgx.ConnConfig) {
 // findPrimary connects to the first of the servers that answers, takes changes and
 // passes a proof; nil for none. It asks all at once, so that one that hangs keeps
 // nobody, and those that refuse again until all have answered: one of them may be
-// promoted meanwhile.
+// promoted meanwhile. It also asks those again that do not answer, beside the attempts
+// that hang: a balancer or an address that moves leads the new ones elsewhere.
 func (e *postgresEngine) findPrimary(ctx context.Context, proof func(context.Context, *pgx.Conn) error) (*pgx.Conn, error) {
 	all := places(e.config)
 	connecting, cancel := context.WithTimeout(ctx, connectTimeout)
@@ -558,19 +562,25 @@ func (e *postgresEngine) findPrimary(ctx context.Context, proof func(context.Con
 	for _, p := range all {
 		config := e.config.Copy()
 		at(config, p)
+		attempt := func(over chan<- struct{}) {
+			defer close(over)
+			conn, err := connectProven(connecting, config.Copy(), proof)
+			select {
+			case answers <- found{p, conn, err}:
+			case <-connecting.Done():
+				if err == nil {
+					closeSoon(conn)
+				}
+			}
+		}
 		go func() {
 			for connecting.Err() == nil {
-				conn, err := connectProven(connecting, config, proof)
+				over := make(chan struct{})
+				go attempt(over)
 				select {
-				case answers <- found{p, conn, err}:
+				case <-over:
+				case <-time.After(againTime):
 				case <-connecting.Done():
-					if err == nil {
-						closeSoon(conn)
-					}
-					return
-				}
-				if err == nil {
-					return
 				}
 				select {
 				case <-connecting.Done():

@@ -29,12 +29,36 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return &serverConn{Conn: c}, nil
 }
 
+// dialPool is dial for the connections of the pool. One that is not established when
+// all are renewed is given up: it would keep a place for as long as it hangs.
+func (e *postgresEngine) dialPool(ctx context.Context, network, address string) (net.Conn, error) {
+	now := e.connecting.Load()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(now, cancel)
+	defer stop()
+	c, err := dial(ctx, network, address)
+	if err == nil {
+		own := c.(*serverConn)
+		own.connected = context.AfterFunc(now, func() { own.Conn.Close() })
+	}
+	return c, err
+}
+
+// connected says that a connection of the pool is established.
+func connected(c *pgx.Conn) {
+	if own := server(c); own != nil && own.connected != nil {
+		own.connected()
+	}
+}
+
 // serverConn is a connection that can be cut: closed without a word to its
 // server. pgx would otherwise, on a connection of its own, ask that to cancel what
 // it does, and keep the connection's place in the pool until it has.
 type serverConn struct {
 	net.Conn
-	cut atomic.Bool
+	cut       atomic.Bool
+	connected func() bool // nil if nobody waits for it
 }
 
 // RemoteAddr returns an address to which nobody connects once the connection is
@@ -51,14 +75,22 @@ type cutAddr struct{}
 func (cutAddr) Network() string { return "tcp" }
 func (cutAddr) String() string  { return "cut" }
 
-// cut cuts a connection. It is safe for concurrent use.
-func cut(c *pgx.Conn) {
+// server returns a connection's own connection; nil if it is not of dial.
+func server(c *pgx.Conn) *serverConn {
 	conn := c.PgConn().Conn()
 	if encrypted, ok := conn.(*tls.Conn); ok {
 		conn = encrypted.NetConn()
 	}
-	if own, ok := conn.(*serverConn); ok {
+	own, _ := conn.(*serverConn)
+	return own
+}
+
+// cut cuts a connection. It is safe for concurrent use.
+func cut(c *pgx.Conn) {
+	if own := server(c); own != nil {
 		own.cut.Store(true)
+		own.Conn.Close()
+		return
 	}
-	conn.Close()
+	c.PgConn().Conn().Close()
 }

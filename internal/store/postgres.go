@@ -109,6 +109,8 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 	s := &Store{log: o.logger()}
 	e := &postgresEngine{id: rand.Text(), instance: rand.Text(), name: processName(), texts: &sync.Map{}, queues: rootQueues{roots: map[string]*rootQueue{}}, config: config.ConnConfig.Copy(), direct: direct, pooled: o.Direct != ""}
 	e.epoch.Store(newEpoch())
+	e.connecting.Store(newEpoch())
+	config.ConnConfig.DialFunc = e.dialPool
 	if e.pooled {
 		e.config.DefaultQueryExecMode, config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec, pgx.QueryExecModeExec
 	}
@@ -140,14 +142,19 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 		e.follow(c)
 		return nil
 	}
+	text := ""
 	if e.pooled {
 		e.local = settingsText(settings, true)
 	} else {
-		text := settingsText(settings, false)
-		config.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
-			_, err := c.Exec(ctx, text, pgx.QueryExecModeSimpleProtocol)
-			return err
+		text = settingsText(settings, false)
+	}
+	config.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
+		connected(c)
+		if text == "" {
+			return nil
 		}
+		_, err := c.Exec(ctx, text, pgx.QueryExecModeSimpleProtocol)
+		return err
 	}
 	if e.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, err
@@ -248,6 +255,8 @@ type postgresEngine struct {
 	instance string                // names this process in the table of changes
 	primary  atomic.Pointer[place] // the server that takes the changes, where the URL names several
 	epoch    atomic.Pointer[epoch] // of the transactions under way
+	// connecting is the epoch of the connections of the pool that are not there yet.
+	connecting atomic.Pointer[epoch]
 
 	// Heavy reads and changes, which wait for each other's locks, leave some
 	// connections of the pool to other reads.
@@ -286,6 +295,7 @@ func newEpoch() *epoch {
 // The idle ones are cut: to one that leads to a silent server a farewell would
 // take long, and until then it would take the place of a new one.
 func (e *postgresEngine) renew() {
+	e.connecting.Swap(newEpoch()).end()
 	for _, c := range e.pool.AcquireAllIdle(context.Background()) {
 		cut(c.Conn())
 		c.Release()
@@ -363,19 +373,24 @@ func (e *postgresEngine) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	if e.closed.Load() {
 		return nil, errClosed()
 	}
-	if err := e.beat.lost(); err != nil {
-		return nil, err
-	}
 	waiting, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	c, err := e.pool.Acquire(waiting)
-	if err == nil {
-		return c, nil
+	for {
+		if err := e.beat.lost(); err != nil {
+			return nil, err
+		}
+		now := e.connecting.Load()
+		c, err := e.pool.Acquire(waiting)
+		switch {
+		case err == nil:
+			return c, nil
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case now.Err() == nil || waiting.Err() != nil:
+			return nil, unreachable(err)
+		}
+		// It was given up for one that may lead elsewhere.
 	}
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
-	return nil, unreachable(err)
 }
 
 // begin returns a transaction that begins with its first statement. Where it may

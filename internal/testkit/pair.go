@@ -1,6 +1,7 @@
 package testkit
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/url"
@@ -17,6 +18,11 @@ import (
 // it, under a name. It ends with the test.
 func (c *PostgresCluster) Standby(t testing.TB, name, from string) *PostgresCluster {
 	t.Helper()
+	return c.standbyAt(t, loopback, name, from)
+}
+
+func (c *PostgresCluster) standbyAt(t testing.TB, where site, name, from string) *PostgresCluster {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "orgd-postgres-")
 	if err != nil {
 		t.Fatal(err)
@@ -25,17 +31,24 @@ func (c *PostgresCluster) Standby(t testing.TB, name, from string) *PostgresClus
 	if err := chownToServer(dir); err != nil {
 		t.Fatal(err)
 	}
-	s := &PostgresCluster{bin: c.bin, dir: dir}
-	_, s.port = splitAddress(t, FreeAddress(t))
+	s := &PostgresCluster{bin: c.bin, dir: dir, site: where, port: 5432}
+	if where.host == loopback.host {
+		_, s.port = splitAddress(t, FreeAddress(t))
+	}
 	host, port := splitAddress(t, from)
 	backup := exec.Command(filepath.Join(c.bin, "pg_basebackup"), "--pgdata", s.data(), "--write-recovery-conf", "--wal-method", "stream",
 		"--checkpoint", "fast", "--no-sync", "--dbname", fmt.Sprintf("host=%s port=%d user=postgres application_name=%s", host, port, name))
 	asServer(backup)
 	backup.Dir = dir
-	if out, err := backup.CombinedOutput(); err != nil {
-		t.Fatalf("pg_basebackup: %v\n%s", err, out)
+	var out bytes.Buffer
+	backup.Stdout, backup.Stderr = &out, &out
+	if err = s.launch(backup); err == nil {
+		err = backup.Wait()
 	}
-	s.URL = fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", s.port)
+	if err != nil {
+		t.Fatalf("pg_basebackup: %v\n%s", err, out.String())
+	}
+	s.URL = fmt.Sprintf("postgres://postgres@%s:%d/postgres?sslmode=disable", s.host, s.port)
 	if err := s.Start(); err != nil {
 		t.Fatal(err)
 	}

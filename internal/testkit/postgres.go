@@ -2,6 +2,7 @@ package testkit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -78,19 +79,35 @@ var postgresServer = sync.OnceValues(func() (string, error) {
 
 // PostgresCluster is a private PostgreSQL server, for tests that stop it.
 type PostgresCluster struct {
-	URL   string // of its database postgres
-	bin   string
-	dir   string
-	port  int
-	input io.Closer // ends the server
-	done  chan struct{}
+	URL string // of its database postgres
+	bin string
+	dir string
+	site
+	port   int
+	input  io.Closer // ends the server
+	done   chan struct{}
+	resume func() // after it was stopped
 }
+
+// site is where a server runs.
+type site struct {
+	host   string // its address, without a port
+	launch func(*exec.Cmd) error
+}
+
+// loopback is this machine, for itself.
+var loopback = site{"127.0.0.1", (*exec.Cmd).Start}
 
 // NewPostgresCluster starts a server of its own, or skips or fails the test
 // as Postgres does. It ends with the test.
 func NewPostgresCluster(t testing.TB) *PostgresCluster {
 	t.Helper()
-	c, err := newCluster()
+	return newClusterAt(t, loopback)
+}
+
+func newClusterAt(t testing.TB, where site) *PostgresCluster {
+	t.Helper()
+	c, err := newCluster(where)
 	if err != nil {
 		if required() {
 			t.Fatalf("PostgreSQL is required: %v", err)
@@ -107,7 +124,7 @@ func NewPostgresCluster(t testing.TB) *PostgresCluster {
 // startPostgres starts the server that the tests of this process share. It
 // ends with the process, and removes its own directory: see newCluster.
 func startPostgres() (string, error) {
-	c, err := newCluster()
+	c, err := newCluster(loopback)
 	if err != nil {
 		return "", err
 	}
@@ -124,7 +141,7 @@ exec 3<&0
 wait $server
 [ -e "$dir/keep" ] || rm -rf "$dir"`
 
-func newCluster() (*PostgresCluster, error) {
+func newCluster(where site) (*PostgresCluster, error) {
 	bin, err := postgresBinaries()
 	if err != nil {
 		return nil, err
@@ -133,7 +150,7 @@ func newCluster() (*PostgresCluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &PostgresCluster{bin: bin, dir: dir}
+	c := &PostgresCluster{bin: bin, dir: dir, site: where}
 	if err := chownToServer(dir); err != nil {
 		return nil, err
 	}
@@ -145,19 +162,35 @@ func newCluster() (*PostgresCluster, error) {
 		os.RemoveAll(dir)
 		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	c.port = 5432
+	if where.host == loopback.host {
+		l, err := net.Listen("tcp", loopback.host+":0")
+		if err != nil {
+			os.RemoveAll(dir)
+			return nil, err
+		}
+		c.port = l.Addr().(*net.TCPAddr).Port
+		l.Close()
+	} else if err := c.admit(); err != nil {
 		os.RemoveAll(dir)
 		return nil, err
 	}
-	c.port = l.Addr().(*net.TCPAddr).Port
-	l.Close()
-	c.URL = "postgres://postgres@127.0.0.1:" + strconv.Itoa(c.port) + "/postgres?sslmode=disable"
+	c.URL = "postgres://postgres@" + c.host + ":" + strconv.Itoa(c.port) + "/postgres?sslmode=disable"
 	if err := c.Start(); err != nil {
 		os.RemoveAll(dir)
 		return nil, err
 	}
 	return c, nil
+}
+
+// admit has the server trust all that is in its network, as it does loopback.
+func (c *PostgresCluster) admit() error {
+	f, err := os.OpenFile(filepath.Join(c.data(), "pg_hba.conf"), os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("host all all samenet trust\nhost replication all samenet trust\n")
+	return errors.Join(err, f.Close())
 }
 
 func (c *PostgresCluster) data() string { return filepath.Join(c.dir, "data") }
@@ -171,7 +204,7 @@ func (c *PostgresCluster) Start() error {
 	}
 	defer log.Close()
 	cmd := exec.Command("/bin/sh", "-c", watch, "sh", c.dir, filepath.Join(c.bin, "postgres"), "-D", c.data(),
-		"-c", "listen_addresses=127.0.0.1", "-c", "port="+strconv.Itoa(c.port), "-c", "unix_socket_directories=",
+		"-c", "listen_addresses="+c.host, "-c", "port="+strconv.Itoa(c.port), "-c", "unix_socket_directories=",
 		"-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200", "-c", "shared_buffers=32MB")
 	asServer(cmd)
 	cmd.Dir = c.dir
@@ -180,7 +213,7 @@ func (c *PostgresCluster) Start() error {
 	if c.input, err = cmd.StdinPipe(); err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := c.launch(cmd); err != nil {
 		return err
 	}
 	done := make(chan struct{})
@@ -210,8 +243,27 @@ func (c *PostgresCluster) Start() error {
 // Kill stops the server at once, as a crash does. Its data stay for Start.
 func (c *PostgresCluster) Kill() {
 	os.WriteFile(filepath.Join(c.dir, "keep"), nil, 0o600)
+	c.Resume()
 	c.input.Close()
 	<-c.done
+}
+
+// Ended reports whether the server has ended.
+func (c *PostgresCluster) Ended() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Resume lets a server go on that was stopped.
+func (c *PostgresCluster) Resume() {
+	if c.resume != nil {
+		c.resume()
+		c.resume = nil
+	}
 }
 
 // postgresBinaries returns the directory of the server's programs.
