@@ -65,8 +65,8 @@ func (s *Service) AccessRetention(ctx context.Context, actor *auth.Actor, rootID
 
 // retentionTarget finds the root whose retention is to be changed, and the
 // retention as it is.
-func (c *change) retentionTarget(rootID string) (*Organization, *AccessRetention, error) {
-	o, err := c.target(rootID, key.AccessLogWrite)
+func (c *Change) retentionTarget(rootID string) (*Organization, *AccessRetention, error) {
+	o, err := c.Target(rootID, key.AccessLogWrite)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -77,13 +77,13 @@ func (c *change) retentionTarget(rootID string) (*Organization, *AccessRetention
 	if err != nil {
 		return nil, nil, err
 	}
-	return o, r, CheckMatch(c.call.IfMatch, r.ETag())
+	return o, r, CheckMatch(c.Call.IfMatch, r.ETag())
 }
 
 // CheckAccessRetention checks whether the actor may change the retention of a
 // root, and whether it is as the call says.
 func (s *Service) CheckAccessRetention(ctx context.Context, call *Call, rootID string) error {
-	return s.precheck(ctx, call, func(c *change) error {
+	return s.precheck(ctx, call, func(c *Change) error {
 		_, _, err := c.retentionTarget(rootID)
 		return err
 	})
@@ -96,7 +96,7 @@ func (s *Service) PutAccessRetention(ctx context.Context, call *Call, rootID str
 		return nil, audit.Receipt{}, problem.Body("/days", "must be a whole number from 1 to %d", maxAccessRetention)
 	}
 	var out *AccessRetention
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
 		o, before, err := c.retentionTarget(rootID)
 		if err != nil {
 			return nil, nil, err
@@ -104,11 +104,11 @@ func (s *Service) PutAccessRetention(ctx context.Context, call *Call, rootID str
 		if out = before; before.Days == days {
 			return nil, nil, nil
 		}
-		out = &AccessRetention{RootID: rootID, Days: days, UpdatedAt: c.at}
+		out = &AccessRetention{RootID: rootID, Days: days, UpdatedAt: c.At}
 		if err := c.PutAccessRetention(out); err != nil {
 			return nil, nil, err
 		}
-		return out, []audit.Draft{c.entry(o, "access_log_retention.put", audit.Target{Type: "access_log_retention", ID: rootID},
+		return out, []audit.Draft{c.Entry(o, "access_log_retention.put", audit.Target{Type: "access_log_retention", ID: rootID},
 			[]audit.Change{{Pointer: "/days", Old: value(before.Days), New: value(days)}})}, nil
 	})
 	return out, receipt, err

@@ -128,7 +128,7 @@ func (s *Service) Import(ctx context.Context, call *Call, r io.Reader, opt Impor
 
 // importAtOnce creates the organizations of a plan in one transaction.
 func (s *Service) importAtOnce(ctx context.Context, call *Call, plan *importPlan, out *ImportResult) (audit.Receipt, error) {
-	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	return s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
 		if err := plan.confirm(c); err != nil {
 			return nil, nil, err
 		}
@@ -136,7 +136,7 @@ func (s *Service) importAtOnce(ctx context.Context, call *Call, plan *importPlan
 		entries := make([]audit.Draft, len(orgs))
 		for i, o := range orgs {
 			o.stamp(c)
-			entries[i] = c.orgEntry(o, "organization.created", o.created())
+			entries[i] = c.OrgEntry(o, "organization.created", o.created())
 		}
 		if err := c.insert(orgs); err != nil {
 			return nil, nil, err
@@ -229,7 +229,7 @@ func (s *Service) planImport(ctx context.Context, call *Call, rows []ImportRow, 
 	}
 	var bad importErrors
 	checker := newSettingsChecker(s.now)
-	if err := s.precheck(ctx, call, func(c *change) error {
+	if err := s.precheck(ctx, call, func(c *Change) error {
 		bad = importErrors{}
 		if err := p.findPlaces(c, &bad); err != nil {
 			return err
@@ -281,9 +281,9 @@ func (p *importPlan) base(outside string) int {
 
 // findPlaces finds the organizations outside of the import below which its
 // rows go. None of their roots is locked.
-func (p *importPlan) findPlaces(c *change, bad *importErrors) error {
+func (p *importPlan) findPlaces(c *Change, bad *importErrors) error {
 	if p.topID != "" {
-		if _, err := c.target(p.topID, key.OrgsWrite); err != nil {
+		if _, err := c.Target(p.topID, key.OrgsWrite); err != nil {
 			return err
 		}
 	}
@@ -297,7 +297,7 @@ func (p *importPlan) findPlaces(c *change, bad *importErrors) error {
 	}
 	p.places = make(map[string]OrgState, len(ids))
 	for _, id := range ids {
-		if state, ok := states[id]; ok && c.call.Actor.Sees(state.Path) {
+		if state, ok := states[id]; ok && c.Call.Actor.Sees(state.Path) {
 			p.places[id] = state
 			continue
 		}
@@ -305,7 +305,7 @@ func (p *importPlan) findPlaces(c *change, bad *importErrors) error {
 			bad.add(line, problem.New(problem.ImportInvalid, "the parent %s is not in the import and does not exist", id))
 		}
 	}
-	return p.demand(c.call.Actor, key.OrgsWrite)
+	return p.demand(c.Call.Actor, key.OrgsWrite)
 }
 
 // below returns the paths of the organizations below which the import puts rows.
@@ -355,9 +355,9 @@ func (p *importPlan) demandMembers(actor *auth.Actor) error {
 // confirm locks the roots of the places, all of which the actor has been seen
 // to see, and checks under these locks that what the plan relied on is as it
 // was.
-func (p *importPlan) confirm(c *change) error {
+func (p *importPlan) confirm(c *Change) error {
 	if p.topID != "" {
-		if _, err := c.target(p.topID, key.OrgsWrite); err != nil {
+		if _, err := c.Target(p.topID, key.OrgsWrite); err != nil {
 			return err
 		}
 	}
@@ -366,7 +366,7 @@ func (p *importPlan) confirm(c *change) error {
 		roots[SplitPath(state.Path)[0]] = true
 	}
 	for _, rootID := range slices.Sorted(maps.Keys(roots)) {
-		if err := c.lock(rootID); errors.Is(err, ErrAbsent) {
+		if err := c.LockRoot(rootID); errors.Is(err, ErrAbsent) {
 			return errReplan
 		} else if err != nil {
 			return err
@@ -378,7 +378,7 @@ func (p *importPlan) confirm(c *change) error {
 	}
 	for id, before := range p.places {
 		after, ok := states[id]
-		if !ok || !sameState(before, after, p.settings[id]) || !c.call.Actor.Sees(before.Path) && p.isParent(id) {
+		if !ok || !sameState(before, after, p.settings[id]) || !c.Call.Actor.Sees(before.Path) && p.isParent(id) {
 			return errReplan
 		}
 	}
@@ -389,7 +389,7 @@ func (p *importPlan) confirm(c *change) error {
 			return errReplan
 		}
 	}
-	a := c.call.Actor
+	a := c.Call.Actor
 	if err := p.demand(a, key.OrgsWrite); err != nil {
 		return err
 	}

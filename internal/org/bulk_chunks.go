@@ -104,14 +104,14 @@ func (s *Service) stage(ctx context.Context, p *PendingImport, plan *importPlan,
 
 // reveal makes the next chunk of an import live, after what confirm checks; nil
 // for nothing. The answer to the call is kept with the last chunk.
-func (s *Service) reveal(ctx context.Context, call *Call, p *PendingImport, confirm func(*change) error, out *ImportResult) (audit.Receipt, error) {
+func (s *Service) reveal(ctx context.Context, call *Call, p *PendingImport, confirm func(*Change) error, out *ImportResult) (audit.Receipt, error) {
 	this, next := *call, *p
 	next.Revealed++
 	last := next.Revealed == p.Chunks
 	if !last {
 		this.Idempotent = nil
 	}
-	receipt, err := s.change(ctx, &this, func(c *change) (any, []audit.Draft, error) {
+	receipt, err := s.Change(ctx, &this, func(c *Change) (any, []audit.Draft, error) {
 		if confirm != nil {
 			if err := confirm(c); err != nil {
 				return nil, nil, err
@@ -133,7 +133,7 @@ func (s *Service) reveal(ctx context.Context, call *Call, p *PendingImport, conf
 		entries := make([]audit.Draft, len(orgs))
 		for i, o := range orgs {
 			o.stamp(c)
-			entries[i] = c.orgEntry(o, "organization.created", o.created())
+			entries[i] = c.OrgEntry(o, "organization.created", o.created())
 			entries[i].Actor = p.Actor
 		}
 		if err := c.RevealOrgs(orgs); err != nil {
@@ -154,7 +154,7 @@ func (s *Service) reveal(ctx context.Context, call *Call, p *PendingImport, conf
 // lockRoots locks the roots of organizations, and starts the logs of those that
 // are new roots. All that exist are locked first, so that the time of the
 // change is after that of every entry in their logs.
-func (s *Service) lockRoots(c *change, orgs []*Organization) error {
+func (s *Service) lockRoots(c *Change, orgs []*Organization) error {
 	var fresh []*Organization
 	var roots []string
 	for _, o := range orgs {
@@ -169,7 +169,7 @@ func (s *Service) lockRoots(c *change, orgs []*Organization) error {
 	}
 	slices.Sort(roots)
 	for _, rootID := range slices.Compact(roots) {
-		if err := c.lock(rootID); err != nil {
+		if err := c.LockRoot(rootID); err != nil {
 			return err
 		}
 	}
@@ -327,7 +327,7 @@ func (m *imports) forget(seen map[string]bool) {
 
 // undisturbed checks that no import waits to create organizations below o,
 // which would be left without a parent.
-func (c *change) undisturbed(o *Organization) error {
+func (c *Change) undisturbed(o *Organization) error {
 	awaited, err := c.Awaited(o.RootID, o.Path)
 	if err == nil && awaited {
 		e := problem.New(problem.Conflict, "An import below %s is just being completed.", o.ID).WithFix("Try again in a moment.")

@@ -84,7 +84,7 @@ func (k *settingsChecker) spend(n int) error {
 
 // findSettings finds what the places hand down to rows that have settings, and
 // adds those above them to the places.
-func (p *importPlan) findSettings(c *change, k *settingsChecker) error {
+func (p *importPlan) findSettings(c *Change, k *settingsChecker) error {
 	direct := slices.DeleteFunc(slices.Sorted(maps.Keys(p.settings)), func(id string) bool {
 		_, ok := p.places[id]
 		return !ok

@@ -404,13 +404,13 @@ func (n *NewAdjustment) Check() error {
 // Nothing that was counted before is changed. Limits do not bind it.
 func (s *Service) Adjust(ctx context.Context, call *Call, id string, n NewAdjustment) (*usage.Adjustment, audit.Receipt, error) {
 	var made *usage.Adjustment
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, err := c.target(id, key.ConsumptionWrite)
+	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+		o, err := c.Target(id, key.ConsumptionWrite)
 		if err != nil {
 			return nil, nil, err
 		}
 		if n.Quantity < 0 {
-			refusal, err := refuseLowering(c, c.call.Actor, o.Path, n.Meter)
+			refusal, err := refuseLowering(c, c.Call.Actor, o.Path, n.Meter)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -425,22 +425,22 @@ func (s *Service) Adjust(ctx context.Context, call *Call, id string, n NewAdjust
 		if meterOf(all, n.Meter) == nil {
 			return nil, nil, problem.Body("/meter", "names no meter of this root")
 		}
-		if n.Month > usage.MonthOf(c.at) {
+		if n.Month > usage.MonthOf(c.At) {
 			return nil, nil, problem.Body("/month", "has not begun")
 		}
-		month, err := s.openMonth(c, o.RootID, n.Month, c.at)
+		month, err := s.openMonth(c, o.RootID, n.Month, c.At)
 		if err != nil {
 			return nil, nil, err
 		}
-		made = &usage.Adjustment{ID: c.newID("adj_"), RootID: o.RootID, OrgID: o.ID, Month: month, For: n.Month, Meter: n.Meter,
-			Quantity: n.Quantity, Reason: n.Reason, Origin: usage.FromActor, CreatedBy: c.call.Actor.ID, CreatedAt: c.at}
-		if err := c.AddUsage([]usage.Entry{{Path: o.Path, Meter: n.Meter, Month: month, Quantity: n.Quantity}}, c.at); err != nil {
+		made = &usage.Adjustment{ID: c.NewID("adj_"), RootID: o.RootID, OrgID: o.ID, Month: month, For: n.Month, Meter: n.Meter,
+			Quantity: n.Quantity, Reason: n.Reason, Origin: usage.FromActor, CreatedBy: c.Call.Actor.ID, CreatedAt: c.At}
+		if err := c.AddUsage([]usage.Entry{{Path: o.Path, Meter: n.Meter, Month: month, Quantity: n.Quantity}}, c.At); err != nil {
 			return nil, nil, err
 		}
 		if err := c.PutAdjustments([]usage.Adjustment{*made}); err != nil {
 			return nil, nil, err
 		}
-		return made, []audit.Draft{c.entry(o, "consumption.adjusted", audit.Target{Type: "adjustment", ID: made.ID}, []audit.Change{
+		return made, []audit.Draft{c.Entry(o, "consumption.adjusted", audit.Target{Type: "adjustment", ID: made.ID}, []audit.Change{
 			{Pointer: "/month", New: value(made.Month)}, {Pointer: "/for_month", New: value(made.For)}, {Pointer: "/meter", New: value(made.Meter)},
 			{Pointer: "/quantity", New: value(made.Quantity)}, {Pointer: "/reason", New: value(made.Reason)}})}, nil
 	})

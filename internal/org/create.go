@@ -116,8 +116,8 @@ func (o *Organization) createdWith(settings []audit.Change) []audit.Change {
 	return set(cs, "/locked", o.Settings.Locked, len(o.Settings.Locked) == 0)
 }
 
-func (o *Organization) stamp(c *change) {
-	o.CreatedAt, o.UpdatedAt, o.Settings.UpdatedAt = c.at, c.at, c.at
+func (o *Organization) stamp(c *Change) {
+	o.CreatedAt, o.UpdatedAt, o.Settings.UpdatedAt = c.At, c.At, c.At
 }
 
 // CreateRoot creates a root organization. Only the operator may.
@@ -134,7 +134,7 @@ func (s *Service) CreateRoot(ctx context.Context, call *Call, in OrgCreate) (*Or
 		return nil, audit.Receipt{}, err
 	}
 	settings := o.settingsCreated()
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
 		if err := o.place(nil); err != nil {
 			return nil, nil, err
 		}
@@ -145,7 +145,7 @@ func (s *Service) CreateRoot(ctx context.Context, call *Call, in OrgCreate) (*Or
 		if err := s.startLog(c, o); err != nil {
 			return nil, nil, err
 		}
-		return o, []audit.Draft{c.orgEntry(o, "organization.created", o.createdWith(settings))}, nil
+		return o, []audit.Draft{c.OrgEntry(o, "organization.created", o.createdWith(settings))}, nil
 	})
 	return o, receipt, err
 }
@@ -155,7 +155,7 @@ func errOperatorOnly(what string) *problem.Error {
 }
 
 // startLog starts the audit log of a new root.
-func (s *Service) startLog(c *change, root *Organization) error {
+func (s *Service) startLog(c *Change, root *Organization) error {
 	head := audit.NewHead(root.ID, audit.NewLogID(s.rand))
 	if err := c.NewLog(head); err != nil {
 		return err
@@ -166,7 +166,7 @@ func (s *Service) startLog(c *change, root *Organization) error {
 
 // insert inserts organizations; an id that is in use is a problem of the
 // caller.
-func (c *change) insert(orgs []*Organization) error { return taken(c.InsertOrgs(orgs)) }
+func (c *Change) insert(orgs []*Organization) error { return taken(c.InsertOrgs(orgs)) }
 
 func taken(err error) error {
 	var taken *TakenError
@@ -221,7 +221,7 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 	err = s.settled(ctx, func() string { return rootID }, func() error {
 		var from *basis
 		placed := *o
-		err := s.precheck(ctx, call, func(c *change) error {
+		err := s.precheck(ctx, call, func(c *Change) error {
 			parent, err := c.placeBelow(parentID, &placed)
 			if err != nil {
 				return err
@@ -245,19 +245,19 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 
 // placeBelow checks that the actor may put o below the organization parentID,
 // which it returns, and gives o its place.
-func (c *change) placeBelow(parentID string, o *Organization) (*Organization, error) {
-	parent, err := c.target(parentID, key.OrgsWrite)
+func (c *Change) placeBelow(parentID string, o *Organization) (*Organization, error) {
+	parent, err := c.Target(parentID, key.OrgsWrite)
 	if err != nil {
 		return nil, err
 	}
-	if err := PermitBelow(c.call.Actor, parent.Path); err != nil {
+	if err := PermitBelow(c.Call.Actor, parent.Path); err != nil {
 		return nil, err
 	}
 	customized := string(o.Settings.Values) != "{}" || len(o.Settings.Locked) > 0
-	if err := c.call.Actor.Demand(parent.Path, memberPermissions(customized, len(o.Tags) > 0)...); err != nil {
+	if err := c.Call.Actor.Demand(parent.Path, memberPermissions(customized, len(o.Tags) > 0)...); err != nil {
 		return nil, err
 	}
-	if err := CheckMatch(c.call.IfMatch, parent.ETag()); err != nil {
+	if err := CheckMatch(c.Call.IfMatch, parent.ETag()); err != nil {
 		return nil, err
 	}
 	return parent, o.place(parent)
@@ -266,7 +266,7 @@ func (c *change) placeBelow(parentID string, o *Organization) (*Organization, er
 // createChild creates o. Its settings, if it has any, have been checked against
 // from.
 func (s *Service) createChild(ctx context.Context, call *Call, parentID string, o *Organization, settings []audit.Change, from *basis) (audit.Receipt, error) {
-	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	return s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
 		parent, err := c.placeBelow(parentID, o)
 		if err != nil {
 			return nil, nil, err
@@ -280,7 +280,7 @@ func (s *Service) createChild(ctx context.Context, call *Call, parentID string, 
 		if err := c.insert([]*Organization{o}); err != nil {
 			return nil, nil, err
 		}
-		return o, []audit.Draft{c.orgEntry(o, "organization.created", o.createdWith(settings))}, nil
+		return o, []audit.Draft{c.OrgEntry(o, "organization.created", o.createdWith(settings))}, nil
 	})
 }
 

@@ -29,7 +29,7 @@ type DeleteOptions struct {
 // restore window ends. HasDescendants unless Cascade is set or it is a leaf.
 func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteOptions) (*Deletion, audit.Receipt, error) {
 	d := &Deletion{DryRun: opt.DryRun}
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
 		o, counts, err := c.deletable(id)
 		if err != nil {
 			return nil, nil, err
@@ -53,17 +53,17 @@ func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteO
 		if err := c.undisturbed(o); err != nil {
 			return nil, nil, err
 		}
-		deletionID := c.newID("del_")
-		if d.Counts, err = c.MarkDeleted(o.RootID, o.Path, deletionID, c.at); err != nil {
+		deletionID := c.NewID("del_")
+		if d.Counts, err = c.MarkDeleted(o.RootID, o.Path, deletionID, c.At); err != nil {
 			return nil, nil, err
 		}
-		d.RestorableUntil = c.at.Add(s.restoreWindow)
+		d.RestorableUntil = c.At.Add(s.restoreWindow)
 		changes := []audit.Change{
 			{Pointer: "/deletion_id", New: value(deletionID)},
 			{Pointer: "/deleted/organizations", New: value(d.Organizations)},
 			{Pointer: "/deleted/api_keys", New: value(d.APIKeys)},
 		}
-		return d, []audit.Draft{c.orgEntry(o, "organization.deleted", changes)}, nil
+		return d, []audit.Draft{c.OrgEntry(o, "organization.deleted", changes)}, nil
 	})
 	return d, receipt, err
 }
@@ -71,7 +71,7 @@ func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteO
 // CheckDelete checks that the actor may delete the organization, with all that
 // lives below it now, and changes nothing.
 func (s *Service) CheckDelete(ctx context.Context, call *Call, id string) error {
-	return s.precheck(ctx, call, func(c *change) error {
+	return s.precheck(ctx, call, func(c *Change) error {
 		_, _, err := c.deletable(id)
 		return err
 	})
@@ -79,13 +79,13 @@ func (s *Service) CheckDelete(ctx context.Context, call *Call, id string) error 
 
 // deletable returns an organization that the actor may delete, and what lives
 // in its subtree.
-func (c *change) deletable(id string) (*Organization, Counts, error) {
-	o, err := c.target(id, key.OrgsDelete)
+func (c *Change) deletable(id string) (*Organization, Counts, error) {
+	o, err := c.Target(id, key.OrgsDelete)
 	if err != nil {
 		return nil, Counts{}, err
 	}
 	counts, err := c.CountSubtree(o.RootID, o.Path)
-	if err == nil && counts.Organizations > 1 && !c.call.Actor.SeesBelow(o.Path) {
+	if err == nil && counts.Organizations > 1 && !c.Call.Actor.SeesBelow(o.Path) {
 		err = problem.New(problem.PermissionDenied, "The organization has live descendants, which this key does not reach.").
 			WithFix("Use a key with the reach subtree.")
 	}
@@ -97,7 +97,7 @@ func (c *change) deletable(id string) (*Organization, Counts, error) {
 // operator for a root.
 func (s *Service) Restore(ctx context.Context, call *Call, id string) (*Organization, audit.Receipt, error) {
 	var o *Organization
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
 		var err error
 		if o, err = c.restorable(id); err != nil {
 			return nil, nil, err
@@ -105,7 +105,7 @@ func (s *Service) Restore(ctx context.Context, call *Call, id string) (*Organiza
 		if err := CheckMatch(call.IfMatch, o.ETag()); err != nil {
 			return nil, nil, err
 		}
-		if c.at.After(o.DeletedAt.Add(s.restoreWindow)) {
+		if c.At.After(o.DeletedAt.Add(s.restoreWindow)) {
 			return nil, nil, NotFound()
 		}
 		deletionID := o.DeletionID
@@ -121,7 +121,7 @@ func (s *Service) Restore(ctx context.Context, call *Call, id string) (*Organiza
 			{Pointer: "/restored/organizations", New: value(counts.Organizations)},
 			{Pointer: "/restored/api_keys", New: value(counts.APIKeys)},
 		}
-		return o, []audit.Draft{c.orgEntry(o, "organization.restored", changes)}, nil
+		return o, []audit.Draft{c.OrgEntry(o, "organization.restored", changes)}, nil
 	})
 	return o, receipt, err
 }
@@ -130,7 +130,7 @@ func (s *Service) Restore(ctx context.Context, call *Call, id string) (*Organiza
 // and returns the deleted organization. With an error it returns the organization
 // if the actor may know of it.
 func (s *Service) CheckRestore(ctx context.Context, call *Call, id string) (o *Organization, err error) {
-	err = s.precheck(ctx, call, func(c *change) (err error) {
+	err = s.precheck(ctx, call, func(c *Change) (err error) {
 		o, err = c.restorable(id)
 		return err
 	})
@@ -139,8 +139,8 @@ func (s *Service) CheckRestore(ctx context.Context, call *Call, id string) (o *O
 
 // restorable returns a deleted organization that the actor may restore. With an
 // error it returns the organization if the actor may know of it.
-func (c *change) restorable(id string) (*Organization, error) {
-	a := c.call.Actor
+func (c *Change) restorable(id string) (*Organization, error) {
+	a := c.Call.Actor
 	// What the actor does not reach is not locked, and is not found as quickly
 	// as what does not exist.
 	if _, err := reached(c.Tx, a, id); errors.Is(err, ErrAbsent) {
@@ -148,7 +148,7 @@ func (c *change) restorable(id string) (*Organization, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	o, err := c.locked(id)
+	o, err := c.Locked(id)
 	if err != nil {
 		return nil, err
 	}
@@ -282,13 +282,13 @@ func (s *Service) beginPurge(ctx context.Context, top *Organization) error {
 	if err := s.spool.Drain(ctx); err != nil {
 		return err
 	}
-	_, err := s.change(ctx, &Call{Actor: auth.System()}, func(c *change) (any, []audit.Draft, error) {
-		o, err := c.locked(top.ID)
+	_, err := s.Change(ctx, &Call{Actor: auth.System()}, func(c *Change) (any, []audit.Draft, error) {
+		o, err := c.Locked(top.ID)
 		if err != nil || o == nil || o.DeletionID != top.DeletionID {
 			return nil, nil, err // restored in between
 		}
-		entry := c.orgEntry(o, "organization.purged", []audit.Change{{Pointer: "/deletion_id", Old: value(o.DeletionID)}})
-		if begun, err := c.BeginPurge(o.RootID, o.DeletionID, c.at); err != nil || !begun {
+		entry := c.OrgEntry(o, "organization.purged", []audit.Change{{Pointer: "/deletion_id", Old: value(o.DeletionID)}})
+		if begun, err := c.BeginPurge(o.RootID, o.DeletionID, c.At); err != nil || !begun {
 			return nil, nil, err
 		}
 		return nil, []audit.Draft{entry}, nil

@@ -327,9 +327,9 @@ func (run *eraseRun) step(ctx context.Context, idem *Idempotency) error {
 	call := *run.call
 	call.Idempotent = idem
 	var after Erasure
-	receipt, err := run.s.change(ctx, &call, func(c *change) (any, []audit.Draft, error) {
+	receipt, err := run.s.Change(ctx, &call, func(c *Change) (any, []audit.Draft, error) {
 		after = run.done
-		o, err := c.target(run.orgID, key.AuditErase)
+		o, err := c.Target(run.orgID, key.AuditErase)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -377,8 +377,8 @@ func (run *eraseRun) step(ctx context.Context, idem *Idempotency) error {
 
 // entry drafts the erasure entry. The subject may be the one who asks: what
 // the entry would say of them again is left out.
-func (run *eraseRun) entry(c *change, o *Organization, changes []audit.Change) audit.Draft {
-	d := c.orgEntry(o, audit.ActionErasure, changes)
+func (run *eraseRun) entry(c *Change, o *Organization, changes []audit.Change) audit.Draft {
+	d := c.OrgEntry(o, audit.ActionErasure, changes)
 	if run.subject.In(d.Actor.Name) {
 		d.Actor.Name, d.IP, d.UserAgent = "", "", ""
 	}
@@ -392,7 +392,7 @@ func (run *eraseRun) entry(c *change, o *Organization, changes []audit.Change) a
 
 // recordsNow erases what was found from records as they are now. The reason of
 // an adjustment is kept beside its entry too: adjustments are those that lose it.
-func (run *eraseRun) recordsNow(c *change, rootID string) (records []audit.Record, places []audit.Place, adjustments []usage.Adjustment, err error) {
+func (run *eraseRun) recordsNow(c *Change, rootID string) (records []audit.Record, places []audit.Place, adjustments []usage.Adjustment, err error) {
 	for _, id := range run.records {
 		r, err := c.AuditEntry(rootID, id)
 		if err != nil {
@@ -423,7 +423,7 @@ func (run *eraseRun) recordsNow(c *change, rootID string) (records []audit.Recor
 	return records, places, adjustments, nil
 }
 
-func (run *eraseRun) eventsNow(c *change) (events []access.Event, err error) {
+func (run *eraseRun) eventsNow(c *Change) (events []access.Event, err error) {
 	for _, e := range run.events {
 		e, err := c.AccessEvent(e.RootID, e.Timestamp, e.Seq)
 		if errors.Is(err, ErrAbsent) {
@@ -438,7 +438,7 @@ func (run *eraseRun) eventsNow(c *change) (events []access.Event, err error) {
 	return events, nil
 }
 
-func (run *eraseRun) keysNow(c *change) (keys []*key.Key, err error) {
+func (run *eraseRun) keysNow(c *Change) (keys []*key.Key, err error) {
 	for _, k := range run.keys {
 		k, err := c.Key(k.ID)
 		if errors.Is(err, ErrAbsent) {

@@ -715,12 +715,12 @@ func (x *LogExport) erasedSince(ctx context.Context, q AuditQuery) (int64, error
 }
 
 // logEntry drafts an entry about the log itself.
-func (c *change) logEntry(rootID, action string, changes []audit.Change) (audit.Draft, error) {
+func (c *Change) logEntry(rootID, action string, changes []audit.Change) (audit.Draft, error) {
 	o, err := c.Org(rootID)
 	if err != nil {
 		return audit.Draft{}, err
 	}
-	return c.entry(o, action, audit.Target{Type: "audit_log", ID: c.heads[rootID].LogID}, changes), nil
+	return c.Entry(o, action, audit.Target{Type: "audit_log", ID: c.heads[rootID].LogID}, changes), nil
 }
 
 // RotatedLogKey is what a rotation of a log's key led to.
@@ -732,8 +732,8 @@ type RotatedLogKey struct {
 // RotateLogKey lets another key sign a root's log from now on: one of the newest
 // seed. The old key signs too until overlap has passed.
 func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, overlap time.Duration) (rotated *RotatedLogKey, receipt audit.Receipt, err error) {
-	receipt, err = s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, err := c.target(rootID, key.AuditRead)
+	receipt, err = s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+		o, err := c.Target(rootID, key.AuditRead)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -748,7 +748,7 @@ func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, o
 		if err != nil {
 			return nil, nil, err
 		}
-		keys := LogKeys{Now: KeyName{Seed: s.keyring.Newest(), Version: sig.Keys.Now.Version + 1}, Old: sig.Keys.Now, OldUntil: c.at.Add(overlap)}
+		keys := LogKeys{Now: KeyName{Seed: s.keyring.Newest(), Version: sig.Keys.Now.Version + 1}, Old: sig.Keys.Now, OldUntil: c.At.Add(overlap)}
 		from, err := s.keyring.Key(keys.Old.Seed, head.LogID, head.Epoch, keys.Old.Version)
 		if err != nil {
 			return nil, nil, err
@@ -784,8 +784,8 @@ func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, o
 // seed of the present one, the next key of its newest seed does, and the entry
 // says so.
 func (s *Service) OpenEpoch(ctx context.Context, call *Call, rootID string, checkpoint []byte, reason string) (origin string, receipt audit.Receipt, err error) {
-	receipt, err = s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		if err := c.lock(rootID); err != nil {
+	receipt, err = s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+		if err := c.LockRoot(rootID); err != nil {
 			return nil, nil, err
 		}
 		old := c.heads[rootID]
@@ -808,11 +808,11 @@ func (s *Service) OpenEpoch(ctx context.Context, call *Call, rootID string, chec
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := errors.Join(c.CloseLog(old, c.at), c.NewLog(head)); err != nil {
+		if err := errors.Join(c.CloseLog(old, c.At), c.NewLog(head)); err != nil {
 			return nil, nil, err
 		}
 		// Nothing is signed yet.
-		if err := c.PutSignature(head, &Signature{SignedAt: c.at, Keys: keys}); err != nil {
+		if err := c.PutSignature(head, &Signature{SignedAt: c.At, Keys: keys}); err != nil {
 			return nil, nil, err
 		}
 		c.heads[rootID] = head

@@ -23,19 +23,19 @@ type NewKey struct {
 // than the actor; see auth.TermsFor.
 func (s *Service) CreateKey(ctx context.Context, call *Call, orgID string, req auth.Request) (*NewKey, audit.Receipt, error) {
 	var out *NewKey
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, err := c.target(orgID, key.KeysWrite)
+	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+		o, err := c.Target(orgID, key.KeysWrite)
 		if err != nil {
 			return nil, nil, err
 		}
-		grant, p := auth.TermsFor(c.call.Actor, o.Path, req, c.at)
+		grant, p := auth.TermsFor(c.Call.Actor, o.Path, req, c.At)
 		if p != nil {
 			return nil, nil, p
 		}
-		k := &key.Key{ID: c.newID("key_"), OrgID: o.ID, RootID: o.RootID, Name: grant.Name,
+		k := &key.Key{ID: c.NewID("key_"), OrgID: o.ID, RootID: o.RootID, Name: grant.Name,
 			Permissions: grant.Permissions, Reach: grant.Reach, AllowedCIDRs: grant.AllowedCIDRs,
 			RateLimit: grant.RateLimit, ExpiresAt: grant.ExpiresAt,
-			CreatedAt: c.at, CreatedBy: c.call.Actor.ID, UpdatedAt: c.at, Version: 1}
+			CreatedAt: c.At, CreatedBy: c.Call.Actor.ID, UpdatedAt: c.At, Version: 1}
 		out = &NewKey{Key: k}
 		out.Secret, k.SecretHash, k.Hint = key.NewSecret(s.rand, k.ID)
 		if err := c.InsertKey(k); err != nil {
@@ -46,8 +46,8 @@ func (s *Service) CreateKey(ctx context.Context, call *Call, orgID string, req a
 	return out, receipt, err
 }
 
-func (c *change) keyEntry(o *Organization, k *key.Key, action string, changes []audit.Change) audit.Draft {
-	return c.entry(o, action, audit.Target{Type: "api_key", ID: k.ID}, changes)
+func (c *Change) keyEntry(o *Organization, k *key.Key, action string, changes []audit.Change) audit.Draft {
+	return c.Entry(o, action, audit.Target{Type: "api_key", ID: k.ID}, changes)
 }
 
 // keyChanges returns what differs between two states of a key, without
@@ -142,8 +142,8 @@ type KeyUpdate struct {
 // UpdateKey changes a key. Neither the key as it was nor as it becomes may be
 // more powerful than the actor.
 func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string, u KeyUpdate) (*key.Key, audit.Receipt, error) {
-	return s.changeKey(ctx, call, orgID, keyID, func(c *change, o *Organization, k *key.Key) (any, string, error) {
-		if p := auth.Covers(c.call.Actor, o.Path, k); p != nil {
+	return s.changeKey(ctx, call, orgID, keyID, func(c *Change, o *Organization, k *key.Key) (any, string, error) {
+		if p := auth.Covers(c.Call.Actor, o.Path, k); p != nil {
 			return nil, "", p
 		}
 		req := auth.Request{Name: k.Name, Permissions: k.Permissions, Reach: k.Reach,
@@ -166,7 +166,7 @@ func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string
 		if u.RateLimit != nil {
 			req.RateLimit = *u.RateLimit
 		}
-		g, p := auth.TermsFor(c.call.Actor, o.Path, req, c.at)
+		g, p := auth.TermsFor(c.Call.Actor, o.Path, req, c.At)
 		if p != nil {
 			return nil, "", p
 		}
@@ -181,13 +181,13 @@ func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string
 // its new secret would make the actor as powerful.
 func (s *Service) RotateKey(ctx context.Context, call *Call, orgID, keyID string, overlap time.Duration) (*NewKey, audit.Receipt, error) {
 	var out *NewKey
-	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *change, o *Organization, k *key.Key) (any, string, error) {
-		if p := auth.Covers(c.call.Actor, o.Path, k); p != nil {
+	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *Change, o *Organization, k *key.Key) (any, string, error) {
+		if p := auth.Covers(c.Call.Actor, o.Path, k); p != nil {
 			return nil, "", p
 		}
 		k.Old = nil
 		if overlap > 0 {
-			k.Old = &key.OldSecret{Hash: k.SecretHash, Hint: k.Hint, ValidUntil: c.at.Add(overlap)}
+			k.Old = &key.OldSecret{Hash: k.SecretHash, Hint: k.Hint, ValidUntil: c.At.Add(overlap)}
 		}
 		out = &NewKey{Key: k}
 		out.Secret, k.SecretHash, k.Hint = key.NewSecret(s.rand, k.ID)
@@ -198,17 +198,17 @@ func (s *Service) RotateKey(ctx context.Context, call *Call, orgID, keyID string
 
 // RevokeKey ends a key at once and for good.
 func (s *Service) RevokeKey(ctx context.Context, call *Call, orgID, keyID string) (audit.Receipt, error) {
-	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *change, o *Organization, k *key.Key) (any, string, error) {
-		k.RevokedAt, k.Old = &c.at, nil
+	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *Change, o *Organization, k *key.Key) (any, string, error) {
+		k.RevokedAt, k.Old = &c.At, nil
 		return k, "api_key.revoked", nil
 	})
 	return receipt, err
 }
 
-func (s *Service) changeKey(ctx context.Context, call *Call, orgID, keyID string, fn func(c *change, o *Organization, k *key.Key) (result any, action string, err error)) (*key.Key, audit.Receipt, error) {
+func (s *Service) changeKey(ctx context.Context, call *Call, orgID, keyID string, fn func(c *Change, o *Organization, k *key.Key) (result any, action string, err error)) (*key.Key, audit.Receipt, error) {
 	var after *key.Key
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, err := c.target(orgID, key.KeysWrite)
+	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+		o, err := c.Target(orgID, key.KeysWrite)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -236,7 +236,7 @@ func (s *Service) changeKey(ctx context.Context, call *Call, orgID, keyID string
 		if len(changes) == 0 {
 			return nil, nil, nil
 		}
-		after.UpdatedAt = c.at
+		after.UpdatedAt = c.At
 		after.Version++
 		if err := c.Tx.UpdateKey(after); err != nil {
 			return nil, nil, err

@@ -107,12 +107,12 @@ func PermitLimit(a *auth.Actor, o *Organization) error {
 
 // limitTarget finds the organization whose limit for a meter is to be changed,
 // and the limit as it is; nil if there is none.
-func (c *change) limitTarget(id, meter string) (*Organization, *Limit, error) {
-	o, err := c.target(id, key.ConsumptionWrite)
+func (c *Change) limitTarget(id, meter string) (*Organization, *Limit, error) {
+	o, err := c.Target(id, key.ConsumptionWrite)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := PermitLimit(c.call.Actor, o); err != nil {
+	if err := PermitLimit(c.Call.Actor, o); err != nil {
 		return nil, nil, err
 	}
 	limits, err := c.Limits(o.RootID, []string{o.ID})
@@ -121,16 +121,16 @@ func (c *change) limitTarget(id, meter string) (*Organization, *Limit, error) {
 	}
 	for i := range limits {
 		if l := &limits[i]; l.Meter == meter {
-			return o, l, CheckMatch(c.call.IfMatch, l.ETag())
+			return o, l, CheckMatch(c.Call.IfMatch, l.ETag())
 		}
 	}
-	return o, nil, matchNothing(c.call.IfMatch, noLimit(id, meter))
+	return o, nil, matchNothing(c.Call.IfMatch, noLimit(id, meter))
 }
 
 // CheckLimit checks whether the actor may change the limit on an organization
 // for a meter, and whether it is as the call says.
 func (s *Service) CheckLimit(ctx context.Context, call *Call, id, meter string) error {
-	return s.precheck(ctx, call, func(c *change) error {
+	return s.precheck(ctx, call, func(c *Change) error {
 		_, _, err := c.limitTarget(id, meter)
 		return err
 	})
@@ -145,7 +145,7 @@ func noLimit(id, meter string) *problem.Error {
 // add to it.
 func (s *Service) PutLimit(ctx context.Context, call *Call, id, meter string, amount usage.Decimal, enforcement Enforcement) (*LimitUse, audit.Receipt, error) {
 	var use *LimitUse
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
 		o, old, err := c.limitTarget(id, meter)
 		if err != nil {
 			return nil, nil, err
@@ -153,11 +153,11 @@ func (s *Service) PutLimit(ctx context.Context, call *Call, id, meter string, am
 		if err := knownMeter(c, o.RootID, meter); err != nil {
 			return nil, nil, err
 		}
-		used, err := c.Consumed(o.RootID, o.ID, usage.MonthOf(c.at), meter)
+		used, err := c.Consumed(o.RootID, o.ID, usage.MonthOf(c.At), meter)
 		if err != nil {
 			return nil, nil, err
 		}
-		l := &Limit{RootID: o.RootID, OrgID: o.ID, Meter: meter, Amount: amount, Enforcement: enforcement, UpdatedAt: c.at, Version: 1}
+		l := &Limit{RootID: o.RootID, OrgID: o.ID, Meter: meter, Amount: amount, Enforcement: enforcement, UpdatedAt: c.At, Version: 1}
 		use = &LimitUse{Limit: *l, Used: &used}
 		var changes []audit.Change
 		if old == nil {
@@ -177,7 +177,7 @@ func (s *Service) PutLimit(ctx context.Context, call *Call, id, meter string, am
 			return nil, nil, err
 		}
 		use.Limit = *l
-		return use, []audit.Draft{c.entry(o, "limit.put", audit.Target{Type: "limit", ID: meter}, changes)}, nil
+		return use, []audit.Draft{c.Entry(o, "limit.put", audit.Target{Type: "limit", ID: meter}, changes)}, nil
 	})
 	return use, receipt, err
 }
@@ -193,7 +193,7 @@ func knownMeter(tx Tx, rootID, slug string) error {
 
 // DeleteLimit removes the limit on an organization for a meter.
 func (s *Service) DeleteLimit(ctx context.Context, call *Call, id, meter string) (audit.Receipt, error) {
-	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	return s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
 		o, l, err := c.limitTarget(id, meter)
 		if err != nil {
 			return nil, nil, err
@@ -204,7 +204,7 @@ func (s *Service) DeleteLimit(ctx context.Context, call *Call, id, meter string)
 		if err := c.Tx.DeleteLimit(o.RootID, o.ID, meter); err != nil {
 			return nil, nil, err
 		}
-		return nil, []audit.Draft{c.entry(o, "limit.deleted", audit.Target{Type: "limit", ID: meter}, []audit.Change{
+		return nil, []audit.Draft{c.Entry(o, "limit.deleted", audit.Target{Type: "limit", ID: meter}, []audit.Change{
 			{Pointer: "/limit", Old: value(l.Amount)}, {Pointer: "/enforcement", Old: value(l.Enforcement)}})}, nil
 	})
 }

@@ -102,8 +102,8 @@ func metersOnRoot(o *Organization) error {
 
 // meterTarget finds the root whose meter is to be changed, all that it has
 // defined, and the meter as it is; nil if it is not among these.
-func (c *change) meterTarget(rootID, slug string) (*Organization, []usage.Meter, *usage.Meter, error) {
-	o, err := c.target(rootID, key.ConsumptionWrite)
+func (c *Change) meterTarget(rootID, slug string) (*Organization, []usage.Meter, *usage.Meter, error) {
+	o, err := c.Target(rootID, key.ConsumptionWrite)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -120,15 +120,15 @@ func (c *change) meterTarget(rootID, slug string) (*Organization, []usage.Meter,
 	}
 	m := meterOf(defined, slug)
 	if m == nil {
-		return o, defined, nil, matchNothing(c.call.IfMatch, noMeter(slug))
+		return o, defined, nil, matchNothing(c.Call.IfMatch, noMeter(slug))
 	}
-	return o, defined, m, CheckMatch(c.call.IfMatch, MeterETag(o.ID, m))
+	return o, defined, m, CheckMatch(c.Call.IfMatch, MeterETag(o.ID, m))
 }
 
 // CheckMeter checks whether the actor may change the meter of a root, and
 // whether it is as the call says.
 func (s *Service) CheckMeter(ctx context.Context, call *Call, rootID, slug string) error {
-	return s.precheck(ctx, call, func(c *change) error {
+	return s.precheck(ctx, call, func(c *Change) error {
 		_, _, _, err := c.meterTarget(rootID, slug)
 		return err
 	})
@@ -136,8 +136,8 @@ func (s *Service) CheckMeter(ctx context.Context, call *Call, rootID, slug strin
 
 // unused fails with problem.Conflict if anything has been counted on a meter.
 // Until the transaction ends nothing more is.
-func (c *change) unused(rootID, slug, fix string) error {
-	if err := c.OpenMonth(rootID, usage.MonthOf(c.at)); err != nil {
+func (c *Change) unused(rootID, slug, fix string) error {
+	if err := c.OpenMonth(rootID, usage.MonthOf(c.At)); err != nil {
 		return err
 	}
 	if err := c.LockMonths(rootID); err != nil {
@@ -159,13 +159,13 @@ func (s *Service) PutMeter(ctx context.Context, call *Call, rootID string, m usa
 		return nil, audit.Receipt{}, err
 	}
 	var out *usage.Meter
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
 		o, defined, old, err := c.meterTarget(rootID, m.Slug)
 		if err != nil {
 			return nil, nil, err
 		}
 		put := m
-		put.CreatedAt, put.UpdatedAt, put.Version = c.at, c.at, 1
+		put.CreatedAt, put.UpdatedAt, put.Version = c.At, c.At, 1
 		var changes []audit.Change
 		if old == nil {
 			if len(defined) >= maxMeters {
@@ -193,7 +193,7 @@ func (s *Service) PutMeter(ctx context.Context, call *Call, rootID string, m usa
 		if err := c.Tx.PutMeter(o.ID, out); err != nil {
 			return nil, nil, err
 		}
-		return out, []audit.Draft{c.entry(o, "meter.put", audit.Target{Type: "meter", ID: m.Slug}, changes)}, nil
+		return out, []audit.Draft{c.Entry(o, "meter.put", audit.Target{Type: "meter", ID: m.Slug}, changes)}, nil
 	})
 	return out, receipt, err
 }
@@ -204,7 +204,7 @@ func (s *Service) DeleteMeter(ctx context.Context, call *Call, rootID, slug stri
 	if err := s.spool.Drain(ctx); err != nil {
 		return audit.Receipt{}, err
 	}
-	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	return s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
 		o, _, m, err := c.meterTarget(rootID, slug)
 		if err != nil {
 			return nil, nil, err
@@ -220,6 +220,6 @@ func (s *Service) DeleteMeter(ctx context.Context, call *Call, rootID, slug stri
 		}
 		changes := replaced(nil, "/unit", m.Unit, "")
 		changes = replaced(changes, "/aggregation", string(m.Aggregation), "")
-		return nil, []audit.Draft{c.entry(o, "meter.deleted", audit.Target{Type: "meter", ID: slug}, changes)}, nil
+		return nil, []audit.Draft{c.Entry(o, "meter.deleted", audit.Target{Type: "meter", ID: slug}, changes)}, nil
 	})
 }

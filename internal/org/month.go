@@ -52,12 +52,12 @@ func (s *Service) openMonth(tx Tx, rootID string, month usage.Month, now time.Ti
 // hash is what the audit entry holds. Closing a closed month does nothing.
 func (s *Service) CloseMonth(ctx context.Context, rootID string, month usage.Month) (audit.Receipt, error) {
 	call := &Call{Actor: auth.System()}
-	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, err := c.locked(rootID)
+	return s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+		o, err := c.Locked(rootID)
 		if err != nil || o == nil {
 			return nil, nil, err
 		}
-		closed, err := c.Tx.CloseMonth(rootID, month, c.at)
+		closed, err := c.Tx.CloseMonth(rootID, month, c.At)
 		if err != nil || !closed {
 			return nil, nil, err
 		}

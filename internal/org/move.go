@@ -29,7 +29,7 @@ const maxPreviewKeys = 1000
 // Move moves a subtree below a new parent in the same root.
 func (s *Service) Move(ctx context.Context, call *Call, id, newParentID string) (*Organization, audit.Receipt, error) {
 	var o *Organization
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
 		m, err := c.planMove(id, newParentID)
 		if err != nil {
 			return nil, nil, err
@@ -42,13 +42,13 @@ func (s *Service) Move(ctx context.Context, call *Call, id, newParentID string) 
 			return nil, nil, err
 		}
 		changes := []audit.Change{{Pointer: "/parent_id", Old: value(m.from.ID), New: value(m.to.ID)}}
-		if _, err := c.MoveSubtree(o.RootID, o.ID, m.to.ID, o.Path, m.newPath, m.to.Depth-m.from.Depth, c.at); err != nil {
+		if _, err := c.MoveSubtree(o.RootID, o.ID, m.to.ID, o.Path, m.newPath, m.to.Depth-m.from.Depth, c.At); err != nil {
 			return nil, nil, err
 		}
 		if o, err = c.Org(id); err != nil {
 			return nil, nil, err
 		}
-		return o, []audit.Draft{c.orgEntry(o, "organization.moved", changes)}, nil
+		return o, []audit.Draft{c.OrgEntry(o, "organization.moved", changes)}, nil
 	})
 	return o, receipt, err
 }
@@ -72,15 +72,15 @@ func PermitMove(a *auth.Actor, o *Organization) error {
 // planMove checks that the actor may move the organization and that the tree
 // stays a tree. It locks the root, so that two moves that together would make
 // a cycle cannot both pass.
-func (c *change) planMove(id, newParentID string) (move, error) {
-	o, err := c.target(id, key.OrgsWrite)
+func (c *Change) planMove(id, newParentID string) (move, error) {
+	o, err := c.Target(id, key.OrgsWrite)
 	if err != nil {
 		return move{}, err
 	}
-	if err := PermitMove(c.call.Actor, o); err != nil {
+	if err := PermitMove(c.Call.Actor, o); err != nil {
 		return move{}, err
 	}
-	if err := CheckMatch(c.call.IfMatch, o.ETag()); err != nil {
+	if err := CheckMatch(c.Call.IfMatch, o.ETag()); err != nil {
 		return move{}, err
 	}
 	if o.ParentID == "" {
@@ -90,7 +90,7 @@ func (c *change) planMove(id, newParentID string) (move, error) {
 	if err != nil {
 		return move{}, err
 	}
-	to, err := seen(c.Tx, c.call.Actor, newParentID)
+	to, err := seen(c.Tx, c.Call.Actor, newParentID)
 	if errors.Is(err, ErrAbsent) {
 		return move{}, NotFound().With("parameter", "parent_id")
 	} else if err != nil {
@@ -120,7 +120,7 @@ func (c *change) planMove(id, newParentID string) (move, error) {
 // PreviewMove says what Move would change, and changes nothing.
 func (s *Service) PreviewMove(ctx context.Context, call *Call, id, newParentID string) (*MovePreview, error) {
 	var p *MovePreview
-	err := s.precheck(ctx, call, func(c *change) error {
+	err := s.precheck(ctx, call, func(c *Change) error {
 		m, err := c.planMove(id, newParentID)
 		if err != nil {
 			return err
@@ -158,7 +158,7 @@ func (s *Service) PreviewMove(ctx context.Context, call *Call, id, newParentID s
 
 // binding returns the limits on the organizations of one chain that are not in
 // the other, from the root down and then by meter.
-func (c *change) binding(chain, other []*Organization) ([]Limit, error) {
+func (c *Change) binding(chain, other []*Organization) ([]Limit, error) {
 	above := chain[len(chain)-1]
 	limits, err := chainLimits(c.Tx, above.RootID, above.Path)
 	return slices.DeleteFunc(limits, func(l Limit) bool {
@@ -168,14 +168,14 @@ func (c *change) binding(chain, other []*Organization) ([]Limit, error) {
 
 // reaching returns the keys that reach down from the organizations of one
 // chain that are not in the other.
-func (c *change) reaching(chain, other []*Organization) ([]*key.Key, error) {
+func (c *Change) reaching(chain, other []*Organization) ([]*key.Key, error) {
 	in := map[string]bool{}
 	for _, o := range other {
 		in[o.ID] = true
 	}
 	var found []*key.Key
 	for _, o := range chain {
-		if in[o.ID] || !c.call.Actor.Sees(o.Path) {
+		if in[o.ID] || !c.Call.Actor.Sees(o.Path) {
 			continue
 		}
 		keys, _, err := c.Keys(o.ID, "", maxPreviewKeys, 0)

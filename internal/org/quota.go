@@ -167,12 +167,12 @@ func quotaOnRoot(o *Organization) error {
 
 // quotaTarget finds the root whose quota is to be changed, and the quota as it
 // is.
-func (c *change) quotaTarget(rootID string) (*Organization, *Quota, error) {
-	o, err := c.target(rootID)
+func (c *Change) quotaTarget(rootID string) (*Organization, *Quota, error) {
+	o, err := c.Target(rootID)
 	if err != nil {
 		return nil, nil, err
 	}
-	if !c.call.Actor.Everywhere() {
+	if !c.Call.Actor.Everywhere() {
 		return nil, nil, problem.New(problem.PermissionDenied, "Only the operator may do this.")
 	}
 	if err := quotaOnRoot(o); err != nil {
@@ -182,13 +182,13 @@ func (c *change) quotaTarget(rootID string) (*Organization, *Quota, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return o, q, CheckMatch(c.call.IfMatch, q.ETag(rootID))
+	return o, q, CheckMatch(c.Call.IfMatch, q.ETag(rootID))
 }
 
 // CheckQuota checks whether the actor may change the quota of a root, and
 // whether it is as the call says.
 func (s *Service) CheckQuota(ctx context.Context, call *Call, rootID string) error {
-	return s.precheck(ctx, call, func(c *change) error {
+	return s.precheck(ctx, call, func(c *Change) error {
 		_, _, err := c.quotaTarget(rootID)
 		return err
 	})
@@ -202,7 +202,7 @@ func (s *Service) PutQuota(ctx context.Context, call *Call, rootID string, membe
 		return nil, audit.Receipt{}, err
 	}
 	var out *Quota
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
 		o, before, err := c.quotaTarget(rootID)
 		if err != nil {
 			return nil, nil, err
@@ -232,14 +232,14 @@ func (s *Service) PutQuota(ctx context.Context, call *Call, rootID string, membe
 			action = "quota.deleted"
 			err = c.DeleteQuota(rootID)
 		} else {
-			put.UpdatedAt, put.Version = c.at, before.Version+1
+			put.UpdatedAt, put.Version = c.At, before.Version+1
 			err = c.Tx.PutQuota(rootID, &put)
 		}
 		if err != nil {
 			return nil, nil, err
 		}
 		out = &put
-		return out, []audit.Draft{c.entry(o, action, audit.Target{Type: "quota", ID: rootID}, changes)}, nil
+		return out, []audit.Draft{c.Entry(o, action, audit.Target{Type: "quota", ID: rootID}, changes)}, nil
 	})
 	return out, receipt, err
 }

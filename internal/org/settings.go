@@ -53,7 +53,7 @@ func ancestors(tx Tx, o *Organization) ([]*Organization, error) {
 	return ordered, nil
 }
 
-func (c *change) ancestors(o *Organization) ([]*Organization, error) { return ancestors(c.Tx, o) }
+func (c *Change) ancestors(o *Organization) ([]*Organization, error) { return ancestors(c.Tx, o) }
 
 // layers returns the settings of organizations, in their order.
 func layers(orgs ...*Organization) []Layer {
@@ -65,7 +65,7 @@ func layers(orgs ...*Organization) []Layer {
 }
 
 // schemaText returns the schema of a root, nil if there is none.
-func (c *change) schemaText(rootID string) ([]byte, error) {
+func (c *Change) schemaText(rootID string) ([]byte, error) {
 	text, err := c.Schema(rootID)
 	if errors.Is(err, ErrAbsent) {
 		return nil, nil
@@ -107,7 +107,7 @@ type basis struct {
 }
 
 // basis reads what settings below or of o are checked against.
-func (c *change) basis(o *Organization) (*basis, error) {
+func (c *Change) basis(o *Organization) (*basis, error) {
 	above, err := c.ancestors(o)
 	if err != nil {
 		return nil, err
@@ -121,7 +121,7 @@ var errBasisChanged = errors.New("what the settings were checked against has cha
 
 // confirm checks under the lock that b is still so. o is the last organization
 // of b as it is now. It is errBasisChanged if not.
-func (c *change) confirm(b *basis, o *Organization) error {
+func (c *Change) confirm(b *basis, o *Organization) error {
 	if o.Path != b.org.Path || string(o.Settings.Values) != string(b.org.Settings.Values) || !slices.Equal(o.Settings.Locked, b.org.Settings.Locked) {
 		return errBasisChanged
 	}
@@ -213,8 +213,8 @@ func (s *Service) Customizations(ctx context.Context, actor *auth.Actor, id stri
 // CheckCustomizations checks whether the actor may change the settings of an
 // organization, and whether they are as the call says.
 func (s *Service) CheckCustomizations(ctx context.Context, call *Call, id string) error {
-	return s.precheck(ctx, call, func(c *change) error {
-		o, err := c.target(id, key.CustomizationsWrite)
+	return s.precheck(ctx, call, func(c *Change) error {
+		o, err := c.Target(id, key.CustomizationsWrite)
 		if err != nil {
 			return err
 		}
@@ -271,8 +271,8 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 	var rootID string
 	err := s.settled(ctx, func() string { return rootID }, func() error {
 		var from *basis
-		err := s.precheck(ctx, call, func(c *change) error {
-			o, err := c.target(id, key.CustomizationsWrite)
+		err := s.precheck(ctx, call, func(c *Change) error {
+			o, err := c.Target(id, key.CustomizationsWrite)
 			if err != nil {
 				return err
 			}
@@ -290,8 +290,8 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 		if after, changes, out, err = in.apply(ctx, from, values, locked); err != nil {
 			return err
 		}
-		receipt, err = s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-			before, err := c.target(id, key.CustomizationsWrite)
+		receipt, err = s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+			before, err := c.Target(id, key.CustomizationsWrite)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -308,12 +308,12 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 			now := *before
 			now.Version++
 			now.Settings = after.Settings
-			now.UpdatedAt, now.Settings.UpdatedAt = c.at, c.at
+			now.UpdatedAt, now.Settings.UpdatedAt = c.At, c.At
 			if err := c.UpdateOrg(&now); err != nil {
 				return nil, nil, err
 			}
-			out.ETag, out.UpdatedAt = etag("customizations", append(slices.Clone(from.above), &now)), c.at
-			return out, []audit.Draft{c.orgEntry(&now, "organization.customized", slices.Clone(changes))}, nil
+			out.ETag, out.UpdatedAt = etag("customizations", append(slices.Clone(from.above), &now)), c.At
+			return out, []audit.Draft{c.OrgEntry(&now, "organization.customized", slices.Clone(changes))}, nil
 		})
 		return err
 	})
@@ -383,8 +383,8 @@ func checkRoot(o *Organization) error {
 
 // schemaTarget finds the root whose schema is to be changed, and the schema as
 // it is; nil if there is none.
-func (c *change) schemaTarget(rootID string) (*Organization, []byte, error) {
-	o, err := c.target(rootID, key.CustomizationsWrite)
+func (c *Change) schemaTarget(rootID string) (*Organization, []byte, error) {
+	o, err := c.Target(rootID, key.CustomizationsWrite)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -393,17 +393,17 @@ func (c *change) schemaTarget(rootID string) (*Organization, []byte, error) {
 	}
 	schema, err := c.Schema(rootID)
 	if errors.Is(err, ErrAbsent) {
-		return o, nil, matchNothing(c.call.IfMatch, noSchema(rootID))
+		return o, nil, matchNothing(c.Call.IfMatch, noSchema(rootID))
 	} else if err != nil {
 		return nil, nil, err
 	}
-	return o, schema, CheckMatch(c.call.IfMatch, SchemaETag(schema))
+	return o, schema, CheckMatch(c.Call.IfMatch, SchemaETag(schema))
 }
 
 // CheckSchema checks whether the actor may change the schema of a root, and
 // whether it is as the call says.
 func (s *Service) CheckSchema(ctx context.Context, call *Call, rootID string) error {
-	return s.precheck(ctx, call, func(c *change) error {
+	return s.precheck(ctx, call, func(c *Change) error {
 		_, _, err := c.schemaTarget(rootID)
 		return err
 	})
@@ -417,7 +417,7 @@ func (s *Service) PutSchema(ctx context.Context, call *Call, rootID string, sche
 			return audit.Receipt{}, p
 		}
 	}
-	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	return s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
 		o, old, err := c.schemaTarget(rootID)
 		if err != nil {
 			return nil, nil, err
@@ -435,7 +435,7 @@ func (s *Service) PutSchema(ctx context.Context, call *Call, rootID string, sche
 		if schema == nil {
 			action = "customization_schema.deleted"
 		}
-		return schema, []audit.Draft{c.entry(o, action, audit.Target{Type: "customization_schema", ID: rootID},
+		return schema, []audit.Draft{c.Entry(o, action, audit.Target{Type: "customization_schema", ID: rootID},
 			[]audit.Change{{Pointer: "", Old: old, New: schema}})}, nil
 	})
 }

@@ -176,8 +176,8 @@ func (w *statementWriter) organizations() error {
 
 // stateMonth writes the statement of a month that was closed in this change,
 // and drafts the entry that holds its hash.
-func (c *change) stateMonth(root *Organization, month usage.Month) (audit.Draft, error) {
-	entry := c.entry(root, audit.ActionMonthClosed, audit.Target{Type: "month", ID: string(month)}, nil)
+func (c *Change) stateMonth(root *Organization, month usage.Month) (audit.Draft, error) {
+	entry := c.Entry(root, audit.ActionMonthClosed, audit.Target{Type: "month", ID: string(month)}, nil)
 	s := &Statement{RootID: root.ID, Month: month, EntryID: entry.ID}
 	sum, err := writeStatement(c.Tx, s)
 	if err == nil {

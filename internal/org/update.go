@@ -62,8 +62,8 @@ type settingsMerge struct {
 // checks it.
 func (s *Service) mergeSettings(ctx context.Context, call *Call, id string, u *OrgUpdate) (*settingsMerge, error) {
 	var from *basis
-	err := s.precheck(ctx, call, func(c *change) error {
-		o, err := c.target(id, key.OrgsWrite)
+	err := s.precheck(ctx, call, func(c *Change) error {
+		o, err := c.Target(id, key.OrgsWrite)
 		if err != nil {
 			return err
 		}
@@ -95,8 +95,8 @@ func (s *Service) update(ctx context.Context, call *Call, id, permission string,
 	rootID := s.rootOf(id)
 	generation := s.store.OrgGeneration(rootID, id)
 	var after *Organization
-	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		before, err := c.target(id, permission)
+	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+		before, err := c.Target(id, permission)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -108,7 +108,7 @@ func (s *Service) update(ctx context.Context, call *Call, id, permission string,
 				return nil, nil, err
 			}
 		}
-		u, err := updateOf(c.call.Actor, before)
+		u, err := updateOf(c.Call.Actor, before)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -121,14 +121,14 @@ func (s *Service) update(ctx context.Context, call *Call, id, permission string,
 			after = before
 			return nil, nil, nil
 		}
-		after.UpdatedAt = c.at
+		after.UpdatedAt = c.At
 		if merge != nil && len(merge.diff) > 0 {
-			after.Settings.UpdatedAt = c.at
+			after.Settings.UpdatedAt = c.At
 		}
 		if err := c.UpdateOrg(after); err != nil {
 			return nil, nil, err
 		}
-		return after, []audit.Draft{c.orgEntry(after, "organization.updated", changes)}, nil
+		return after, []audit.Draft{c.OrgEntry(after, "organization.updated", changes)}, nil
 	})
 	if err == nil && receipt.Origin != "" && after.RootID == rootID {
 		s.orgs.Set(id, &Snapshot{Organization: after, ETag: after.ETag(), generation: generation + 1})
