@@ -138,6 +138,8 @@ type Recorder struct {
 	running sync.WaitGroup
 	damaged atomic.Int64
 
+	underWay underWay
+
 	mu       sync.Mutex
 	buf      []byte
 	spool    spool
