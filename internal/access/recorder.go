@@ -138,6 +138,8 @@ type Recorder struct {
 	running sync.WaitGroup
 	damaged atomic.Int64
 
+	underWay underWay
+
 	mu       sync.Mutex
 	buf      []byte
 	spool    spool
@@ -814,6 +816,10 @@ func (r *Recorder) sync(ctx context.Context) {
 		}
 	}
 }
+
+// GiveUpSpare removes the spare file of the spool in dir, which no process may have
+// open: whoever opens it makes another.
+func GiveUpSpare(dir string) { os.Remove(filepath.Join(dir, spareName)) }
 
 // Lend gives up the spare file while use runs, if it has so many bytes, so that
 // their space is free for others. use is not called without it.

@@ -131,7 +131,7 @@ func closedMonths(tx Tx, rootID string) (map[usage.Month]bool, error) {
 
 // closedOf returns a function that reports whether nothing can be counted in a
 // month of a root any more. A month that is not known becomes known if a spool
-// still holds requests of it.
+// still holds requests of it, or one that began in it is under way.
 func (s *Service) closedOf(tx Tx, known map[usage.Month]bool) func(usage.Month) (bool, error) {
 	now := s.now()
 	var stored time.Time // by all spools
@@ -143,14 +143,14 @@ func (s *Service) closedOf(tx Tx, known map[usage.Month]bool) func(usage.Month) 
 			return false, nil
 		}
 		if stored.IsZero() {
-			stored = now
+			stored = s.spool.Since()
 			behind, err := tx.SpoolsBehind(now, 2)
 			if err != nil {
 				return false, err
 			}
 			for _, spool := range behind {
 				if spool.ID != s.spool.ID() { // who reads waits for this process
-					stored = spool.StoredUntil
+					stored = earlier(stored, spool.StoredUntil)
 					break
 				}
 			}

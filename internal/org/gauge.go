@@ -23,6 +23,9 @@ type Spool interface {
 	// Drain returns once everything that was recorded before the call is
 	// stored.
 	Drain(ctx context.Context) error
+	// Since returns a time before which no request began that is still to be
+	// recorded.
+	Since() time.Time
 }
 
 // Charge is what something adds to the consumption of the organization at the

@@ -75,6 +75,7 @@ func (t limitedTx) SpoolPosition(string) (access.Position, error) { return t.l.p
 
 func (l *limited) ID() string { return "spool" }
 
+func (l *limited) Since() time.Time { return time.Now() }
 func (l *limited) Drain(context.Context) error {
 	l.store(len(l.waiting))
 	return nil

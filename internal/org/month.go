@@ -108,12 +108,16 @@ func (e *SpoolsBehindError) Error() string {
 const maxBehind = 20
 
 // reportSpool stores what this process has recorded, and reports it, if a month
-// waits for that.
-func (s *Service) reportSpool(ctx context.Context, behind []SpoolReport) error {
+// that ended at a time waits for that. A request that began before the end and is
+// still under way will be recorded in that month: nothing is reported then.
+func (s *Service) reportSpool(ctx context.Context, behind []SpoolReport, end time.Time) error {
 	if len(behind) < maxBehind && !slices.ContainsFunc(behind, func(r SpoolReport) bool { return r.ID == s.spool.ID() }) {
 		return nil
 	}
-	at := s.Now()
+	at := s.spool.Since()
+	if at.Before(end) {
+		return nil
+	}
 	if err := s.spool.Drain(ctx); err != nil {
 		return err
 	}
@@ -125,8 +129,8 @@ func (s *Service) EndSpool(ctx context.Context) error {
 	return s.store.Write(ctx, func(tx Tx) error { return tx.ReportSpool(s.spool.ID(), s.spool.Run(), s.Now(), true) })
 }
 
-// spoolsBehind returns the spools that may hold requests from before a time,
-// once this process has stored what it has of them.
+// spoolsBehind returns the spools that hold requests from before a time, or will
+// hold some that are under way, once this process has stored what it has of them.
 func (s *Service) spoolsBehind(ctx context.Context, end time.Time) (behind []SpoolReport, err error) {
 	for range 2 {
 		err := s.store.Read(ctx, func(tx Tx) (err error) {
@@ -136,7 +140,7 @@ func (s *Service) spoolsBehind(ctx context.Context, end time.Time) (behind []Spo
 		if err != nil || len(behind) == 0 {
 			return nil, err
 		}
-		if err := s.reportSpool(ctx, behind); err != nil {
+		if err := s.reportSpool(ctx, behind, end); err != nil {
 			return nil, err
 		}
 	}

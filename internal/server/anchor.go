@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -17,6 +18,7 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
 )
 
 // anchor is the append-only file that keeps, outside of the database, every
@@ -192,7 +194,10 @@ func (a *anchor) Keep(signed []*org.LogState) error {
 	return nil
 }
 
-// abandon forgets a log that the database no longer has.
+// abandon forgets a log that the database no longer has. If that cannot be
+// written, the error is problem.OutcomeUnknown where the line may be in the file
+// all the same, for the next start to read, and says otherwise that nothing was
+// changed.
 func (a *anchor) abandon(logID, reason string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -201,14 +206,36 @@ func (a *anchor) abandon(logID, reason string) error {
 		return nil
 	}
 	if err := a.append(anchorLine{At: a.now().UTC(), RootID: l.rootID, LogID: logID, Abandoned: reason}); err != nil {
-		return err
+		return notAbandoned(err)
 	}
 	delete(a.logs, logID)
 	return nil
 }
 
+// notAbandoned is what an error of append means to who abandons a log.
+func notAbandoned(err error) error {
+	var p *problem.Error
+	switch {
+	case errors.Is(err, errMaybe):
+		p = problem.New(problem.OutcomeUnknown, "The audit anchor's disk has failed to confirm a write; the audit log may or may not be abandoned.").
+			WithFix("Repeat the request: what it does is done once. See the server's log for what is wrong with the disk.")
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		p = problem.New(problem.StorageFull, "The disk of the audit anchor is full; the audit log was not abandoned.").
+			WithFix("Make room on that disk and repeat the request.")
+	default:
+		p = problem.New(problem.Unavailable, "The audit anchor cannot be written; the audit log was not abandoned.").
+			WithFix("See the server's log for what is wrong with the file, and repeat the request.")
+		p.RetryAfter = time.Second
+	}
+	return p.WithCause(err)
+}
+
+// errMaybe is in an error of append if the lines may be in the file.
+var errMaybe = errors.New("what was written may be there")
+
 // append writes lines and returns once they are on disk. After a failure it
-// goes on in a new file.
+// goes on in a new file. The error holds errMaybe if whoever reads the file may
+// find the last of the lines in it.
 func (a *anchor) append(lines ...anchorLine) error {
 	if a.unsafe {
 		if err := a.beginAgain(); err != nil {
@@ -236,6 +263,9 @@ func (a *anchor) append(lines ...anchorLine) error {
 	}
 	if err != nil {
 		a.unsafe = true
+		if n >= b.Len()-1 { // a line counts without its end too
+			err = errors.Join(err, errMaybe)
+		}
 		return fmt.Errorf("the anchor of the audit logs cannot be written: %w", err)
 	}
 	return nil

@@ -6,12 +6,16 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/problem"
 )
 
 // signedLog returns a signed log of n entries.
@@ -178,5 +182,117 @@ func TestAnchorAfterFailedWrite(t *testing.T) {
 	defer b.file.Close()
 	if c, ok := b.Anchored(id); !ok || c != second.Head.Checkpoint() {
 		t.Errorf("anchored: %+v %t", c, ok)
+	}
+}
+
+// Who abandons a log whose anchor cannot be written is told whether it may be
+// abandoned all the same. When the anchor can be written again, the request that is
+// repeated does it.
+func TestAnchorCannotTellThatALogIsAbandoned(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the files that fail are those of Linux")
+	}
+	id, kept := strings.Repeat("1", 32), strings.Repeat("2", 32)
+	for name, test := range map[string]struct {
+		file func(t *testing.T, path string) *os.File // takes the place of the anchor's
+		code problem.Code
+		// found says whether a start afterwards finds the log abandoned.
+		found bool
+	}{
+		// A pipe takes what is written, and no sync.
+		"written, not synced": {func(t *testing.T, path string) *os.File {
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() { // to what the start reads
+				b := make([]byte, 1000)
+				n, _ := r.Read(b)
+				appendTo(t, path, b[:n])
+			}()
+			return w
+		}, problem.OutcomeUnknown, true},
+		"full": {func(t *testing.T, path string) *os.File {
+			f, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return f
+		}, problem.StorageFull, false},
+		"not writable": {func(t *testing.T, path string) *os.File {
+			f, err := os.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return f
+		}, problem.Unavailable, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "anchor")
+			open := func() *anchor {
+				t.Helper()
+				a, err := openAnchor(path, time.Now, slog.New(slog.DiscardHandler))
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { a.file.Close() })
+				return a
+			}
+			a := open()
+			if err := a.Keep([]*org.LogState{signedLog(t, "r", id, 0, 3), signedLog(t, "q", kept, 0, 2)}); err != nil {
+				t.Fatal(err)
+			}
+			c := newCheckpointer(nil, a, nil, time.Hour, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+			c.refused[id] = org.Refusal{RootID: "r", LogID: id, Missing: true}
+			a.file.Close()
+			a.file = test.file(t, path)
+			if err := c.Abandon(id, "gone"); !problem.Is(err, test.code) {
+				t.Fatalf("error %v, want %s", err, test.code)
+			}
+			if len(c.Refused()) != 1 {
+				t.Error("it is not known any more that the log is refused")
+			}
+			abandoned := func() bool { _, ok := open().Anchored(id); return !ok }
+			for start := time.Now(); abandoned() != test.found; time.Sleep(time.Millisecond) {
+				if time.Since(start) > 10*time.Second {
+					t.Fatalf("a start finds the log abandoned: %t", !test.found)
+				}
+			}
+			// What keeps the next file from being begun changes nothing either.
+			if err := os.Mkdir(path+".new", 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Abandon(id, "gone"); !problem.Is(err, problem.Unavailable) {
+				t.Errorf("error %v, want %s", err, problem.Unavailable)
+			}
+			if err := os.Remove(path + ".new"); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				err := c.Abandon(id, "gone")
+				if len(c.Refused()) != 0 || err != nil && !problem.Is(err, problem.NotFound) {
+					t.Errorf("error %v with %d refused logs", err, len(c.Refused()))
+				}
+			}
+			b := open()
+			if _, ok := b.Anchored(id); ok {
+				t.Error("the log is not abandoned")
+			}
+			if _, ok := b.Anchored(kept); !ok {
+				t.Error("another log is abandoned")
+			}
+		})
+	}
+}
+
+func appendTo(t *testing.T, path string, b []byte) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer f.Close()
+	if _, err := f.Write(b); err != nil {
+		t.Error(err)
 	}
 }

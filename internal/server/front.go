@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/budget"
+	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/web"
 )
 
@@ -66,7 +67,8 @@ func (c Config) listeners(main net.Listener) map[web.Listener]net.Listener {
 }
 
 // Open opens the Server and has it answer. What takes long there is why requests
-// are not answered meanwhile.
+// are not answered meanwhile. While the disk has too little space for a start, it
+// says how much is lacking, and goes on when that is there.
 func (f *Front) Open(ctx context.Context) (*Server, error) {
 	c := f.config
 	c.busy = func(with string) {
@@ -76,11 +78,42 @@ func (f *Front) Open(ctx context.Context) (*Server, error) {
 		}
 		f.gate.Close(why)
 	}
-	s, err := open(ctx, c, f.gate)
-	if err == nil {
-		s.open()
+	for {
+		s, err := open(ctx, c, f.gate)
+		var full *durable.FullError
+		if errors.As(err, &full) && f.awaitSpace(ctx, full) {
+			continue
+		}
+		if err == nil {
+			s.open()
+		}
+		return s, err
 	}
-	return s, err
+}
+
+// awaitAtMost is after which time a start is tried again although the disk seems
+// to be as full as it was.
+const awaitAtMost = 10 * time.Second
+
+// awaitSpace waits until what a start lacked is free, or for a while; false if the
+// start is given up.
+func (f *Front) awaitSpace(ctx context.Context, full *durable.FullError) bool {
+	f.config.Log.Error("the disk is full: the server starts when so many bytes more are free, no restart is needed",
+		"dir", full.Dir, "bytes", full.Needs, "error", full.Err)
+	f.gate.Close(fmt.Sprintf("The server is starting and not ready: its disk is full, and at least %d bytes have to be freed.", full.Needs))
+	look := time.NewTicker(time.Second / 4)
+	defer look.Stop()
+	for start := time.Now(); time.Since(start) < awaitAtMost; {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-look.C:
+		}
+		if _, free, err := durable.Space(full.Dir); err == nil && free >= full.Free+full.Needs {
+			return true
+		}
+	}
+	return true
 }
 
 // Serve lets s, which Open has returned, answer requests until ctx ends. Then it

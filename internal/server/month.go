@@ -48,8 +48,8 @@ func behindAdvice(b *behind) string {
 	for _, spool := range b.Spools {
 		names = append(names, spool.ID) // where it is, the log says
 	}
-	return fmt.Sprintf("The month %s is not closed: requests of it may wait in the spool of a server that is not running: %s. "+
-		"The server's log says where it is. Start that server again, or give the spool up with 'orgd usage give-up-spool'.", b.Month, strings.Join(names, ", "))
+	return fmt.Sprintf("The month %s is not closed: requests of it are under way, or may wait in the spool of a server that is not running: %s. "+
+		"The server's log says where it is. Start that server again if it is not running, or give the spool up with 'orgd usage give-up-spool'.", b.Month, strings.Join(names, ", "))
 }
 
 // closeMonths closes the months whose time has come.
@@ -101,7 +101,7 @@ func (s *Server) noteBehind(err error, now time.Time) bool {
 		b.logged = before.logged
 	} else {
 		for _, spool := range b.Spools {
-			s.config.Log.Warn("a month is not closed: requests of it may wait in a spool; start the server that has it, "+
+			s.config.Log.Warn("a month is not closed: requests of it are under way, or may wait in a spool; start the server that has it if it is not running, "+
 				"or give it up: orgd usage give-up-spool "+spool.ID+" --reason …",
 				"month", b.Month, "spool", spool.ID, "place", spool.Place, "stored_until", spool.StoredUntil)
 		}

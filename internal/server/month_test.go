@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -185,6 +189,201 @@ func TestAMonthIsClosedAfterTheReplay(t *testing.T) {
 			}
 			if got, want := month(s, "2026-11"), fmt.Sprint("closed ", n); got != want {
 				t.Errorf("November is %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// A request counts in the month in which it began, once, and its month is not
+// closed before it is recorded: however slowly its body comes, however long its
+// change waits to be committed, and whatever became of its answer.
+func TestAMonthWaitsForRequestsUnderWay(t *testing.T) {
+	for _, engine := range testkit.Engines {
+		for name, begin := range map[string]func(t *testing.T, s *testkit.Server, key string) (end func() int){
+			"slow body":           slowBody,
+			"commit that waits":   waitsForLock("PATCH", "/orgs/r", `{"description":"late"}`),
+			"events that wait":    waitsForLock("POST", "/orgs/r/consumption/events", `{"id":"1","meter":"things","quantity":"7","timestamp":"2026-11-30T23:59:57Z"}`),
+			"events without time": waitsForLock("POST", "/orgs/r/consumption/events", `{"id":"1","meter":"things","quantity":"7"}`),
+		} {
+			t.Run(engine+"/"+name, func(t *testing.T) {
+				clock := &monthClock{}
+				clock.set("2026-11-30T23:59:58Z")
+				s := testkit.Start(t, engine, func(c *server.Config) { c.Now, c.MonthCloseAfter = clock.now, -1 })
+				s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"r","name":"Root"}`)
+				s.Must(200, "PUT", "/orgs/r/meters/things", s.OperatorKey, `{"unit":"thing","aggregation":"sum"}`)
+				key, _ := s.NewKey("r", `"permissions":["admin"]`)
+				s.Must(200, "GET", "/orgs/r", key, "")
+				end := begin(t, s, key)
+
+				clock.set("2026-12-01T00:00:05Z")
+				// What has begun since keeps nobody waiting.
+				s.Must(200, "GET", "/orgs/r", key, "")
+				for range 3 {
+					behind := closes(t, s)
+					if behind == nil || behind.Month != "2026-11" || len(behind.Spools) != 1 || behind.Spools[0].ID != s.Recorder.ID() {
+						t.Fatalf("the month waits for %+v, want this server's spool", behind)
+					}
+				}
+				status := end()
+				if status/100 != 2 {
+					t.Fatalf("status %d", status)
+				}
+				if behind := closes(t, s); behind != nil {
+					t.Fatalf("it still waits: %v", behind)
+				}
+				s.Must(200, "GET", "/orgs/r", key, "")
+				if november, december := month(s, "2026-11"), month(s, "2026-12"); november != "closed 2" || december != "open 2" {
+					t.Errorf("November is %s, December %s", november, december)
+				}
+				a := s.Must(200, "GET", "/orgs/r/consumption?month=2026-11", s.OperatorKey, "")
+				if got, want := fmt.Sprint(a.JSON("meters", "things", "total")), map[bool]string{true: "7", false: "0"}[strings.HasPrefix(name, "events")]; got != want {
+					t.Errorf("November has %s things, want %s", got, want)
+				}
+				if got := s.Must(200, "GET", "/orgs/r/consumption/adjustments?month=2026-12", s.OperatorKey, ""); len(got.JSON().([]any)) > 0 {
+					t.Errorf("December has adjustments: %s", got.Body)
+				}
+			})
+		}
+	}
+}
+
+// arrives waits until a request of this hour is under way.
+func arrives(t *testing.T, s *testkit.Server, now time.Time) {
+	t.Helper()
+	for start := time.Now(); !s.Recorder.Since().Before(now); time.Sleep(time.Millisecond) {
+		if time.Since(start) > 20*time.Second {
+			t.Fatal("the request does not arrive")
+		}
+	}
+}
+
+// slowBody sends a change of which the second half of the body waits for end.
+func slowBody(t *testing.T, s *testkit.Server, key string) (end func() int) {
+	body, write := io.Pipe()
+	req, err := http.NewRequest("POST", s.URL+"/orgs/r/children", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer "+key)
+	status := make(chan int, 1)
+	go func() {
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Error(err)
+			status <- 0
+			return
+		}
+		resp.Body.Close()
+		status <- resp.StatusCode
+	}()
+	io.WriteString(write, `{"id":"late",`)
+	arrives(t, s, s.Config.Now())
+	return func() int {
+		io.WriteString(write, `"name":"Late"}`)
+		write.Close()
+		return <-status
+	}
+}
+
+// waitsForLock sends a request whose transaction waits for that of another, which
+// lasts until end.
+func waitsForLock(method, path, body string) func(*testing.T, *testkit.Server, string) func() int {
+	return func(t *testing.T, s *testkit.Server, key string) func() int {
+		locked, held, ended := make(chan bool, 1), make(chan bool), make(chan error, 1)
+		release := sync.OnceFunc(func() { close(held) })
+		t.Cleanup(release)
+		go func() {
+			ended <- s.Store.Write(t.Context(), func(tx org.Tx) error {
+				if _, err := tx.Lock("r"); err != nil {
+					return err
+				}
+				if err := tx.OpenMonth("r", "2026-11"); err != nil {
+					return err
+				}
+				if err := tx.LockMonths("r"); err != nil {
+					return err
+				}
+				select {
+				case locked <- true:
+				default: // the transaction is run again
+				}
+				<-held
+				return nil
+			})
+		}()
+		<-locked
+		status := make(chan int, 1)
+		go func() {
+			a, err := s.TryDo(method, path, key, body)
+			if err != nil {
+				t.Error(err)
+				a = &testkit.Answer{}
+			}
+			status <- a.Status
+		}()
+		arrives(t, s, s.Config.Now())
+		time.Sleep(50 * time.Millisecond) // it gets as far as it can
+		select {
+		case early := <-status:
+			t.Fatalf("the request was answered with %d while others have the lock", early)
+		default:
+		}
+		return func() int {
+			release()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+			return <-status
+		}
+	}
+}
+
+// A process that is killed when a request is recorded and its answer is on its
+// way has counted it: the next one stores it before it closes the month, once.
+func TestAMonthCountsWhatWasRecordedAndNotDelivered(t *testing.T) {
+	for _, engine := range testkit.Engines {
+		t.Run(engine, func(t *testing.T) {
+			clock := &monthClock{}
+			clock.set("2026-11-30T23:59:58Z")
+			s := testkit.Open(t, engine, func(c *server.Config) { c.Now, c.MonthCloseAfter = clock.now, -1 })
+			s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"r","name":"Root"}`)
+			key, _ := s.NewKey("r", `"permissions":["admin"]`)
+			filler := strings.Repeat("x", 50_000)
+			for i := range 100 {
+				s.Must(201, "POST", "/orgs/r/children", s.OperatorKey, fmt.Sprintf(`{"id":"o%d","name":"O","customizations":{"f":%q}}`, i, filler))
+			}
+			if err := s.Recorder.Drain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			// The answer is more than the sockets keep, and nobody reads it.
+			conn, err := net.Dial("tcp", strings.TrimPrefix(s.URL, "http://"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			before, _ := s.Recorder.Lag()
+			fmt.Fprintf(conn, "GET /orgs/r/audit_log/export HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n", key)
+			if _, err := io.ReadFull(conn, make([]byte, 16)); err != nil {
+				t.Fatal(err)
+			}
+			waiting, _ := s.Recorder.Lag()
+			gone, cancel := context.WithCancel(t.Context())
+			cancel()
+			err = s.Recorder.Close(gone)
+			t.Logf("%d records waited before, %d with the request, closing: %v", before, waiting, err)
+			clock.set("2026-12-01T00:00:05Z")
+			conn.Close()
+			s.Stop()
+			config := s.Config
+			s = testkit.Start(t, engine, func(c *server.Config) { *c = config })
+			if err := s.Recorder.Drain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if behind := closes(t, s); behind != nil {
+				t.Fatalf("it still waits: %v", behind)
+			}
+			if november, december := month(s, "2026-11"), month(s, "2026-12"); november != "closed 1" || december != "open 0" {
+				t.Errorf("November is %s, December %s", november, december)
 			}
 		})
 	}

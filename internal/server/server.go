@@ -115,15 +115,20 @@ type Server struct {
 	behind   atomic.Pointer[behind] // what the last attempt to close months waits for
 }
 
-// Open opens the data directory and the database and brings both up to date.
+// Open opens the data directory and the database and brings both up to date. The
+// error is a *durable.FullError if the disk has too little space for that.
 func Open(ctx context.Context, c Config) (*Server, error) {
 	return open(ctx, c, web.NewGate(c.BasePath, starting))
 }
+
+// startSpace is how much free space a start takes at most beside the database.
+const startSpace = 1 << 20
 
 func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	defer func() { err = durable.Full(c.DataDir, startSpace, err) }()
 	if err := durable.MkdirAll(c.DataDir); err != nil {
 		return nil, fmt.Errorf("the data directory cannot be made: %w", err)
 	}
@@ -134,8 +139,10 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 	if c.Demo {
 		options.Mark = "demo"
 	}
+	spool := filepath.Join(c.DataDir, "spool")
 	if c.Database == "" {
 		options.Readers = 0
+		options.Spare = func() { access.GiveUpSpare(spool) } // who has the database has the spool
 		s.Store, err = store.OpenSQLite(ctx, c.DataDir, options)
 	} else {
 		s.Store, err = store.OpenPostgres(ctx, c.Database, options)
@@ -158,7 +165,7 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 	if err := s.operatorKey(); err != nil {
 		return nil, err
 	}
-	s.Recorder, err = access.OpenRecorder(ctx, filepath.Join(c.DataDir, "spool"), s.Store, access.Options{MaxBytes: c.SpoolMaxBytes, Logger: c.Log, Now: c.Now})
+	s.Recorder, err = access.OpenRecorder(ctx, spool, s.Store, access.Options{MaxBytes: c.SpoolMaxBytes, Logger: c.Log, Now: c.Now})
 	if err != nil {
 		return nil, err
 	}

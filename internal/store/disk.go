@@ -247,7 +247,10 @@ type span struct{ from, to int64 }
 // pagesIn returns which parts of the database a log has pages for, in their
 // order: those of its frames that have the salt of its header
 // (https://sqlite.org/fileformat2.html, section 4.1).
-func pagesIn(log vfs.File) ([]span, error) {
+func pagesIn(log interface {
+	io.ReaderAt
+	Size() (int64, error)
+}) ([]span, error) {
 	size, err := log.Size()
 	if err != nil {
 		return nil, err

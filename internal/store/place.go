@@ -26,7 +26,8 @@ const howToCopy = "copy the data directory again, while the server is stopped or
 // checkCopy checks a database that is not in the file in which this directory
 // last had it, before anything of it is changed. A copy that was made file by
 // file under a running server can lack changes or hold parts of them, and seem
-// sound: the write-ahead log is then that of another state of the database.
+// sound: the write-ahead log is then that of another state of the database. So can
+// one that was written over the database in its file, beside a log that is left.
 //
 // It reads the whole database, once: a place that was checked is noted.
 func checkCopy(dir, uri string, log *slog.Logger) error {
@@ -45,10 +46,10 @@ func checkCopy(dir, uri string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if noted, err := os.ReadFile(filepath.Join(dir, placeFile)); err == nil && bytes.Equal(noted, place) {
+	if noted, err := os.ReadFile(filepath.Join(dir, placeFile)); err == nil && bytes.Equal(noted, place) && !newerThanLog(info, path+"-wal") {
 		return nil
 	}
-	log.Info("the database is a copy, or was never checked: it is checked once, as a whole", "bytes", info.Size())
+	log.Info("the database may be a copy, or was never checked: it is checked once, as a whole", "bytes", info.Size())
 	start := time.Now()
 	progress := time.NewTicker(progressTime)
 	done := make(chan struct{})
@@ -73,6 +74,14 @@ func checkCopy(dir, uri string, log *slog.Logger) error {
 	}
 	log.Info("the database is whole", "after", time.Since(start).Round(time.Millisecond).String())
 	return nil
+}
+
+// newerThanLog reports whether a database was written later than the log beside it
+// that has something: somebody may have copied another database into its file. It
+// may also have been the last that an earlier process did, to copy the log.
+func newerThanLog(db fs.FileInfo, log string) bool {
+	info, err := os.Stat(log)
+	return err == nil && info.Size() > 0 && db.ModTime().After(info.ModTime())
 }
 
 // notePlace notes where the database is.

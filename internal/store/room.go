@@ -1,9 +1,12 @@
 package store
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/ncruces/go-sqlite3"
 
 	"github.com/orgd/orgd/internal/durable"
 )
@@ -75,4 +78,43 @@ func (e *sqliteEngine) growth() (int64, error) {
 		return 0, err
 	}
 	return pages*pageSize - info.Size(), nil
+}
+
+// noSpace reports whether an error may be one of a full disk. SQLite says of a
+// write to the database only that it has failed.
+func noSpace(err error) bool {
+	var code sqlite3.ErrorCode
+	if errors.As(err, &code) {
+		return code == sqlite3.FULL || code == sqlite3.IOERR || code == sqlite3.CANTOPEN
+	}
+	return full(err)
+}
+
+// startsWith is how much free space a start needs at most for a database: what the
+// log makes it longer by, and a group of changes.
+func startsWith(path string) int64 {
+	log, err := os.Open(path + "-wal")
+	if err != nil {
+		return roomMargin
+	}
+	defer log.Close()
+	longest := int64(0)
+	if spans, err := pagesIn(readOnly{log}); err == nil && len(spans) > 0 {
+		longest = spans[len(spans)-1].to
+	}
+	if info, err := os.Stat(path); err == nil {
+		longest -= info.Size()
+	}
+	return max(longest, 0) + roomMargin
+}
+
+// readOnly is as much of a file as pagesIn needs.
+type readOnly struct{ *os.File }
+
+func (f readOnly) Size() (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
 }

@@ -92,6 +92,9 @@ func OpenSQLite(ctx context.Context, dir string, o Options) (*Store, error) {
 	if err != nil {
 		vfs.Unregister(vfsName)
 		owner.close()
+		if noSpace(err) {
+			err = durable.Lacks(dir, startsWith(path), err)
+		}
 		return nil, fmt.Errorf("the database %s cannot be opened: %w", e.path, err)
 	}
 	return s, nil
@@ -149,8 +152,10 @@ func (e *sqliteEngine) open(ctx context.Context, o Options) error {
 	if e.writer, err = e.openWriter(); err != nil {
 		return err
 	}
-	if err := e.inherit(); err != nil {
-		e.writer.close()
+	if err := e.inherit(o.Spare); err != nil {
+		if e.writer != nil {
+			e.writer.close()
+		}
 		return err
 	}
 	db, err := driver.Open(e.uri)
@@ -330,7 +335,10 @@ func (e *sqliteEngine) rollback() error {
 
 // inherit makes a log whole that an earlier process has left behind: its last
 // write may have failed, and nobody else knows.
-func (e *sqliteEngine) inherit() error {
+//
+// It takes as much space as the database grows by. If that is not there, what
+// spare gives up may be.
+func (e *sqliteEngine) inherit(spare func()) error {
 	info, err := os.Stat(e.path + "-wal")
 	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 || e.disk.trusting {
 		return nil
@@ -339,7 +347,12 @@ func (e *sqliteEngine) inherit() error {
 		return err
 	}
 	seen := e.disk.count()
-	if err := e.renewLog(); err != nil {
+	err = e.renewLog()
+	if noSpace(err) && spare != nil {
+		spare()
+		err = e.renewLog()
+	}
+	if err != nil {
 		return err
 	}
 	e.disk.settle(seen)

@@ -36,6 +36,10 @@ type Options struct {
 	// Direct is a URL of a PostgreSQL database that leads past the pooler through
 	// which the other one leads; empty if there is none.
 	Direct string
+	// Spare, unless it is nil, gives up space of the data directory's disk that is
+	// kept for later. It is called when a log that an earlier process has left
+	// behind does not fit into the database without.
+	Spare func()
 	// VFS is the name of a registered SQLite VFS, empty for the operating
 	// system's files. It lets tests inject faults.
 	VFS string

@@ -58,6 +58,7 @@ type Request struct {
 	bodyRead   bool
 	kept       bool // the answer was stored with what the request did
 	expensive  bool // see Route.Expensive
+	underWay   bool // see Recorder.Begin
 }
 
 // Quota returns what is set for the root of the actor's key.

@@ -83,7 +83,12 @@ type Rule struct {
 
 // Recorder keeps what was accessed. RecordAt returns once the record survives
 // a crash of the process.
+//
+// Begin and End enclose a request that is to be recorded: its month is not closed
+// in between.
 type Recorder interface {
+	Begin() time.Time
+	End(began time.Time)
 	RecordAt(access.Record) (access.Position, error)
 	// Ready fails if Record would.
 	Ready() error
@@ -181,8 +186,9 @@ func (s *Server) handler(rt *Route) http.Handler {
 		maxBody = MaxBody
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
-		start := s.now()
-		r := &Request{Request: hr, ID: requestID(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody, server: s, route: rt}
+		start := s.begin(rt)
+		r := &Request{Request: hr, ID: requestID(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody, server: s, route: rt, underWay: !rt.Rule.Open}
+		defer s.end(r)
 		r.IP, r.Trusted = s.origin(hr)
 		r.address = AddressText(r.IP)
 		r.failsAgain = rt.Probe && failing.Load()
@@ -208,6 +214,7 @@ func (s *Server) handler(rt *Route) http.Handler {
 				resp = s.failed(rt, r, unrecorded(r, err, lost))
 			}
 		}
+		s.end(r)
 		resp.Header = append(resp.Header, r.extra...)
 		var sent error
 		if resp.Stream != nil {
@@ -241,6 +248,22 @@ func (s *Server) handler(rt *Route) http.Handler {
 			panic(http.ErrAbortHandler)
 		}
 	})
+}
+
+// begin returns when a request begins.
+func (s *Server) begin(rt *Route) time.Time {
+	if rt.Rule.Open {
+		return s.now() // it is not recorded
+	}
+	return s.recorder.Begin()
+}
+
+// end says that a request is recorded, or will not be.
+func (s *Server) end(r *Request) {
+	if r.underWay {
+		r.underWay = false
+		s.recorder.End(r.At)
+	}
 }
 
 // done returns what the request did that cannot be taken back, as the beginning
