@@ -279,7 +279,7 @@ func forwardAuth() error {
 		return err
 	}
 	row("forward_auth, 32 connections, recorded and counted", "%s (to reach: 0.6)", ratio)
-	if _, _, err := r.Service.PutLimit(context.Background(), call, "acme", "api_calls", usage.MaxDecimal, org.Hard); err != nil {
+	if _, _, err := r.Metering.PutLimit(context.Background(), call, "acme", "api_calls", usage.MaxDecimal, usage.Hard); err != nil {
 		return err
 	}
 	ratio, err = r.besideBare(request, path, "/forward_auth")

@@ -22,7 +22,7 @@ const usageBatch = 1000
 
 // tokens defines the meter of the measurements.
 func (r *rig) tokens() error {
-	_, _, err := r.Service.PutMeter(context.Background(), call, "acme", usage.Meter{Slug: "tokens", Unit: "tokens", Aggregation: usage.Sum,
+	_, _, err := r.Metering.PutMeter(context.Background(), call, "acme", usage.Meter{Slug: "tokens", Unit: "tokens", Aggregation: usage.Sum,
 		EventType: "tokens", Value: usage.DefaultValue})
 	return err
 }

@@ -18,7 +18,7 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/server"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -49,7 +49,7 @@ func (f *serveFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.adminListen, "admin-listen", "", "`address` that serves /metrics and /service_status, for operators alone; without it --listen does")
 	fs.StringVar(&f.basePath, "base-path", "", "`path` under which the API is served too, such as /api/v1")
 	fs.StringSliceVar(&f.trustedProxies, "trusted-proxies", nil, "addresses of the proxies, or `CIDRs`, that are believed about the client's address and, in /forward_auth, about the original request (default none)")
-	f.restoreWindow, f.monthCloseAfter = 30*24*time.Hour, org.DefaultMonthCloseAfter
+	f.restoreWindow, f.monthCloseAfter = 30*24*time.Hour, metering.DefaultMonthCloseAfter
 	fs.Var((*duration)(&f.restoreWindow), "restore-window", "how long a deleted organization can be restored")
 	fs.Var((*duration)(&f.shutdownDelay), "shutdown-delay", "how long requests are still answered after SIGTERM while /readyz is 503, so that a balancer sends them elsewhere")
 	fs.Var((*duration)(&f.monthCloseAfter), "month-close-after", "how long after its end a month still takes late usage events")

@@ -23,7 +23,7 @@ func TestStatementCommand(t *testing.T) {
 	s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"acme","name":"Acme"}`)
 	s.Must(200, "POST", "/orgs/acme/consumption/events", s.OperatorKey, `{"id":"1","source":"a","meter":"storage_used","quantity":1.5,"org_id":"acme"}`)
 	clock.Store(time.Date(2026, 11, 5, 0, 0, 0, 0, time.UTC).UnixMicro())
-	if _, err := s.Service.CloseMonths(t.Context()); err != nil {
+	if _, err := s.Metering.CloseMonths(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("ORGD_URL", s.URL)

@@ -17,6 +17,7 @@ import (
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/web"
 )
@@ -24,6 +25,7 @@ import (
 // API holds what the handlers work with.
 type API struct {
 	service  *org.Service
+	metering *metering.Service
 	flusher  Flusher
 	limiter  *auth.Limiter
 	queries  *otter.Cache[string, knownQuery] // of /forward_auth
@@ -49,6 +51,7 @@ type Flusher interface {
 // Config is what an API works with.
 type Config struct {
 	Service  *org.Service
+	Metering *metering.Service
 	Flusher  Flusher
 	Limiter  *auth.Limiter // of the keys that are verified; the server's own
 	Status   Status
@@ -83,7 +86,7 @@ func New(c Config) (*API, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &API{service: c.Service, flusher: c.Flusher, limiter: c.Limiter, queries: queries, status: c.Status, log: c.Log, now: c.Now, basePath: c.BasePath,
+	return &API{service: c.Service, metering: c.Metering, flusher: c.Flusher, limiter: c.Limiter, queries: queries, status: c.Status, log: c.Log, now: c.Now, basePath: c.BasePath,
 		sealer: sealer, document: doc, metrics: c.Metrics, budget: c.Budget}, nil
 }
 

@@ -10,7 +10,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 	"github.com/orgd/orgd/internal/web"
@@ -74,7 +74,7 @@ type meterBody struct {
 	Limit       *usage.Decimal    `json:"limit"`
 }
 
-func newMeterBody(m *org.MeterTotal) meterBody {
+func newMeterBody(m *metering.MeterTotal) meterBody {
 	return meterBody{Unit: m.Unit, Aggregation: m.Aggregation, Own: m.Own, Descendants: m.Total - m.Own, Total: m.Total, Limit: m.Limit}
 }
 
@@ -93,7 +93,7 @@ func monthStatus(closed bool) string {
 	return "open"
 }
 
-func newConsumptionBody(c *org.Consumption) consumptionBody {
+func newConsumptionBody(c *metering.Consumption) consumptionBody {
 	b := consumptionBody{OrgID: c.OrgID, Month: c.Month, Status: monthStatus(c.Closed), Meters: make(map[string]meterBody, len(c.Meters))}
 	for i := range c.Meters {
 		b.Meters[c.Meters[i].Slug] = newMeterBody(&c.Meters[i])
@@ -120,7 +120,7 @@ func (m *consumptionRow) cells() []string {
 	return []string{m.OrgID, string(m.Month), m.Status, m.Meter, m.Unit, string(m.Aggregation), m.Own.String(), m.Descendants.String(), m.Total.String(), limit}
 }
 
-func streamConsumption(q *query, format string, list []*org.Consumption) *web.Response {
+func streamConsumption(q *query, format string, list []*metering.Consumption) *web.Response {
 	var rows []consumptionRow
 	for _, c := range list {
 		for i := range c.Meters {
@@ -141,12 +141,12 @@ func (a *API) getConsumption(r *web.Request) (*web.Response, error) {
 	if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
-	c, err := a.service.Consumption(r.Context(), r.Actor, r.Org.ID, month)
+	c, err := a.metering.Consumption(r.Context(), r.Actor, r.Org.ID, month)
 	if err != nil {
 		return nil, err
 	}
 	if format != formatJSON {
-		return streamConsumption(q, format, []*org.Consumption{c}), nil
+		return streamConsumption(q, format, []*metering.Consumption{c}), nil
 	}
 	return web.Raw(http.StatusOK, marshal(newConsumptionBody(c))), nil
 }
@@ -170,7 +170,7 @@ func (a *API) getHistory(r *web.Request) (*web.Response, error) {
 	if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
-	list, err := a.service.History(r.Context(), r.Actor, r.Org.ID, first, last)
+	list, err := a.metering.History(r.Context(), r.Actor, r.Org.ID, first, last)
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +216,7 @@ func (a *API) getDaily(r *web.Request) (*web.Response, error) {
 	if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
-	days, err := a.service.Daily(r.Context(), r.Actor, r.Org.ID, month)
+	days, err := a.metering.Daily(r.Context(), r.Actor, r.Org.ID, month)
 	if err != nil {
 		return nil, err
 	}
@@ -269,14 +269,14 @@ func (a *API) listChildConsumption(r *web.Request) (*web.Response, error) {
 		return nil, problem.New(problem.PermissionDenied, "This key reaches its own organization only.").WithFix("Use a key with the reach subtree.")
 	}
 	q := parameters(r, "month", "meter", "sort", "format", "limit", "cursor")
-	cq := org.ChildrenQuery{ChildQuery: org.ChildQuery{RootID: r.Org.RootID, ParentID: r.Org.ID,
+	cq := metering.ChildrenQuery{ChildQuery: metering.ChildQuery{RootID: r.Org.RootID, ParentID: r.Org.ID,
 		Month: q.month("month", usage.MonthOf(a.now())), Meter: q.text("meter")}}
 	if cq.Meter == "" {
 		cq.Meter = usage.APICalls
 	}
 	sort := q.oneOf("sort", "-total", "org_id", "-org_id", "own", "-own", "descendants", "-descendants", "total", "-total")
 	cq.Descending = sort[0] == '-'
-	cq.Sort = org.ChildSort(strings.TrimPrefix(sort, "-"))
+	cq.Sort = metering.ChildSort(strings.TrimPrefix(sort, "-"))
 	format := q.format()
 	limit := q.limit()
 	if after := a.cursorOf(q, 2); after != nil {
@@ -284,28 +284,28 @@ func (a *API) listChildConsumption(r *web.Request) (*web.Response, error) {
 		if err != nil {
 			q.fail(problem.New(problem.InvalidCursor, "The cursor was not made for this query."))
 		}
-		cq.Position = &org.ChildPosition{Value: usage.Decimal(n), OrgID: after[1]}
+		cq.Position = &metering.ChildPosition{Value: usage.Decimal(n), OrgID: after[1]}
 	}
 	if q.err != nil {
 		return nil, q.err
 	}
-	m, err := a.service.MeterOf(r.Context(), r.Org.RootID, cq.Meter)
+	m, err := a.metering.MeterOf(r.Context(), r.Org.RootID, cq.Meter)
 	if err != nil {
 		return nil, err
 	}
 	if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
-	row := func(list []org.ChildTotal) []childRow {
+	row := func(list []metering.ChildTotal) []childRow {
 		rows := make([]childRow, len(list))
 		for i, c := range list {
-			rows[i] = childRow{org.PlainID(c.OrgID), nullable(c.Name), cq.Month, m.Slug, m.Unit, m.Aggregation, c.Own, c.Total - c.Own, c.Total}
+			rows[i] = childRow{metering.PlainID(c.OrgID), nullable(c.Name), cq.Month, m.Slug, m.Unit, m.Aggregation, c.Own, c.Total - c.Own, c.Total}
 		}
 		return rows
 	}
 	fetch := func(ctx context.Context, n int) ([]childRow, []string, error) {
 		cq.Limit, cq.MaxBytes = n, r.PageBytes()
-		list, more, err := a.service.Children(ctx, cq)
+		list, more, err := a.metering.Children(ctx, cq)
 		if err != nil || !more {
 			return row(list), nil, err
 		}
@@ -313,9 +313,9 @@ func (a *API) listChildConsumption(r *web.Request) (*web.Response, error) {
 		cq.Position = &last
 		return row(list), []string{strconv.FormatInt(int64(last.Value), 10), last.OrgID}, nil
 	}
-	if format != formatJSON && !q.paged() && cq.Sort != org.ByID {
+	if format != formatJSON && !q.paged() && cq.Sort != metering.ByID {
 		// Each page would take a look at all children.
-		children, err := a.service.AllChildren(r.Watched(), cq)
+		children, err := a.metering.AllChildren(r.Watched(), cq)
 		if err != nil {
 			return nil, err
 		}
@@ -367,11 +367,11 @@ func newAdjustmentBody(a *usage.Adjustment) adjustmentBody {
 
 func (a *API) listAdjustments(r *web.Request) (*web.Response, error) {
 	q := parameters(r, "month", "format", "limit", "cursor")
-	aq := org.AdjustmentQuery{RootID: r.Org.RootID, OrgID: r.Org.ID, Month: q.month("month", "")}
+	aq := metering.AdjustmentQuery{RootID: r.Org.RootID, OrgID: r.Org.ID, Month: q.month("month", "")}
 	format := q.format()
 	limit := q.limit()
 	if after := a.cursorOf(q, 2); after != nil {
-		aq.Before = org.AdjustmentPosition{Month: usage.Month(after[0]), ID: after[1]}
+		aq.Before = metering.AdjustmentPosition{Month: usage.Month(after[0]), ID: after[1]}
 	}
 	if q.err != nil {
 		return nil, q.err
@@ -381,7 +381,7 @@ func (a *API) listAdjustments(r *web.Request) (*web.Response, error) {
 	}
 	fetch := func(ctx context.Context, n int) ([]adjustmentBody, []string, error) {
 		aq.Limit, aq.MaxBytes = n, r.PageBytes()
-		list, more, err := a.service.Adjustments(ctx, aq)
+		list, more, err := a.metering.Adjustments(ctx, aq)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -393,7 +393,7 @@ func (a *API) listAdjustments(r *web.Request) (*web.Response, error) {
 			return bodies, nil, nil
 		}
 		last := &list[len(list)-1]
-		aq.Before = org.AdjustmentPosition{Month: last.Month, ID: last.ID}
+		aq.Before = metering.AdjustmentPosition{Month: last.Month, ID: last.ID}
 		return bodies, []string{string(last.Month), last.ID}, nil
 	}
 	if format != formatJSON {
@@ -419,7 +419,7 @@ func (a *API) createAdjustment(r *web.Request) (*web.Response, error) {
 	if err := r.Decode(&body); err != nil {
 		return nil, err
 	}
-	in := org.NewAdjustment{Month: usage.MonthOf(r.At), Meter: body.Meter, Reason: body.Reason}
+	in := metering.NewAdjustment{Month: usage.MonthOf(r.At), Meter: body.Meter, Reason: body.Reason}
 	if body.Month != nil {
 		m, err := usage.ParseMonth(*body.Month)
 		if err != nil {
@@ -437,7 +437,7 @@ func (a *API) createAdjustment(r *web.Request) (*web.Response, error) {
 	render := func(result any) *web.Response {
 		return web.JSON(http.StatusOK, newAdjustmentBody(result.(*usage.Adjustment)))
 	}
-	made, receipt, err := a.service.Adjust(r.Context(), r.Call(render), r.Org.ID, in)
+	made, receipt, err := a.metering.Adjust(r.Context(), r.Call(render), r.Org.ID, in)
 	if err != nil {
 		return nil, err
 	}

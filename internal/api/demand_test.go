@@ -10,7 +10,7 @@ import (
 	"github.com/maypok86/otter/v2"
 
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/usage"
 	"github.com/orgd/orgd/internal/web"
 )
@@ -28,7 +28,7 @@ func FuzzForwardAuthDemand(f *testing.F) {
 		f.Fatal(err)
 	}
 	a := &API{queries: queries}
-	want := org.Demand{Permissions: key.Permissions{"app:x"}, Meter: "api_calls", Quantity: 2 * usage.One, OrgID: "acme"}
+	want := metering.Demand{Permissions: key.Permissions{"app:x"}, Meter: "api_calls", Quantity: 2 * usage.One, OrgID: "acme"}
 	f.Fuzz(func(t *testing.T, target string) {
 		if strings.ContainsAny(target, " \r\n") || !strings.HasPrefix(target, "/") {
 			return // not the path of a request (RFC 9112, section 3.2.1)

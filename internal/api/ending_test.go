@@ -14,6 +14,7 @@ import (
 	"github.com/orgd/orgd/internal/api"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/server"
@@ -147,42 +148,42 @@ func TestARightEndsWhileTheBodyComes(t *testing.T) {
 
 // changesOfOwn are changes of an organization, or of something that it has, as
 // the service makes them for a call that has been let through.
-var changesOfOwn = map[string]func(t *testing.T, s *org.Service, call *org.Call, prefix, keyID string) error{
-	"create key": func(t *testing.T, s *org.Service, call *org.Call, p, _ string) error {
-		_, _, err := s.CreateKey(t.Context(), call, p+"own", auth.Request{Name: "late"})
+var changesOfOwn = map[string]func(t *testing.T, s *testkit.Server, call *org.Call, prefix, keyID string) error{
+	"create key": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
+		_, _, err := s.Service.CreateKey(t.Context(), call, p+"own", auth.Request{Name: "late"})
 		return err
 	},
-	"rotate key": func(t *testing.T, s *org.Service, call *org.Call, p, keyID string) error {
-		_, _, err := s.RotateKey(t.Context(), call, p+"own", keyID, 0)
+	"rotate key": func(t *testing.T, s *testkit.Server, call *org.Call, p, keyID string) error {
+		_, _, err := s.Service.RotateKey(t.Context(), call, p+"own", keyID, 0)
 		return err
 	},
-	"update": func(t *testing.T, s *org.Service, call *org.Call, p, _ string) error {
+	"update": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
 		name := "Late"
-		_, _, err := s.Update(t.Context(), call, p+"own", org.OrgUpdate{Name: &name})
+		_, _, err := s.Service.Update(t.Context(), call, p+"own", org.OrgUpdate{Name: &name})
 		return err
 	},
-	"create child": func(t *testing.T, s *org.Service, call *org.Call, p, _ string) error {
-		_, _, err := s.CreateChild(t.Context(), call, p+"own", org.OrgCreate{ID: p + "late", Name: "Late"})
+	"create child": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
+		_, _, err := s.Service.CreateChild(t.Context(), call, p+"own", org.OrgCreate{ID: p + "late", Name: "Late"})
 		return err
 	},
-	"move": func(t *testing.T, s *org.Service, call *org.Call, p, _ string) error {
-		_, _, err := s.Move(t.Context(), call, p+"own", p+"sibling")
+	"move": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
+		_, _, err := s.Service.Move(t.Context(), call, p+"own", p+"sibling")
 		return err
 	},
-	"put limit": func(t *testing.T, s *org.Service, call *org.Call, p, _ string) error {
-		_, _, err := s.PutLimit(t.Context(), call, p+"own", usage.APICalls, usage.One, org.Soft)
+	"put limit": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
+		_, _, err := s.Metering.PutLimit(t.Context(), call, p+"own", usage.APICalls, usage.One, usage.Soft)
 		return err
 	},
-	"put customizations": func(t *testing.T, s *org.Service, call *org.Call, p, _ string) error {
-		_, _, err := s.PutCustomizations(t.Context(), call, p+"own", org.SettingsPut{Values: []byte(`{"late":true}`)})
+	"put customizations": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
+		_, _, err := s.Service.PutCustomizations(t.Context(), call, p+"own", org.SettingsPut{Values: []byte(`{"late":true}`)})
 		return err
 	},
-	"delete": func(t *testing.T, s *org.Service, call *org.Call, p, _ string) error {
-		_, _, err := s.Delete(t.Context(), call, p+"own", org.DeleteOptions{Cascade: true})
+	"delete": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
+		_, _, err := s.Service.Delete(t.Context(), call, p+"own", org.DeleteOptions{Cascade: true})
 		return err
 	},
-	"adjust": func(t *testing.T, s *org.Service, call *org.Call, p, _ string) error {
-		_, _, err := s.Adjust(t.Context(), call, p+"own", org.NewAdjustment{Month: usage.MonthOf(s.Now()), Meter: usage.APICalls, Quantity: usage.One, Reason: "late"})
+	"adjust": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
+		_, _, err := s.Metering.Adjust(t.Context(), call, p+"own", metering.NewAdjustment{Month: usage.MonthOf(s.Service.Now()), Meter: usage.APICalls, Quantity: usage.One, Reason: "late"})
 		return err
 	},
 }
@@ -231,13 +232,13 @@ func endBeforeChange(t *testing.T, acting, other *testkit.Server, c *clock) {
 			// What the process remembers is what it knew before.
 			acting.Must(200, "GET", "/orgs/"+f.prefix+"own", secret, "")
 			if i < 0 {
-				if err := change(t, acting.Service, call, f.prefix, f.keyOf["own"]); err != nil {
+				if err := change(t, acting, call, f.prefix, f.keyOf["own"]); err != nil {
 					t.Errorf("%s: %v although nothing has ended", name, err)
 				}
 				continue
 			}
 			endings[i].end(other, c, f.prefix, id)
-			err := change(t, acting.Service, call, f.prefix, f.keyOf["own"])
+			err := change(t, acting, call, f.prefix, f.keyOf["own"])
 			if name == "put customizations" && problem.Is(err, problem.NotFound) {
 				continue // it looks before the change, and what is deleted is not there
 			}

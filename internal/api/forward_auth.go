@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 	"github.com/orgd/orgd/internal/web"
@@ -102,7 +102,7 @@ const maxKnownQuery = 1024
 
 // knownQuery is what a query demands.
 type knownQuery struct {
-	demand org.Demand
+	demand metering.Demand
 	action string
 }
 
@@ -214,7 +214,7 @@ type demands struct {
 // fill puts the demands into a decision. fail makes the error about one of
 // permission, quantity, meter and action.
 func (q *demands) fill(d *web.Decision, fail func(name, format string, args ...any) *problem.Error) error {
-	d.Demand = org.Demand{OrgID: q.org, Meter: q.meter, Quantity: usage.One}
+	d.Demand = metering.Demand{OrgID: q.org, Meter: q.meter, Quantity: usage.One}
 	if len(q.permissions) > 0 {
 		permissions, p := key.ParsePermissions("", q.permissions)
 		if p != nil {
@@ -301,7 +301,7 @@ func ownDemands(r *web.Request, d *web.Decision) error {
 // That the actor cannot see the organization is PermissionDenied, with the
 // same words whether or not it exists.
 func (a *API) decide(r *web.Request, d *web.Decision) error {
-	dec, err := a.service.Decide(r.Context(), d.Actor, &d.Demand, r.At)
+	dec, err := a.metering.Decide(r.Context(), d.Actor, &d.Demand, r.At)
 	d.Org, d.Usage, d.Reservation = dec.Org, dec.Usage, dec.Reservation
 	if err == nil {
 		return nil

@@ -4,7 +4,7 @@ import (
 	"net/http"
 
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 	"github.com/orgd/orgd/internal/web"
@@ -13,7 +13,7 @@ import (
 func (a *API) limitRoutes() []web.Route {
 	reads := web.Rule{Target: "org_id", Permissions: []string{key.ConsumptionRead}}
 	writes := web.Rule{Target: "org_id", Permissions: []string{key.ConsumptionWrite}, May: func(r *web.Request) error {
-		return org.PermitLimit(r.Actor, r.Org.Organization)
+		return metering.PermitLimit(r.Actor, r.Org.Organization)
 	}}
 	return []web.Route{
 		{Method: "GET", Pattern: "/orgs/{org_id}/limits", Operation: "listLimits", Action: "LIST_LIMITS", Rule: reads, Handle: a.listLimits},
@@ -25,7 +25,7 @@ func (a *API) limitRoutes() []web.Route {
 
 // appendLimit appends the representation of a limit without its use, and
 // leaves the object open.
-func appendLimit(b []byte, l *org.Limit) []byte {
+func appendLimit(b []byte, l *usage.Limit) []byte {
 	b = append(b, `{"org_id":`...)
 	b = appendString(b, l.OrgID)
 	b = append(b, `,"meter":`...)
@@ -37,7 +37,7 @@ func appendLimit(b []byte, l *org.Limit) []byte {
 }
 
 // appendLimitUse appends the representation of a limit.
-func appendLimitUse(b []byte, l *org.LimitUse) []byte {
+func appendLimitUse(b []byte, l *metering.LimitUse) []byte {
 	b = appendLimit(b, &l.Limit)
 	b = append(b, `,"used":`...)
 	if l.Used == nil {
@@ -50,8 +50,8 @@ func appendLimitUse(b []byte, l *org.LimitUse) []byte {
 	return append(b, '}')
 }
 
-func limitAnswer(l *org.LimitUse) *web.Response {
-	return web.Raw(http.StatusOK, appendLimitUse(nil, l)).With("Etag", l.ETag())
+func limitAnswer(l *metering.LimitUse) *web.Response {
+	return web.Raw(http.StatusOK, appendLimitUse(nil, l)).With("Etag", metering.LimitETag(&l.Limit))
 }
 
 func (a *API) listLimits(r *web.Request) (*web.Response, error) {
@@ -64,11 +64,11 @@ func (a *API) listLimits(r *web.Request) (*web.Response, error) {
 	if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
-	var position org.LimitPosition
+	var position metering.LimitPosition
 	if after != nil {
-		position = org.LimitPosition{OrgID: after[0], Meter: after[1]}
+		position = metering.LimitPosition{OrgID: after[0], Meter: after[1]}
 	}
-	limits, more, err := a.service.Limits(r.Context(), r.Actor, r.Org.ID, position, n)
+	limits, more, err := a.metering.Limits(r.Context(), r.Actor, r.Org.ID, position, n)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func (a *API) getLimit(r *web.Request) (*web.Response, error) {
 	if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
-	l, err := a.service.Limit(r.Context(), r.Actor, r.Org.ID, meter)
+	l, err := a.metering.Limit(r.Context(), r.Actor, r.Org.ID, meter)
 	if err != nil {
 		return nil, err
 	}
@@ -121,12 +121,12 @@ func (a *API) putLimit(r *web.Request) (*web.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.service.CheckLimit(r.Context(), r.Call(nil), r.Org.ID, meter); err != nil {
+	if err := a.metering.CheckLimit(r.Context(), r.Call(nil), r.Org.ID, meter); err != nil {
 		return nil, err
 	}
 	var body struct {
-		Limit       *usage.Decimal  `json:"limit"`
-		Enforcement org.Enforcement `json:"enforcement"`
+		Limit       *usage.Decimal    `json:"limit"`
+		Enforcement usage.Enforcement `json:"enforcement"`
 	}
 	if err := r.Decode(&body); err != nil {
 		return nil, err
@@ -136,14 +136,14 @@ func (a *API) putLimit(r *web.Request) (*web.Response, error) {
 		return nil, problem.Body("/limit", "is missing").WithFix(`Send {"limit": 1000, "enforcement": "hard"}. To remove a limit, DELETE it.`)
 	case *body.Limit < 0:
 		return nil, problem.Body("/limit", "must not be negative")
-	case body.Enforcement != org.Soft && body.Enforcement != org.Hard:
+	case body.Enforcement != usage.Soft && body.Enforcement != usage.Hard:
 		return nil, problem.Body("/enforcement", "must be soft or hard")
 	}
 	// What is used is read with the change; it should hold what was answered.
 	if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
-	l, receipt, err := a.service.PutLimit(r.Context(), r.Call(nil), r.Org.ID, meter, *body.Limit, body.Enforcement)
+	l, receipt, err := a.metering.PutLimit(r.Context(), r.Call(nil), r.Org.ID, meter, *body.Limit, body.Enforcement)
 	if err != nil {
 		return nil, err
 	}
@@ -159,13 +159,13 @@ func (a *API) deleteLimit(r *web.Request) (*web.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.service.CheckLimit(r.Context(), r.Call(nil), r.Org.ID, meter); err != nil {
+	if err := a.metering.CheckLimit(r.Context(), r.Call(nil), r.Org.ID, meter); err != nil {
 		return nil, err
 	}
 	if err := r.NoBody(); err != nil {
 		return nil, err
 	}
-	receipt, err := a.service.DeleteLimit(r.Context(), r.Call(nil), r.Org.ID, meter)
+	receipt, err := a.metering.DeleteLimit(r.Context(), r.Call(nil), r.Org.ID, meter)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/server"
@@ -182,7 +183,7 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 			// r → a → (x, y), r → b; both a and b are limited. x moves.
 			round++
 			id := func(name string) string { return fmt.Sprintf("%s%d", name, round) }
-			must(s.Store.Write(t.Context(), func(tx org.Tx) error {
+			must(s.Store.Metering().Write(t.Context(), func(tx metering.Tx) error {
 				var orgs []*org.Organization
 				for _, names := range []string{"r", "r a", "r b", "r a x", "r a y"} {
 					o := &org.Organization{RootID: id("r"), Name: names, Type: org.TypeOrganization, CreatedAt: now, UpdatedAt: now, Version: 1,
@@ -197,7 +198,7 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 				for slug, a := range aggregations {
 					err = errors.Join(err, tx.PutMeter(id("r"), &usage.Meter{Slug: slug, Unit: "x", Aggregation: a, EventType: "shared", Value: "/quantity", Version: 1}))
 					for limited, amount := range limits {
-						err = errors.Join(err, tx.PutLimit(&org.Limit{RootID: id("r"), OrgID: id(limited), Meter: slug, Amount: amount, Enforcement: org.Hard, Version: 1}))
+						err = errors.Join(err, tx.PutLimit(&usage.Limit{RootID: id("r"), OrgID: id(limited), Meter: slug, Amount: amount, Enforcement: usage.Hard, Version: 1}))
 					}
 				}
 				for _, of := range []string{"a", "b", "x", "y"} {
@@ -243,7 +244,7 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 				}
 				net := map[string]usage.Decimal{}  // by meter
 				late := map[string]usage.Decimal{} // of October, by meter
-				var events []org.UsageEvent
+				var events []metering.UsageEvent
 				invalid := false
 				fresh := map[string]bool{}
 				duplicates := 0
@@ -254,7 +255,7 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 					slug := rapid.SampledFrom([]string{"m_sum", "m_count", "m_max", "m_latest", ""}).Draw(rt, "meter")
 					quantity := usage.Decimal(rapid.IntRange(-3, 30).Draw(rt, "quantity")) * usage.One
 					at := now.Add(-time.Duration(rapid.IntRange(0, 20).Draw(rt, "days")) * 24 * time.Hour)
-					e := org.UsageEvent{ID: fmt.Sprint(next), Source: "s", OrgID: id(target), At: at, Meter: slug,
+					e := metering.UsageEvent{ID: fmt.Sprint(next), Source: "s", OrgID: id(target), At: at, Meter: slug,
 						Quantity: func(*usage.Meter) (usage.Decimal, error) { return quantity, nil }}
 					slugs := []string{slug}
 					if slug == "" { // one event on all meters
@@ -290,7 +291,7 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 				for slug, delta := range net {
 					fits = fits && (delta <= 0 || used[limited+slug]+delta <= limits[limited])
 				}
-				got, err := s.Service.Ingest(t.Context(), &org.Call{Actor: actors[who], Secret: secret}, id(target), events)
+				got, err := s.Metering.Ingest(t.Context(), &org.Call{Actor: actors[who], Secret: secret}, id(target), events)
 				switch {
 				case invalid:
 					if !problem.Is(err, problem.EventInvalid) {
@@ -320,7 +321,7 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 						used[limited+slug] += delta
 					}
 				}
-				must(s.Store.Read(t.Context(), func(tx org.Tx) error {
+				must(s.Store.Metering().Read(t.Context(), func(tx metering.Tx) error {
 					for _, o := range []string{"a", "b"} {
 						for slug := range aggregations {
 							is, err := tx.Consumed(id("r"), id(o), "2026-11", slug)

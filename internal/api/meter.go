@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/usage"
 	"github.com/orgd/orgd/internal/web"
 )
@@ -44,14 +44,14 @@ func newDefinitionBody(m *usage.Meter) definitionBody {
 }
 
 func meterAnswer(rootID string, m *usage.Meter) *web.Response {
-	return web.JSON(http.StatusOK, newDefinitionBody(m)).With("ETag", org.MeterETag(rootID, m))
+	return web.JSON(http.StatusOK, newDefinitionBody(m)).With("ETag", metering.MeterETag(rootID, m))
 }
 
 func (a *API) listMeters(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	meters, err := a.service.Meters(r.Context(), r.Actor, r.Org.ID)
+	meters, err := a.metering.Meters(r.Context(), r.Actor, r.Org.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func (a *API) getMeter(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	m, err := a.service.Meter(r.Context(), r.Actor, r.Org.ID, r.PathValue("meter"))
+	m, err := a.metering.Meter(r.Context(), r.Actor, r.Org.ID, r.PathValue("meter"))
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +81,7 @@ func (a *API) putMeter(r *web.Request) (*web.Response, error) {
 	if err := usage.CheckSlug(slug); err != nil {
 		return nil, err
 	}
-	if err := a.service.CheckMeter(r.Context(), r.Call(nil), r.Org.ID, slug); err != nil {
+	if err := a.metering.CheckMeter(r.Context(), r.Call(nil), r.Org.ID, slug); err != nil {
 		return nil, err
 	}
 	body := struct {
@@ -105,7 +105,7 @@ func (a *API) putMeter(r *web.Request) (*web.Response, error) {
 	if err := m.Check(); err != nil {
 		return nil, err
 	}
-	put, receipt, err := a.service.PutMeter(r.Context(), r.Call(nil), r.Org.ID, m)
+	put, receipt, err := a.metering.PutMeter(r.Context(), r.Call(nil), r.Org.ID, m)
 	if err != nil {
 		return nil, err
 	}
@@ -117,13 +117,13 @@ func (a *API) deleteMeter(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	if err := a.service.CheckMeter(r.Context(), r.Call(nil), r.Org.ID, r.PathValue("meter")); err != nil {
+	if err := a.metering.CheckMeter(r.Context(), r.Call(nil), r.Org.ID, r.PathValue("meter")); err != nil {
 		return nil, err
 	}
 	if err := r.NoBody(); err != nil {
 		return nil, err
 	}
-	receipt, err := a.service.DeleteMeter(r.Context(), r.Call(nil), r.Org.ID, r.PathValue("meter"))
+	receipt, err := a.metering.DeleteMeter(r.Context(), r.Call(nil), r.Org.ID, r.PathValue("meter"))
 	if err != nil {
 		return nil, err
 	}

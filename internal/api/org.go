@@ -400,10 +400,10 @@ func movePreview(p *org.MovePreview) any {
 		Name  string `json:"name"`
 	}
 	type limitRef struct {
-		OrgID       string          `json:"org_id"`
-		Meter       string          `json:"meter"`
-		Limit       usage.Decimal   `json:"limit"`
-		Enforcement org.Enforcement `json:"enforcement"`
+		OrgID       string            `json:"org_id"`
+		Meter       string            `json:"meter"`
+		Limit       usage.Decimal     `json:"limit"`
+		Enforcement usage.Enforcement `json:"enforcement"`
 	}
 	var v struct {
 		DryRun bool `json:"dry_run"`

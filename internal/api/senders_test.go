@@ -8,7 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/server"
 	"github.com/orgd/orgd/internal/testkit"
 )
@@ -150,8 +150,8 @@ func TestForeignRootsAreLeftAlone(t *testing.T) {
 			}
 		}
 		ask("on a quiet server")
-		var months []org.Month
-		if err := s.Store.Read(t.Context(), func(tx org.Tx) (err error) {
+		var months []metering.Month
+		if err := s.Store.Metering().Read(t.Context(), func(tx metering.Tx) (err error) {
 			months, err = tx.Months("victim")
 			return err
 		}); err != nil || len(months) != 0 {

@@ -22,7 +22,7 @@ func (a *API) getStatement(r *web.Request) (*web.Response, error) {
 	if err := whole(r); err != nil {
 		return nil, err
 	}
-	st, err := a.service.Statement(r.Context(), r.Org.ID, month)
+	st, err := a.metering.Statement(r.Context(), r.Org.ID, month)
 	if err != nil {
 		return nil, err
 	}
@@ -36,7 +36,7 @@ func (a *API) getStatement(r *web.Request) (*web.Response, error) {
 	}
 	resp.Stream = func(w io.Writer) error {
 		for part := range st.Parts {
-			text, err := a.service.StatementPart(r.Context(), st, part)
+			text, err := a.metering.StatementPart(r.Context(), st, part)
 			if err != nil {
 				return err
 			}

@@ -22,6 +22,7 @@ import (
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/testkit"
@@ -49,12 +50,29 @@ type unsureStore struct {
 	unsure atomic.Bool
 }
 
-func (s *unsureStore) Write(ctx context.Context, fn func(org.Tx) error) error {
-	err := s.Store.Write(ctx, fn)
+func (s *unsureStore) outcome(err error) error {
 	if err == nil && s.unsure.Load() {
 		err = problem.New(problem.OutcomeUnknown, "The change may or may not have been made.")
 	}
 	return err
+}
+
+func (s *unsureStore) Write(ctx context.Context, fn func(org.Tx) error) error {
+	return s.outcome(s.Store.Write(ctx, fn))
+}
+
+func (s *unsureStore) WriteTogether(ctx context.Context, rootID string, fn func(org.Tx) error) error {
+	return s.outcome(s.Store.WriteTogether(ctx, rootID, fn))
+}
+
+// unsureMetering is the same for what is not a change.
+type unsureMetering struct {
+	metering.Store
+	all *unsureStore
+}
+
+func (s *unsureMetering) Write(ctx context.Context, fn func(metering.Tx) error) error {
+	return s.all.outcome(s.Store.Write(ctx, fn))
 }
 
 // refusedLog is a log of which the database lacks what was signed, so that it
@@ -106,16 +124,20 @@ func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder
 	}
 	recorder, store := &deafRecorder{Recorder: s.Recorder}, &unsureStore{Store: s.Store}
 	service, err := org.NewService(org.Config{Store: store, Now: s.Config.Now, NewID: ident.New, Rand: rand.Reader,
-		RestoreWindow: time.Hour, OperatorHash: hash, Spool: s.Recorder, Keyring: keyring})
+		RestoreWindow: time.Hour, OperatorHash: hash, Drain: s.Recorder.Drain, Keyring: keyring})
+	if err != nil {
+		t.Fatal(err)
+	}
+	meters, err := metering.NewService(metering.Config{Orgs: service, Store: &unsureMetering{s.Store.Metering(), store}, Spool: s.Recorder, Now: s.Config.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
 	metrics, limiter := prometheus.NewRegistry(), auth.NewLimiter(time.Time{}, func() int { return 1 })
-	a, err := api.New(api.Config{Service: service, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Log: &refusedLog{service, store}})
+	a, err := api.New(api.Config{Service: service, Metering: meters, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Log: &refusedLog{service, store}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	handler, err := web.NewServer(web.Config{Service: service, Recorder: recorder, Limiter: limiter, Log: s.Config.Log, Now: s.Config.Now, Metrics: metrics}, a.Routes())
+	handler, err := web.NewServer(web.Config{Service: service, Metering: meters, Recorder: recorder, Limiter: limiter, Log: s.Config.Log, Now: s.Config.Now, Metrics: metrics}, a.Routes())
 	if err != nil {
 		t.Fatal(err)
 	}

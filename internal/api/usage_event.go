@@ -12,7 +12,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 	"github.com/orgd/orgd/internal/web"
@@ -45,7 +45,7 @@ func (a *API) ingestUsage(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	var events []org.UsageEvent
+	var events []metering.UsageEvent
 	var err error
 	if r.Header["Ce-Specversion"] != nil {
 		events, err = binaryEvent(r)
@@ -56,13 +56,13 @@ func (a *API) ingestUsage(r *web.Request) (*web.Response, error) {
 		return nil, err
 	}
 	render := func(result any) *web.Response {
-		n := result.(org.Ingestion)
+		n := result.(metering.Ingestion)
 		return web.JSON(http.StatusOK, struct {
 			Accepted   int `json:"accepted"`
 			Duplicates int `json:"duplicates"`
 		}{n.Accepted, n.Duplicates})
 	}
-	n, err := a.service.Ingest(r.Context(), r.Call(render), r.Org.ID, events)
+	n, err := a.metering.Ingest(r.Context(), r.Call(render), r.Org.ID, events)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +86,7 @@ func (a *API) ingestEvents(r *web.Request) (*web.Response, error) {
 		}
 	}
 	render := func(any) *web.Response { return &web.Response{Status: http.StatusNoContent} }
-	if _, err := a.service.Ingest(r.Context(), r.Call(render), "", events); err != nil {
+	if _, err := a.metering.Ingest(r.Context(), r.Call(render), "", events); err != nil {
 		return nil, err
 	}
 	r.Did = eventsStored
@@ -95,7 +95,7 @@ func (a *API) ingestEvents(r *web.Request) (*web.Response, error) {
 
 // bodyEvents reads events from a body of JSON or NDJSON. cloud says that
 // application/json holds CloudEvents.
-func bodyEvents(r *web.Request, cloud bool) ([]org.UsageEvent, error) {
+func bodyEvents(r *web.Request, cloud bool) ([]metering.UsageEvent, error) {
 	mediaType, err := r.MediaType(typeJSON, typeNDJSON, typeCloudEvent, typeCloudBatch)
 	if err != nil {
 		return nil, err
@@ -122,7 +122,7 @@ func bodyEvents(r *web.Request, cloud bool) ([]org.UsageEvent, error) {
 		if err != nil {
 			return nil, err
 		}
-		d.events = make([]org.UsageEvent, 0, len(list))
+		d.events = make([]metering.UsageEvent, 0, len(list))
 		for _, raw := range list {
 			d.event(raw, 0)
 		}
@@ -143,14 +143,14 @@ const maxEventProblems = 100
 // eventDecoder reads events one after the other and goes on after bad ones.
 type eventDecoder struct {
 	cloud  bool
-	events []org.UsageEvent
+	events []metering.UsageEvent
 	seen   int
 	bad    int
 	first  string // what is wrong with the first bad one, as a sentence
 	fields []problem.Field
 }
 
-func (d *eventDecoder) done() ([]org.UsageEvent, error) {
+func (d *eventDecoder) done() ([]metering.UsageEvent, error) {
 	switch {
 	case d.seen > maxEvents:
 		return nil, problem.New(problem.TooLarge, "The request has %d events; it may have %d.", d.seen, maxEvents).
@@ -174,7 +174,7 @@ func (d *eventDecoder) event(raw jsontext.Value, line int) {
 	if d.seen++; d.seen > maxEvents {
 		return
 	}
-	var e org.UsageEvent
+	var e metering.UsageEvent
 	var err error
 	if d.cloud {
 		e, err = cloudEvent(raw)
@@ -201,7 +201,7 @@ func (d *eventDecoder) event(raw jsontext.Value, line int) {
 }
 
 // plainEvent reads an event in orgd's own form.
-func plainEvent(raw jsontext.Value) (org.UsageEvent, error) {
+func plainEvent(raw jsontext.Value) (metering.UsageEvent, error) {
 	var b struct {
 		ID        string         `json:"id"`
 		Source    string         `json:"source"`
@@ -211,16 +211,16 @@ func plainEvent(raw jsontext.Value) (org.UsageEvent, error) {
 		OrgID     string         `json:"org_id"`
 	}
 	if err := web.DecodeJSON(raw, &b); err != nil {
-		return org.UsageEvent{}, err
+		return metering.UsageEvent{}, err
 	}
 	if b.Meter == "" {
-		return org.UsageEvent{}, problem.Body("/meter", "is missing")
+		return metering.UsageEvent{}, problem.Body("/meter", "is missing")
 	}
 	at, err := eventTime("/timestamp", b.Timestamp)
 	if err != nil {
-		return org.UsageEvent{}, err
+		return metering.UsageEvent{}, err
 	}
-	e := org.UsageEvent{ID: b.ID, Source: b.Source, OrgID: b.OrgID, Meter: b.Meter, At: at}
+	e := metering.UsageEvent{ID: b.ID, Source: b.Source, OrgID: b.OrgID, Meter: b.Meter, At: at}
 	quantity := b.Quantity
 	e.Quantity = func(m *usage.Meter) (usage.Decimal, error) {
 		switch {
@@ -249,7 +249,7 @@ func eventTime(pointer string, at *time.Time) (time.Time, error) {
 
 // cloudEvent reads a CloudEvent in its JSON format (CloudEvents 1.0.2, JSON
 // event format, section 3). Extension attributes are allowed and not kept.
-func cloudEvent(raw jsontext.Value) (org.UsageEvent, error) {
+func cloudEvent(raw jsontext.Value) (metering.UsageEvent, error) {
 	var b struct {
 		SpecVersion string         `json:"specversion"`
 		ID          string         `json:"id"`
@@ -261,18 +261,18 @@ func cloudEvent(raw jsontext.Value) (org.UsageEvent, error) {
 		DataBase64  *string        `json:"data_base64"`
 	}
 	if err := web.DecodeOpenJSON(raw, &b); err != nil {
-		return org.UsageEvent{}, err
+		return metering.UsageEvent{}, err
 	}
 	if b.DataBase64 != nil {
 		data, err := base64.StdEncoding.DecodeString(*b.DataBase64)
 		if err != nil {
-			return org.UsageEvent{}, problem.Body("/data_base64", "is not base64")
+			return metering.UsageEvent{}, problem.Body("/data_base64", "is not base64")
 		}
 		b.Data = data
 	}
 	at, err := eventTime("/time", b.Time)
 	if err != nil {
-		return org.UsageEvent{}, err
+		return metering.UsageEvent{}, err
 	}
 	subject := ""
 	if b.Subject != nil {
@@ -281,16 +281,16 @@ func cloudEvent(raw jsontext.Value) (org.UsageEvent, error) {
 	return newCloudEvent(b.SpecVersion, b.ID, b.Source, b.Type, subject, at, b.Data)
 }
 
-func newCloudEvent(version, id, source, eventType, subject string, at time.Time, data jsontext.Value) (org.UsageEvent, error) {
+func newCloudEvent(version, id, source, eventType, subject string, at time.Time, data jsontext.Value) (metering.UsageEvent, error) {
 	switch {
 	case version != "1.0":
-		return org.UsageEvent{}, problem.Body("/specversion", "must be 1.0")
+		return metering.UsageEvent{}, problem.Body("/specversion", "must be 1.0")
 	case source == "":
-		return org.UsageEvent{}, problem.Body("/source", "is missing")
+		return metering.UsageEvent{}, problem.Body("/source", "is missing")
 	case eventType == "":
-		return org.UsageEvent{}, problem.Body("/type", "is missing")
+		return metering.UsageEvent{}, problem.Body("/type", "is missing")
 	}
-	return org.UsageEvent{ID: id, Source: source, OrgID: subject, At: at, Type: eventType,
+	return metering.UsageEvent{ID: id, Source: source, OrgID: subject, At: at, Type: eventType,
 		Quantity: func(m *usage.Meter) (usage.Decimal, error) {
 			if m.Aggregation == usage.Count {
 				return usage.One, nil
@@ -368,7 +368,7 @@ func valueAt(data jsontext.Value, pointer string) (jsontext.Value, error) {
 
 // binaryEvent reads a CloudEvent whose attributes are header fields
 // (CloudEvents 1.0.2, HTTP protocol binding, section 3.1).
-func binaryEvent(r *web.Request) ([]org.UsageEvent, error) {
+func binaryEvent(r *web.Request) ([]metering.UsageEvent, error) {
 	attribute := func(name string) (string, error) {
 		v := r.Header.Get("Ce-" + name)
 		text, err := url.PathUnescape(v)
@@ -413,5 +413,5 @@ func binaryEvent(r *web.Request) ([]org.UsageEvent, error) {
 		p.Code = problem.EventInvalid
 		return nil, p
 	}
-	return []org.UsageEvent{e}, nil
+	return []metering.UsageEvent{e}, nil
 }

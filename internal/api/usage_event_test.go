@@ -213,7 +213,7 @@ func TestUsageEventsUnderHardLimit(t *testing.T) {
 		t.Run(engine, func(t *testing.T) {
 			s, _ := metered(t, engine, "2026-11-14T12:00:00Z")
 			op := s.OperatorKey
-			if _, _, err := s.Service.PutLimit(t.Context(), &org.Call{Actor: auth.Operator()}, "eu", "storage_used", 10*usage.One, org.Hard); err != nil {
+			if _, _, err := s.Metering.PutLimit(t.Context(), &org.Call{Actor: auth.Operator()}, "eu", "storage_used", 10*usage.One, usage.Hard); err != nil {
 				t.Fatal(err)
 			}
 			send := func(status int, list ...string) *testkit.Answer {

@@ -8,6 +8,7 @@ import (
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
@@ -24,7 +25,7 @@ func (a *API) verifyRoutes() []web.Route {
 type verdict struct {
 	decision *web.Decision // nil if the key is not valid, or not for the caller to see
 	quota    *web.Quota
-	limits   []org.LimitUse
+	limits   []metering.LimitUse
 	denied   *problem.Error // nil if the request may be made
 }
 
@@ -117,7 +118,7 @@ func (a *API) verify(r *web.Request) (*web.Response, error) {
 	switch e := problem.From(err); {
 	case err == nil:
 		if d.Demand.Meter != "" {
-			if v.limits, err = a.service.MeterLimits(r.Context(), r.Actor, d.Org, d.Demand.Meter, r.At); err != nil {
+			if v.limits, err = a.metering.MeterLimits(r.Context(), r.Actor, d.Org, d.Demand.Meter, r.At); err != nil {
 				d.Reservation.Release()
 				r.Decision = nil
 				return nil, err

@@ -161,3 +161,7 @@ func (t *text) depthOf(i int) uint8 {
 	}
 	return t.depth[i]
 }
+
+// SecretInID is what is wrong with an id that holds a secret. It cannot be
+// redacted, as other texts are: two things would be one.
+const SecretInID = "holds an API key, or the password of a URL; give the event an id that is no secret"

@@ -35,7 +35,7 @@ func (r *AccessRetention) since(now time.Time) time.Time { return now.AddDate(0,
 
 // ETag returns the strong entity tag of the retention.
 func (r *AccessRetention) ETag() string {
-	return etag("access retention", []*Organization{{Path: r.RootID, Version: int64(r.Days), CreatedAt: r.UpdatedAt}})
+	return ETag("access retention", Stamp{Path: r.RootID, Version: int64(r.Days), At: r.UpdatedAt})
 }
 
 func accessRetention(tx Tx, rootID string) (*AccessRetention, error) {
@@ -83,7 +83,7 @@ func (c *Change) retentionTarget(rootID string) (*Organization, *AccessRetention
 // CheckAccessRetention checks whether the actor may change the retention of a
 // root, and whether it is as the call says.
 func (s *Service) CheckAccessRetention(ctx context.Context, call *Call, rootID string) error {
-	return s.precheck(ctx, call, func(c *Change) error {
+	return s.Precheck(ctx, call, func(c *Change) error {
 		_, _, err := c.retentionTarget(rootID)
 		return err
 	})
@@ -109,7 +109,7 @@ func (s *Service) PutAccessRetention(ctx context.Context, call *Call, rootID str
 			return nil, nil, err
 		}
 		return out, []audit.Draft{c.Entry(o, "access_log_retention.put", audit.Target{Type: "access_log_retention", ID: rootID},
-			[]audit.Change{{Pointer: "/days", Old: value(before.Days), New: value(days)}})}, nil
+			[]audit.Change{{Pointer: "/days", Old: audit.Value(before.Days), New: audit.Value(days)}})}, nil
 	})
 	return out, receipt, err
 }
@@ -194,38 +194,34 @@ type Ingested struct {
 // IngestAccess stores access events of an organization and of those below it
 // that the actor can see, all of them or none. An event with an id that the same
 // sender has given before in the same root, to an event that is still kept, is
-// left out: see senderOf.
+// left out: see SenderOf.
 // The error EventInvalid names the bad ones. An event without an organization
 // is the target's, and one without a time of now.
 func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, events []IncomingEvent) (*Ingested, error) {
-	leave, err := s.bulkTurn(ctx, call, len(events))
+	leave, err := s.BulkTurn(ctx, call, len(events))
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
 	var out *Ingested
-	err = s.write(ctx, call, func(tx Tx) error {
+	err = s.Deliver(ctx, call, key.AccessLogWrite, func(tx Tx, call *Call) (any, string, error) {
 		now := s.Now()
-		call, err := s.presentCall(tx, call)
-		if err != nil {
-			return err
-		}
 		target, err := tx.Org(orgID)
 		if errors.Is(err, ErrAbsent) || err == nil && (target.DeletedAt != nil || !call.Actor.Sees(target.Path)) {
-			return NotFound()
+			return nil, "", NotFound()
 		} else if err != nil {
-			return err
+			return nil, "", err
 		}
 		if err := call.Actor.Demand(target.Path, key.AccessLogWrite); err != nil {
-			return err
+			return nil, "", err
 		}
 		retention, err := accessRetention(tx, target.RootID)
 		if err != nil {
-			return err
+			return nil, "", err
 		}
 		places, err := placesBelow(tx, call.Actor, target, events)
 		if err != nil {
-			return err
+			return nil, "", err
 		}
 		var bad EventErrors
 		ready := slices.Clone(events)
@@ -251,17 +247,14 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 			}
 		}
 		if err := bad.Err(); err != nil {
-			return err
+			return nil, "", err
 		}
-		duplicates, err := tx.InsertAccessEvents(target.RootID, senderOf(call.Actor), ready)
+		duplicates, err := tx.InsertAccessEvents(target.RootID, SenderOf(call.Actor), ready)
 		if err != nil {
-			return err
-		}
-		if err := s.stays(tx, call, key.AccessLogWrite, target.Path); err != nil {
-			return err
+			return nil, "", err
 		}
 		out = &Ingested{Accepted: int64(len(ready)) - duplicates, Duplicates: duplicates}
-		return remember(tx, call, now, out, audit.Receipt{})
+		return out, target.Path, nil
 	})
 	if err != nil {
 		return nil, err
@@ -403,10 +396,6 @@ func (s *Service) ExpireAccess(ctx context.Context, pause time.Duration) (remove
 	return removed, failed
 }
 
-// secretInID is what is wrong with an id that holds a secret. It cannot be
-// redacted, as the other texts of an event are: two events would be one.
-const secretInID = "holds an API key, or the password of a URL; give the event an id that is no secret"
-
 // Bounds of the members of an incoming event, in bytes.
 const (
 	maxEventID        = 128
@@ -440,7 +429,7 @@ func (e *IncomingEvent) Check() *problem.Error {
 		}
 	}
 	if key.Holds(e.ID) {
-		return problem.Body("/id", secretInID)
+		return problem.Body("/id", key.SecretInID)
 	}
 	for _, text := range []*string{&e.User, &e.Action, &e.UserAgent, &e.Method, &e.Path, &e.RequestID} {
 		*text = key.Redact(*text)
@@ -463,4 +452,14 @@ func (e *IncomingEvent) Check() *problem.Error {
 		e.IP = ip.Unmap().String()
 	}
 	return nil
+}
+
+// SenderOf returns in whose namespace the ids are that the actor gives to
+// events: that of the key's own organization, whichever of its keys it uses, and
+// in each root one of the operator, which is no organization's id.
+func SenderOf(a *auth.Actor) string {
+	if a.OrgID == "" {
+		return "/operator"
+	}
+	return a.OrgID
 }

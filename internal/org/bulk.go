@@ -229,7 +229,7 @@ func (s *Service) planImport(ctx context.Context, call *Call, rows []ImportRow, 
 	}
 	var bad importErrors
 	checker := newSettingsChecker(s.now)
-	if err := s.precheck(ctx, call, func(c *Change) error {
+	if err := s.Precheck(ctx, call, func(c *Change) error {
 		bad = importErrors{}
 		if err := p.findPlaces(c, &bad); err != nil {
 			return err

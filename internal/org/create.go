@@ -106,14 +106,14 @@ func (o *Organization) settingsCreated() []audit.Change {
 
 // createdWith is created with what settingsCreated has returned.
 func (o *Organization) createdWith(settings []audit.Change) []audit.Change {
-	cs := set(nil, "/name", o.Name, false)
-	cs = set(cs, "/type", o.Type, false)
-	cs = set(cs, "/parent_id", o.ParentID, o.ParentID == "")
-	cs = set(cs, "/description", o.Description, o.Description == "")
-	cs = set(cs, "/external_id", o.ExternalID, o.ExternalID == "")
-	cs = set(cs, "/tags", o.Tags, len(o.Tags) == 0)
+	cs := audit.Added(nil, "/name", o.Name, false)
+	cs = audit.Added(cs, "/type", o.Type, false)
+	cs = audit.Added(cs, "/parent_id", o.ParentID, o.ParentID == "")
+	cs = audit.Added(cs, "/description", o.Description, o.Description == "")
+	cs = audit.Added(cs, "/external_id", o.ExternalID, o.ExternalID == "")
+	cs = audit.Added(cs, "/tags", o.Tags, len(o.Tags) == 0)
 	cs = append(cs, settings...)
-	return set(cs, "/locked", o.Settings.Locked, len(o.Settings.Locked) == 0)
+	return audit.Added(cs, "/locked", o.Settings.Locked, len(o.Settings.Locked) == 0)
 }
 
 func (o *Organization) stamp(c *Change) {
@@ -126,7 +126,7 @@ func (s *Service) CreateRoot(ctx context.Context, call *Call, in OrgCreate) (*Or
 		return nil, audit.Receipt{}, errOperatorOnly("create a root organization").
 			WithFix("Give the parent_id of an organization that this key can see, or use the operator key.")
 	}
-	if err := matchNothing(call.IfMatch, problem.New(problem.NotFound, "A new root has no parent.")); err != nil {
+	if err := MatchNothing(call.IfMatch, problem.New(problem.NotFound, "A new root has no parent.")); err != nil {
 		return nil, audit.Receipt{}, err
 	}
 	o, err := s.check(in)
@@ -221,7 +221,7 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 	err = s.settled(ctx, func() string { return rootID }, func() error {
 		var from *basis
 		placed := *o
-		err := s.precheck(ctx, call, func(c *Change) error {
+		err := s.Precheck(ctx, call, func(c *Change) error {
 			parent, err := c.placeBelow(parentID, &placed)
 			if err != nil {
 				return err

@@ -59,9 +59,9 @@ func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteO
 		}
 		d.RestorableUntil = c.At.Add(s.restoreWindow)
 		changes := []audit.Change{
-			{Pointer: "/deletion_id", New: value(deletionID)},
-			{Pointer: "/deleted/organizations", New: value(d.Organizations)},
-			{Pointer: "/deleted/api_keys", New: value(d.APIKeys)},
+			{Pointer: "/deletion_id", New: audit.Value(deletionID)},
+			{Pointer: "/deleted/organizations", New: audit.Value(d.Organizations)},
+			{Pointer: "/deleted/api_keys", New: audit.Value(d.APIKeys)},
 		}
 		return d, []audit.Draft{c.OrgEntry(o, "organization.deleted", changes)}, nil
 	})
@@ -71,7 +71,7 @@ func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteO
 // CheckDelete checks that the actor may delete the organization, with all that
 // lives below it now, and changes nothing.
 func (s *Service) CheckDelete(ctx context.Context, call *Call, id string) error {
-	return s.precheck(ctx, call, func(c *Change) error {
+	return s.Precheck(ctx, call, func(c *Change) error {
 		_, _, err := c.deletable(id)
 		return err
 	})
@@ -117,9 +117,9 @@ func (s *Service) Restore(ctx context.Context, call *Call, id string) (*Organiza
 			return nil, nil, err
 		}
 		changes := []audit.Change{
-			{Pointer: "/deletion_id", Old: value(deletionID)},
-			{Pointer: "/restored/organizations", New: value(counts.Organizations)},
-			{Pointer: "/restored/api_keys", New: value(counts.APIKeys)},
+			{Pointer: "/deletion_id", Old: audit.Value(deletionID)},
+			{Pointer: "/restored/organizations", New: audit.Value(counts.Organizations)},
+			{Pointer: "/restored/api_keys", New: audit.Value(counts.APIKeys)},
 		}
 		return o, []audit.Draft{c.OrgEntry(o, "organization.restored", changes)}, nil
 	})
@@ -130,7 +130,7 @@ func (s *Service) Restore(ctx context.Context, call *Call, id string) (*Organiza
 // and returns the deleted organization. With an error it returns the organization
 // if the actor may know of it.
 func (s *Service) CheckRestore(ctx context.Context, call *Call, id string) (o *Organization, err error) {
-	err = s.precheck(ctx, call, func(c *Change) (err error) {
+	err = s.Precheck(ctx, call, func(c *Change) (err error) {
 		o, err = c.restorable(id)
 		return err
 	})
@@ -279,7 +279,7 @@ func (s *Service) PurgeExpired(ctx context.Context) (int64, error) {
 // audit trail knows nothing of these organizations from then on.
 func (s *Service) beginPurge(ctx context.Context, top *Organization) error {
 	// What this process has recorded about them belongs to them.
-	if err := s.spool.Drain(ctx); err != nil {
+	if err := s.drain(ctx); err != nil {
 		return err
 	}
 	_, err := s.Change(ctx, &Call{Actor: auth.System()}, func(c *Change) (any, []audit.Draft, error) {
@@ -287,7 +287,7 @@ func (s *Service) beginPurge(ctx context.Context, top *Organization) error {
 		if err != nil || o == nil || o.DeletionID != top.DeletionID {
 			return nil, nil, err // restored in between
 		}
-		entry := c.OrgEntry(o, "organization.purged", []audit.Change{{Pointer: "/deletion_id", Old: value(o.DeletionID)}})
+		entry := c.OrgEntry(o, "organization.purged", []audit.Change{{Pointer: "/deletion_id", Old: audit.Value(o.DeletionID)}})
 		if begun, err := c.BeginPurge(o.RootID, o.DeletionID, c.At); err != nil || !begun {
 			return nil, nil, err
 		}
@@ -318,7 +318,7 @@ func (s *Service) purge(ctx context.Context, top *Organization) (purged int64, e
 		if err != nil {
 			return purged, err
 		}
-		s.gauges.forget(top.RootID, gone)
+		s.purged(top.RootID, gone)
 		if purged += int64(len(gone)); done {
 			return purged, nil
 		}

@@ -133,10 +133,10 @@ func (s *Service) writeTogether(ctx context.Context, call *Call, fn func(Tx) err
 	return err
 }
 
-// precheck runs checks of a change before the change, on what is committed and
+// Precheck runs checks of a change before the change, on what is committed and
 // without a lock. They run again in the change itself: what they find may not
 // last.
-func (s *Service) precheck(ctx context.Context, call *Call, fn func(c *Change) error) error {
+func (s *Service) Precheck(ctx context.Context, call *Call, fn func(c *Change) error) error {
 	own := *call
 	var err error
 	if own.Actor, err = s.presentNow(ctx, call); err != nil {
@@ -150,7 +150,44 @@ func (s *Service) precheck(ctx context.Context, call *Call, fn func(c *Change) e
 // readOnly is a Tx that takes no lock.
 type readOnly struct{ Tx }
 
+// Unwrap returns the transaction itself.
+func (r readOnly) Unwrap() Tx { return r.Tx }
+
 func (readOnly) Lock(string) (*audit.Head, error) { return &audit.Head{}, nil }
+
+// Deliver runs a write that leaves no entry in the audit trail and holds no lock of a
+// root: events that somebody sends. fn gets the call with its actor as it is in the
+// transaction, and returns the organization's path at which it has demanded the
+// permission; that the actor still holds it there is asked again at the end.
+func (s *Service) Deliver(ctx context.Context, call *Call, permission string, fn func(tx Tx, present *Call) (result any, path string, err error)) error {
+	return s.write(ctx, call, func(tx Tx) error {
+		at := s.Now()
+		present, err := s.presentCall(tx, call)
+		if err != nil {
+			return err
+		}
+		result, path, err := fn(tx, present)
+		if err != nil {
+			return err
+		}
+		if err := s.stays(tx, present, permission, path); err != nil {
+			return err
+		}
+		return remember(tx, present, at, result, audit.Receipt{})
+	})
+}
+
+// bulkEvents is from how many events on a transaction takes so long that a root
+// has only one of them under way: SQLite has one writer for all.
+const bulkEvents = 500
+
+// BulkTurn waits for the turn of a call with so many events.
+func (s *Service) BulkTurn(ctx context.Context, call *Call, events int) (leave func(), err error) {
+	if events < bulkEvents {
+		return func() {}, nil
+	}
+	return s.bulk.take(ctx, call.Actor.RootID)
+}
 
 // remember stores the answer to a call that carries an Idempotency-Key, in the
 // transaction of what it did.

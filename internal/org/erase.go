@@ -357,10 +357,10 @@ func (run *eraseRun) step(ctx context.Context, idem *Idempotency) error {
 			return nil, nil, err
 		}
 		if len(events) > 0 {
-			changes = append(changes, audit.Change{Pointer: "/access_events", New: value(len(events))})
+			changes = append(changes, audit.Change{Pointer: "/access_events", New: audit.Value(len(events))})
 		}
 		if len(keys) > 0 {
-			changes = append(changes, audit.Change{Pointer: "/api_keys", New: value(len(keys))})
+			changes = append(changes, audit.Change{Pointer: "/api_keys", New: audit.Value(len(keys))})
 		}
 		return &after, []audit.Draft{run.entry(c, o, changes)}, nil
 	})

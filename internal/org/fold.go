@@ -27,7 +27,7 @@ type Fold struct {
 	Keys       map[string]*key.Key // without secrets and use
 	ErasedKeys map[string]bool
 	Schemas    map[string]jsontext.Value
-	Limits     map[string]map[string]*Limit // by organization and meter
+	Limits     map[string]map[string]*usage.Limit // by organization and meter
 	// AccessRetentions has the days of those roots where they were set.
 	AccessRetentions map[string]int
 	Quotas           map[string]Quota                   // of those roots where one is set
@@ -43,7 +43,7 @@ type Fold struct {
 // NewFold returns the state before the first entry.
 func NewFold() *Fold {
 	return &Fold{Orgs: map[string]*Organization{}, Keys: map[string]*key.Key{}, ErasedKeys: map[string]bool{},
-		Schemas: map[string]jsontext.Value{}, Limits: map[string]map[string]*Limit{},
+		Schemas: map[string]jsontext.Value{}, Limits: map[string]map[string]*usage.Limit{},
 		AccessRetentions: map[string]int{}, Quotas: map[string]Quota{},
 		Meters: map[string]map[string]*usage.Meter{}, Closed: map[string][]usage.Month{}, Adjustments: map[string][]usage.Adjustment{},
 		ErasedUsage: map[string]bool{}}
@@ -326,11 +326,11 @@ func (f *Fold) foldLimit(o *Organization, verb string, e *audit.Entry) error {
 		return nil
 	}
 	if f.Limits[o.ID] == nil {
-		f.Limits[o.ID] = map[string]*Limit{}
+		f.Limits[o.ID] = map[string]*usage.Limit{}
 	}
 	l := f.Limits[o.ID][e.Target.ID]
 	if l == nil {
-		l = &Limit{RootID: o.RootID, OrgID: o.ID, Meter: e.Target.ID}
+		l = &usage.Limit{RootID: o.RootID, OrgID: o.ID, Meter: e.Target.ID}
 		f.Limits[o.ID][l.Meter] = l
 	}
 	l.UpdatedAt = e.Timestamp
@@ -493,7 +493,7 @@ const ErasedText = "\x00erased"
 const allChanges = "changes"
 
 var (
-	erasedValue = value(ErasedText)
+	erasedValue = audit.Value(ErasedText)
 	erasedList  = []string{ErasedText}
 )
 

@@ -53,22 +53,22 @@ func (c *Change) keyEntry(o *Organization, k *key.Key, action string, changes []
 // keyChanges returns what differs between two states of a key, without
 // anything of its secret.
 func keyChanges(old, new *key.Key) []audit.Change {
-	cs := replaced(nil, "/name", old.Name, new.Name)
-	cs = replacedList(cs, "/permissions", old.Permissions, new.Permissions)
-	cs = replaced(cs, "/reach", string(old.Reach), string(new.Reach))
-	cs = replaced(cs, "/expires_at", timeText(old.ExpiresAt), timeText(new.ExpiresAt))
-	cs = replacedList(cs, "/allowed_cidrs", old.AllowedCIDRs, new.AllowedCIDRs)
+	cs := audit.Replaced(nil, "/name", old.Name, new.Name)
+	cs = audit.ReplacedList(cs, "/permissions", old.Permissions, new.Permissions)
+	cs = audit.Replaced(cs, "/reach", string(old.Reach), string(new.Reach))
+	cs = audit.Replaced(cs, "/expires_at", timeText(old.ExpiresAt), timeText(new.ExpiresAt))
+	cs = audit.ReplacedList(cs, "/allowed_cidrs", old.AllowedCIDRs, new.AllowedCIDRs)
 	if or, nr := limitText(old.RateLimit), limitText(new.RateLimit); or != nr {
 		c := audit.Change{Pointer: "/rate_limit"}
 		if old.RateLimit != nil {
-			c.Old = value(old.RateLimit)
+			c.Old = audit.Value(old.RateLimit)
 		}
 		if new.RateLimit != nil {
-			c.New = value(new.RateLimit)
+			c.New = audit.Value(new.RateLimit)
 		}
 		cs = append(cs, c)
 	}
-	return replaced(cs, "/revoked_at", timeText(old.RevokedAt), timeText(new.RevokedAt))
+	return audit.Replaced(cs, "/revoked_at", timeText(old.RevokedAt), timeText(new.RevokedAt))
 }
 
 func limitText(r *key.RateLimit) string {
@@ -88,7 +88,7 @@ func timeText(t *time.Time) string {
 // KeyETag returns the entity tag of a key. It says nothing of the key's use:
 // last_used_at may differ between answers with the same tag.
 func KeyETag(k *key.Key) string {
-	return etag("key", []*Organization{{Path: k.ID, Version: k.Version, CreatedAt: k.CreatedAt}})
+	return ETag("key", Stamp{Path: k.ID, Version: k.Version, At: k.CreatedAt})
 }
 
 // Key returns a key of an organization. A revoked key is not found.
@@ -227,9 +227,9 @@ func (s *Service) changeKey(ctx context.Context, call *Call, orgID, keyID string
 		}
 		changes := keyChanges(before, after)
 		if action == "api_key.rotated" {
-			cs := replaced(nil, "/hint", before.Hint, after.Hint)
+			cs := audit.Replaced(nil, "/hint", before.Hint, after.Hint)
 			if after.Old != nil {
-				cs = replaced(cs, "/old_secret/valid_until", "", timeText(&after.Old.ValidUntil))
+				cs = audit.Replaced(cs, "/old_secret/valid_until", "", timeText(&after.Old.ValidUntil))
 			}
 			changes = append(changes, cs...)
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/usage"
 )
 
 // MovePreview says what a move would change.
@@ -20,7 +21,7 @@ type MovePreview struct {
 	Gain, Lose       []*key.Key     // keys whose reach would grow or shrink by the subtree
 	// GainLimits and LoseLimits are limits that would begin or cease to bind
 	// the subtree.
-	GainLimits, LoseLimits []Limit
+	GainLimits, LoseLimits []usage.Limit
 }
 
 // maxPreviewKeys bounds the keys that a preview lists on each side.
@@ -41,7 +42,7 @@ func (s *Service) Move(ctx context.Context, call *Call, id, newParentID string) 
 		if err := c.undisturbed(o); err != nil {
 			return nil, nil, err
 		}
-		changes := []audit.Change{{Pointer: "/parent_id", Old: value(m.from.ID), New: value(m.to.ID)}}
+		changes := []audit.Change{{Pointer: "/parent_id", Old: audit.Value(m.from.ID), New: audit.Value(m.to.ID)}}
 		if _, err := c.MoveSubtree(o.RootID, o.ID, m.to.ID, o.Path, m.newPath, m.to.Depth-m.from.Depth, c.At); err != nil {
 			return nil, nil, err
 		}
@@ -120,7 +121,7 @@ func (c *Change) planMove(id, newParentID string) (move, error) {
 // PreviewMove says what Move would change, and changes nothing.
 func (s *Service) PreviewMove(ctx context.Context, call *Call, id, newParentID string) (*MovePreview, error) {
 	var p *MovePreview
-	err := s.precheck(ctx, call, func(c *Change) error {
+	err := s.Precheck(ctx, call, func(c *Change) error {
 		m, err := c.planMove(id, newParentID)
 		if err != nil {
 			return err
@@ -158,10 +159,10 @@ func (s *Service) PreviewMove(ctx context.Context, call *Call, id, newParentID s
 
 // binding returns the limits on the organizations of one chain that are not in
 // the other, from the root down and then by meter.
-func (c *Change) binding(chain, other []*Organization) ([]Limit, error) {
+func (c *Change) binding(chain, other []*Organization) ([]usage.Limit, error) {
 	above := chain[len(chain)-1]
-	limits, err := chainLimits(c.Tx, above.RootID, above.Path)
-	return slices.DeleteFunc(limits, func(l Limit) bool {
+	limits, err := ChainLimits(c.Tx, above.RootID, above.Path)
+	return slices.DeleteFunc(limits, func(l usage.Limit) bool {
 		return slices.ContainsFunc(other, func(o *Organization) bool { return o.ID == l.OrgID })
 	}), err
 }
@@ -189,4 +190,21 @@ func (c *Change) reaching(chain, other []*Organization) ([]*key.Key, error) {
 		}
 	}
 	return found, nil
+}
+
+// ChainLimits returns the limits on the organizations of a path, from the root
+// down and then by meter.
+func ChainLimits(tx Tx, rootID, path string) ([]usage.Limit, error) {
+	ids := SplitPath(path)
+	limits, err := tx.Limits(rootID, ids)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(limits, func(a, b usage.Limit) int {
+		if n := slices.Index(ids, a.OrgID) - slices.Index(ids, b.OrgID); n != 0 {
+			return n
+		}
+		return strings.Compare(a.Meter, b.Meter)
+	})
+	return limits, nil
 }

@@ -97,7 +97,7 @@ func (m *QuotaMember) OutOfRange() error {
 
 // ETag returns the strong entity tag of a root's quota, without its use.
 func (q *Quota) ETag(rootID string) string {
-	return etag("quota", []*Organization{{Path: rootID, Version: q.Version, CreatedAt: q.UpdatedAt}})
+	return ETag("quota", Stamp{Path: rootID, Version: q.Version, At: q.UpdatedAt})
 }
 
 func quotaOf(tx Tx, rootID string) (*Quota, error) {
@@ -188,7 +188,7 @@ func (c *Change) quotaTarget(rootID string) (*Organization, *Quota, error) {
 // CheckQuota checks whether the actor may change the quota of a root, and
 // whether it is as the call says.
 func (s *Service) CheckQuota(ctx context.Context, call *Call, rootID string) error {
-	return s.precheck(ctx, call, func(c *Change) error {
+	return s.Precheck(ctx, call, func(c *Change) error {
 		_, _, err := c.quotaTarget(rootID)
 		return err
 	})
@@ -216,10 +216,10 @@ func (s *Service) PutQuota(ctx context.Context, call *Call, rootID string, membe
 			}
 			ch := audit.Change{Pointer: "/" + m.Name}
 			if was != 0 {
-				ch.Old = value(was)
+				ch.Old = audit.Value(was)
 			}
 			if is != 0 {
-				ch.New = value(is)
+				ch.New = audit.Value(is)
 			}
 			changes = append(changes, ch)
 		}

@@ -151,22 +151,22 @@ func TestRebuildIsTheFold(t *testing.T) {
 		s := newTrail()
 		settings, exists := jsontext.Value("{}"), false
 		text := func(label string) jsontext.Value {
-			return value(rapid.SampledFrom([]string{"Ann", "Bob", "Cid"}).Draw(rt, label))
+			return audit.Value(rapid.SampledFrom([]string{"Ann", "Bob", "Cid"}).Draw(rt, label))
 		}
 		for range rapid.IntRange(1, 25).Draw(rt, "entries") {
 			if !exists {
 				settings, exists = settingsGenerator(rt), true
-				changes := []audit.Change{{Pointer: "/name", New: text("name")}, {Pointer: "/type", New: value("group")}}
+				changes := []audit.Change{{Pointer: "/name", New: text("name")}, {Pointer: "/type", New: audit.Value("group")}}
 				s.add(rt, "organization.created", append(changes, settingsDiff(jsontext.Value("{}"), settings)...)...)
 				continue
 			}
 			switch rapid.IntRange(0, 7).Draw(rt, "action") {
 			case 0:
 				s.add(rt, "organization.updated", audit.Change{Pointer: "/name", Old: text("old"), New: text("name")},
-					audit.Change{Pointer: "/tags", New: value([]string{"t"})})
+					audit.Change{Pointer: "/tags", New: audit.Value([]string{"t"})})
 			case 1:
 				s.add(rt, "organization.updated", audit.Change{Pointer: "/description", New: text("description")},
-					audit.Change{Pointer: "/tags", Old: value([]string{"t"})})
+					audit.Change{Pointer: "/tags", Old: audit.Value([]string{"t"})})
 			case 2, 3, 4:
 				next := settingsGenerator(rt)
 				changes := Diff("/customizations", settings, next)
@@ -177,15 +177,15 @@ func TestRebuildIsTheFold(t *testing.T) {
 					s.add(rt, "organization.customized", changes...)
 				}
 			case 5:
-				s.add(rt, "organization.customized", audit.Change{Pointer: "/locked", New: value([]string{"/a"})})
+				s.add(rt, "organization.customized", audit.Change{Pointer: "/locked", New: audit.Value([]string{"/a"})})
 			case 6:
 				s.add(rt, "api_key.created", audit.Change{Pointer: "/name", New: text("name")})
 			case 7:
-				s.add(rt, "organization.deleted", audit.Change{Pointer: "/deletion_id", New: value("del")})
+				s.add(rt, "organization.deleted", audit.Change{Pointer: "/deletion_id", New: audit.Value("del")})
 				if rapid.Bool().Draw(rt, "restored") {
-					s.add(rt, "organization.restored", audit.Change{Pointer: "/deletion_id", Old: value("del")})
+					s.add(rt, "organization.restored", audit.Change{Pointer: "/deletion_id", Old: audit.Value("del")})
 				} else {
-					s.add(rt, "organization.purged", audit.Change{Pointer: "/deletion_id", Old: value("del")})
+					s.add(rt, "organization.purged", audit.Change{Pointer: "/deletion_id", Old: audit.Value("del")})
 					exists = false
 				}
 			}
@@ -241,11 +241,11 @@ func TestRebuildIsTheFold(t *testing.T) {
 
 // The past costs what was there, and not what had been there before.
 func TestRebuildReadsWhatCounts(t *testing.T) {
-	large := func(n int) jsontext.Value { return value(strings.Repeat(fmt.Sprint(n%10), 60_000)) }
+	large := func(n int) jsontext.Value { return audit.Value(strings.Repeat(fmt.Sprint(n%10), 60_000)) }
 	t.Run("replaced", func(t *testing.T) {
 		for name, pointer := range map[string]string{"a member": "/customizations/a", "all": "/customizations", "a name": "/name"} {
 			s := newTrail()
-			s.add(t, "organization.created", audit.Change{Pointer: "/name", New: value("o")})
+			s.add(t, "organization.created", audit.Change{Pointer: "/name", New: audit.Value("o")})
 			wrap := func(n int) jsontext.Value {
 				if pointer == "/customizations" {
 					return slices.Concat([]byte(`{"a":`), large(n), []byte(`}`))
@@ -260,7 +260,7 @@ func TestRebuildReadsWhatCounts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !bytes.Contains(value(o), []byte(strings.Repeat("9", 60_000))) {
+			if !bytes.Contains(audit.Value(o), []byte(strings.Repeat("9", 60_000))) {
 				t.Errorf("%s is not as it was set last", name)
 			}
 			if s.bytes > 1<<20 || s.reads > 10 {
@@ -270,10 +270,10 @@ func TestRebuildReadsWhatCounts(t *testing.T) {
 	})
 	// Each entry has something that counts beside what does not.
 	s := newTrail()
-	s.add(t, "organization.created", audit.Change{Pointer: "/name", New: value("o")})
+	s.add(t, "organization.created", audit.Change{Pointer: "/name", New: audit.Value("o")})
 	for n := range 600 {
 		s.add(t, "organization.customized", audit.Change{Pointer: "/customizations/large", Old: large(n + 9), New: large(n)},
-			audit.Change{Pointer: fmt.Sprintf("/customizations/own-%d", n), New: value(n)})
+			audit.Change{Pointer: fmt.Sprintf("/customizations/own-%d", n), New: audit.Value(n)})
 	}
 	t.Run("bounded", func(t *testing.T) {
 		if _, err := s.at(t.Context(), moment(600)); !problem.Is(err, problem.Conflict) {

@@ -1,17 +1,15 @@
 package org
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"io"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/maypok86/otter/v2"
 
 	"github.com/orgd/orgd/internal/audit"
@@ -28,18 +26,14 @@ type Service struct {
 	rand          io.Reader
 	restoreWindow time.Duration
 	operatorHash  [32]byte
-	// monthCloseAfter is how long after its end a month takes late events.
-	monthCloseAfter time.Duration
 
 	orgs   *otter.Cache[string, *Snapshot]
 	keys   *otter.Cache[string, *keySnapshot]
-	bounds *otter.Cache[string, *bounds] // by path
-	meters *otter.Cache[string, *rootMeters]
 	quotas *otter.Cache[string, *rootQuota]
 	kept   *otter.Cache[string, *keptAnswers]
 	ends   *logEnds
-	spool  Spool
-	gauges *gauges
+	drain  func(ctx context.Context) error
+	purged func(rootID string, orgIDs []string)
 	// turns are those of writes in the store, together those of changes that it may
 	// make together, settling those of changes of settings that did not come through
 	// at once, bulk those of many events.
@@ -59,11 +53,10 @@ type Config struct {
 	Rand          io.Reader     // crypto/rand.Reader outside tests; safe for concurrent use
 	RestoreWindow time.Duration // how long a deleted organization can be restored
 	OperatorHash  [32]byte      // SHA-256 of the operator key
-	Spool         Spool
-	Keyring       *audit.Keyring // the keys that sign the audit logs
-	// MonthCloseAfter is how long after its end a month still takes late
-	// events; zero for DefaultMonthCloseAfter, negative for not at all.
-	MonthCloseAfter time.Duration
+	// Drain returns once all that was recorded of requests before the call is
+	// stored.
+	Drain   func(ctx context.Context) error
+	Keyring *audit.Keyring // the keys that sign the audit logs
 }
 
 // NewService returns a service.
@@ -76,14 +69,6 @@ func NewService(c Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	limits, err := otter.New(&otter.Options[string, *bounds]{MaximumSize: 20_000})
-	if err != nil {
-		return nil, err
-	}
-	meters, err := otter.New(&otter.Options[string, *rootMeters]{MaximumSize: 20_000})
-	if err != nil {
-		return nil, err
-	}
 	quotas, err := otter.New(&otter.Options[string, *rootQuota]{MaximumSize: 20_000})
 	if err != nil {
 		return nil, err
@@ -92,19 +77,19 @@ func NewService(c Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	closeAfter := c.MonthCloseAfter
-	if closeAfter == 0 {
-		closeAfter = DefaultMonthCloseAfter
-	}
 	together := 0
 	if c.Store.WritersPerRoot() > 0 {
 		together = maxTurns
 	}
-	return &Service{meters: meters, quotas: quotas, kept: kept, ends: &logEnds{byRoot: map[string]logEnd{}}, monthCloseAfter: max(closeAfter, 0), store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
+	return &Service{quotas: quotas, kept: kept, ends: &logEnds{byRoot: map[string]logEnd{}}, store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
 		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
-		bounds: limits, spool: c.Spool, gauges: newGauges(), turns: turns{most: c.Store.WritersPerRoot()}, together: turns{most: together}, settling: turns{most: 1}, bulk: turns{most: 1},
+		drain: c.Drain, purged: func(string, []string) {}, turns: turns{most: c.Store.WritersPerRoot()}, together: turns{most: together}, settling: turns{most: 1}, bulk: turns{most: 1},
 		keyring: c.Keyring, changed: changedRoots{roots: map[string]bool{}, wake: make(chan struct{}, 1)}}, nil
 }
+
+// OnPurged has fn called with organizations that are gone for good: whoever takes
+// their ids has nothing of theirs. It must be called before the service is used.
+func (s *Service) OnPurged(fn func(rootID string, orgIDs []string)) { s.purged = fn }
 
 // Now returns the time of an operation: UTC, cut to microseconds.
 func (s *Service) Now() time.Time { return s.now().UTC().Truncate(time.Microsecond) }
@@ -116,18 +101,40 @@ func NotFound() *problem.Error {
 }
 
 // ETag returns the strong entity tag of the organization's representation.
-func (o *Organization) ETag() string { return etag("org", []*Organization{o}) }
+func (o *Organization) ETag() string { return ETag("org", o.Stamp()) }
 
-// etag hashes all that a representation made from organizations depends on.
-func etag(kind string, orgs []*Organization) string {
+// Stamp says which state a representation is made from: no two states of what is
+// at one path have the same version and time.
+type Stamp struct {
+	Path    string // or another name
+	Version int64
+	At      time.Time // when what is there was made, or changed
+}
+
+// Stamp returns the stamp of the organization as it is.
+func (o *Organization) Stamp() Stamp { return Stamp{o.Path, o.Version, o.CreatedAt} }
+
+// customizationsTag returns the entity tag of what is effective at the last of a
+// chain of organizations.
+func customizationsTag(chain []*Organization) string {
+	list := make([]Stamp, len(chain))
+	for i, o := range chain {
+		list[i] = o.Stamp()
+	}
+	return ETag("customizations", list...)
+}
+
+// ETag returns the strong entity tag (RFC 9110, section 8.8.3) of a representation
+// of this kind that depends on these states.
+func ETag(kind string, of ...Stamp) string {
 	h := sha256.New()
 	h.Write([]byte(kind))
 	var buf [16]byte
-	for _, o := range orgs {
+	for _, s := range of {
 		h.Write([]byte{0})
-		h.Write([]byte(o.Path))
-		binary.BigEndian.PutUint64(buf[:], uint64(o.Version))
-		binary.BigEndian.PutUint64(buf[8:], uint64(o.CreatedAt.UnixMicro()))
+		h.Write([]byte(s.Path))
+		binary.BigEndian.PutUint64(buf[:], uint64(s.Version))
+		binary.BigEndian.PutUint64(buf[8:], uint64(s.At.UnixMicro()))
 		h.Write(buf[:])
 	}
 	return `"` + base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:12]) + `"`
@@ -148,59 +155,11 @@ func CheckMatch(ifMatch, etag string) error {
 		WithFix("Read the resource again and repeat the change with its new ETag.").With("etag", etag)
 }
 
-// matchNothing checks an If-Match header against a resource that does not
+// MatchNothing checks an If-Match header against a resource that does not
 // exist, as absent says: none matches that, not even *.
-func matchNothing(ifMatch string, absent *problem.Error) error {
+func MatchNothing(ifMatch string, absent *problem.Error) error {
 	if ifMatch == "" {
 		return nil
 	}
 	return problem.New(problem.PreconditionFailed, "%s", absent.Detail).WithFix("Leave out If-Match.")
-}
-
-// value returns v as JSON.
-func value(v any) jsontext.Value {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic("org: value that is not JSON: " + err.Error())
-	}
-	return b
-}
-
-// set returns the change that gives pointer a first value; nothing for an
-// empty one.
-func set(changes []audit.Change, pointer string, v any, empty bool) []audit.Change {
-	if empty {
-		return changes
-	}
-	return append(changes, audit.Change{Pointer: pointer, New: value(v)})
-}
-
-// replaced appends the change from old to new, nothing if they are equal.
-// Empty values count as absent.
-func replaced(changes []audit.Change, pointer, old, new string) []audit.Change {
-	if old == new {
-		return changes
-	}
-	c := audit.Change{Pointer: pointer}
-	if old != "" {
-		c.Old = value(old)
-	}
-	if new != "" {
-		c.New = value(new)
-	}
-	return append(changes, c)
-}
-
-func replacedList(changes []audit.Change, pointer string, old, new []string) []audit.Change {
-	if slices.Equal(old, new) {
-		return changes
-	}
-	c := audit.Change{Pointer: pointer}
-	if len(old) > 0 {
-		c.Old = value(old)
-	}
-	if len(new) > 0 {
-		c.New = value(new)
-	}
-	return append(changes, c)
 }

@@ -206,14 +206,14 @@ func (s *Service) Customizations(ctx context.Context, actor *auth.Actor, id stri
 	if err != nil {
 		return nil, err
 	}
-	out.ETag = etag("customizations", chain)
+	out.ETag = customizationsTag(chain)
 	return out, nil
 }
 
 // CheckCustomizations checks whether the actor may change the settings of an
 // organization, and whether they are as the call says.
 func (s *Service) CheckCustomizations(ctx context.Context, call *Call, id string) error {
-	return s.precheck(ctx, call, func(c *Change) error {
+	return s.Precheck(ctx, call, func(c *Change) error {
 		o, err := c.Target(id, key.CustomizationsWrite)
 		if err != nil {
 			return err
@@ -222,7 +222,7 @@ func (s *Service) CheckCustomizations(ctx context.Context, call *Call, id string
 		if err != nil {
 			return err
 		}
-		return CheckMatch(call.IfMatch, etag("customizations", append(above, o)))
+		return CheckMatch(call.IfMatch, customizationsTag(append(above, o)))
 	})
 }
 
@@ -271,7 +271,7 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 	var rootID string
 	err := s.settled(ctx, func() string { return rootID }, func() error {
 		var from *basis
-		err := s.precheck(ctx, call, func(c *Change) error {
+		err := s.Precheck(ctx, call, func(c *Change) error {
 			o, err := c.Target(id, key.CustomizationsWrite)
 			if err != nil {
 				return err
@@ -280,7 +280,7 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 				return err
 			}
 			rootID = o.RootID
-			return CheckMatch(call.IfMatch, etag("customizations", append(slices.Clone(from.above), o)))
+			return CheckMatch(call.IfMatch, customizationsTag(append(slices.Clone(from.above), o)))
 		})
 		if err != nil {
 			return err
@@ -298,7 +298,7 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 			if err := c.confirm(from, before); err != nil {
 				return nil, nil, err
 			}
-			out.ETag = etag("customizations", append(slices.Clone(from.above), before))
+			out.ETag = customizationsTag(append(slices.Clone(from.above), before))
 			if err := CheckMatch(call.IfMatch, out.ETag); err != nil {
 				return nil, nil, err
 			}
@@ -312,7 +312,7 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 			if err := c.UpdateOrg(&now); err != nil {
 				return nil, nil, err
 			}
-			out.ETag, out.UpdatedAt = etag("customizations", append(slices.Clone(from.above), &now)), c.At
+			out.ETag, out.UpdatedAt = customizationsTag(append(slices.Clone(from.above), &now)), c.At
 			return out, []audit.Draft{c.OrgEntry(&now, "organization.customized", slices.Clone(changes))}, nil
 		})
 		return err
@@ -329,7 +329,7 @@ func (in *SettingsPut) apply(ctx context.Context, from *basis, values jsontext.V
 		after.Settings.Values = values
 	}
 	if in.Locked != nil {
-		changes = replacedList(changes, "/locked", before.Settings.Locked, locked)
+		changes = audit.ReplacedList(changes, "/locked", before.Settings.Locked, locked)
 		after.Settings.Locked = locked
 	}
 	if len(changes) == 0 {
@@ -393,7 +393,7 @@ func (c *Change) schemaTarget(rootID string) (*Organization, []byte, error) {
 	}
 	schema, err := c.Schema(rootID)
 	if errors.Is(err, ErrAbsent) {
-		return o, nil, matchNothing(c.Call.IfMatch, noSchema(rootID))
+		return o, nil, MatchNothing(c.Call.IfMatch, noSchema(rootID))
 	} else if err != nil {
 		return nil, nil, err
 	}
@@ -403,7 +403,7 @@ func (c *Change) schemaTarget(rootID string) (*Organization, []byte, error) {
 // CheckSchema checks whether the actor may change the schema of a root, and
 // whether it is as the call says.
 func (s *Service) CheckSchema(ctx context.Context, call *Call, rootID string) error {
-	return s.precheck(ctx, call, func(c *Change) error {
+	return s.Precheck(ctx, call, func(c *Change) error {
 		_, _, err := c.schemaTarget(rootID)
 		return err
 	})

@@ -62,7 +62,7 @@ type settingsMerge struct {
 // checks it.
 func (s *Service) mergeSettings(ctx context.Context, call *Call, id string, u *OrgUpdate) (*settingsMerge, error) {
 	var from *basis
-	err := s.precheck(ctx, call, func(c *Change) error {
+	err := s.Precheck(ctx, call, func(c *Change) error {
 		o, err := c.Target(id, key.OrgsWrite)
 		if err != nil {
 			return err
@@ -147,25 +147,25 @@ func (u *OrgUpdate) apply(o *Organization, merge *settingsMerge) (*Organization,
 		if after.Name, p = key.CheckName("/name", *u.Name); p != nil {
 			return nil, nil, p
 		}
-		changes = replaced(changes, "/name", o.Name, after.Name)
+		changes = audit.Replaced(changes, "/name", o.Name, after.Name)
 	}
 	if u.Description != nil {
 		if after.Description, p = CheckDescription("/description", *u.Description); p != nil {
 			return nil, nil, p
 		}
-		changes = replaced(changes, "/description", o.Description, after.Description)
+		changes = audit.Replaced(changes, "/description", o.Description, after.Description)
 	}
 	if u.ExternalID != nil {
 		if after.ExternalID, p = CheckExternalID("/external_id", *u.ExternalID); p != nil {
 			return nil, nil, p
 		}
-		changes = replaced(changes, "/external_id", o.ExternalID, after.ExternalID)
+		changes = audit.Replaced(changes, "/external_id", o.ExternalID, after.ExternalID)
 	}
 	if u.Tags != nil {
 		if after.Tags, p = CheckTags("/tags", *u.Tags); p != nil {
 			return nil, nil, p
 		}
-		changes = replacedList(changes, "/tags", o.Tags, after.Tags)
+		changes = audit.ReplacedList(changes, "/tags", o.Tags, after.Tags)
 	}
 	switch {
 	case merge != nil:

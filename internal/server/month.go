@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/metering"
 )
 
 const (
@@ -22,7 +22,7 @@ const (
 
 // behind is what months wait for.
 type behind struct {
-	org.SpoolsBehindError
+	metering.SpoolsBehindError
 	logged time.Time
 }
 
@@ -36,7 +36,7 @@ func (b *behind) state() error {
 
 // same reports whether b and c name the same spools.
 func (b *behind) same(c *behind) bool {
-	return b != nil && b.Month == c.Month && slices.EqualFunc(b.Spools, c.Spools, func(x, y org.SpoolReport) bool { return x.ID == y.ID })
+	return b != nil && b.Month == c.Month && slices.EqualFunc(b.Spools, c.Spools, func(x, y metering.SpoolReport) bool { return x.ID == y.ID })
 }
 
 // behindAdvice says to operators what months wait for, and what to do.
@@ -59,8 +59,8 @@ func (s *Server) closeMonths(ctx context.Context) {
 	var next, again time.Time
 	for {
 		if now := s.config.Now(); !now.Before(next) || !now.Before(again) {
-			next, again = s.Service.NextClose(), now.Add(closeAgain)
-			n, err := s.Service.CloseMonths(ctx)
+			next, again = s.Metering.NextClose(), now.Add(closeAgain)
+			n, err := s.Metering.CloseMonths(ctx)
 			if n > 0 {
 				s.config.Log.Info("closed months", "months", n)
 			}
@@ -69,7 +69,7 @@ func (s *Server) closeMonths(ctx context.Context) {
 				err = nil
 			}
 			if err == nil {
-				err = s.Service.PruneUsage(ctx)
+				err = s.Metering.PruneUsage(ctx)
 			}
 			if err != nil && ctx.Err() == nil {
 				s.config.Log.Error("months could not be closed; it is tried again", "error", err)
@@ -89,7 +89,7 @@ func (s *Server) closeMonths(ctx context.Context) {
 // noteBehind notes what months wait for, if err says so, and logs it when that
 // is new, and every hour.
 func (s *Server) noteBehind(err error, now time.Time) bool {
-	var e *org.SpoolsBehindError
+	var e *metering.SpoolsBehindError
 	if !errors.As(err, &e) {
 		if err == nil {
 			s.behind.Store(nil)
@@ -113,7 +113,7 @@ func (s *Server) noteBehind(err error, now time.Time) bool {
 // GiveUpSpool implements api.Status. No root's audit log has an entry of it, since
 // a spool belongs to a server: the log's line and the reason beside the spool stay.
 func (s *Server) GiveUpSpool(ctx context.Context, id, reason, requestID string) error {
-	month, report, err := s.Service.GiveUpSpool(ctx, id, reason)
+	month, report, err := s.Metering.GiveUpSpool(ctx, id, reason)
 	if err != nil {
 		return err
 	}
@@ -130,7 +130,7 @@ func (s *Server) closeSpool(ctx context.Context) error {
 	if _, bytes := s.Recorder.Lag(); bytes > 0 {
 		return nil
 	}
-	if err := s.Service.EndSpool(ctx); err != nil {
+	if err := s.Metering.EndSpool(ctx); err != nil {
 		s.config.Log.Warn("the database does not know that the spool is empty; months wait until this server has run again", "spool", s.Recorder.ID(), "error", err)
 	}
 	return nil

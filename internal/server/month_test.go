@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/access"
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/server"
 	"github.com/orgd/orgd/internal/testkit"
 	"github.com/orgd/orgd/internal/usage"
@@ -56,10 +56,10 @@ func crash(t *testing.T, s *testkit.Server, at time.Time, n int) {
 
 // closes tries to close months until none waits, or for a while, and returns what
 // they wait for.
-func closes(t *testing.T, s *testkit.Server) *org.SpoolsBehindError {
+func closes(t *testing.T, s *testkit.Server) *metering.SpoolsBehindError {
 	t.Helper()
-	_, err := s.Service.CloseMonths(t.Context())
-	var behind *org.SpoolsBehindError
+	_, err := s.Metering.CloseMonths(t.Context())
+	var behind *metering.SpoolsBehindError
 	if err != nil && !errors.As(err, &behind) {
 		t.Fatal(err)
 	}
@@ -294,7 +294,7 @@ func waitsForLock(method, path, body string) func(*testing.T, *testkit.Server, s
 		release := sync.OnceFunc(func() { close(held) })
 		t.Cleanup(release)
 		go func() {
-			ended <- s.Store.Write(t.Context(), func(tx org.Tx) error {
+			ended <- s.Store.Metering().Write(t.Context(), func(tx metering.Tx) error {
 				if _, err := tx.Lock("r"); err != nil {
 					return err
 				}

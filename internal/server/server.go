@@ -31,6 +31,7 @@ import (
 	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/web"
@@ -56,7 +57,7 @@ type Config struct {
 	ShutdownDelay time.Duration
 	RestoreWindow time.Duration
 	// MonthCloseAfter is how long after its end a month still takes late
-	// events; zero for org.DefaultMonthCloseAfter, negative for not at all.
+	// events; zero for metering.DefaultMonthCloseAfter, negative for not at all.
 	MonthCloseAfter time.Duration
 	OperatorKey     string // instead of the one in DataDir
 	SpoolMaxBytes   int64  // how much may wait for the database; 0 for the default
@@ -95,6 +96,7 @@ var ErrNotDemo = errors.New("the database has organizations that no demo has loa
 // Server is a running orgd. Close must be called in the end.
 type Server struct {
 	Service     *org.Service
+	Metering    *metering.Service
 	Store       *store.Store
 	Recorder    *access.Recorder
 	OperatorKey string
@@ -183,7 +185,12 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 		return nil, err
 	}
 	s.Service, err = org.NewService(org.Config{Store: s.Store, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
-		RestoreWindow: c.RestoreWindow, MonthCloseAfter: c.MonthCloseAfter, OperatorHash: hash, Spool: s.Recorder, Keyring: keyring})
+		RestoreWindow: c.RestoreWindow, OperatorHash: hash, Drain: s.Recorder.Drain, Keyring: keyring})
+	if err != nil {
+		return nil, err
+	}
+	s.Metering, err = metering.NewService(metering.Config{Orgs: s.Service, Store: s.Store.Metering(), Spool: s.Recorder, Now: c.Now,
+		MonthCloseAfter: c.MonthCloseAfter})
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +221,7 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 	case bound == nil:
 		bound = budget.New(budget.ThisMachine())
 	}
-	a, err := api.New(api.Config{Service: s.Service, Flusher: s.Recorder, Limiter: limiter, Status: s, Log: s.log, Now: c.Now,
+	a, err := api.New(api.Config{Service: s.Service, Metering: s.Metering, Flusher: s.Recorder, Limiter: limiter, Status: s, Log: s.log, Now: c.Now,
 		BasePath: c.BasePath, Secret: []byte(s.OperatorKey), Metrics: metrics, Budget: bound})
 	if err != nil {
 		return nil, err
@@ -223,7 +230,7 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 	for l := range c.listeners(nil) {
 		listeners = append(listeners, l)
 	}
-	s.handler, err = web.NewServer(web.Config{Service: s.Service, Recorder: s.Recorder, Limiter: limiter,
+	s.handler, err = web.NewServer(web.Config{Service: s.Service, Metering: s.Metering, Recorder: s.Recorder, Limiter: limiter,
 		Log: c.Log, Now: c.Now, TrustedProxies: c.TrustedProxies, Listeners: listeners, BasePath: c.BasePath, Metrics: metrics, Budget: bound}, a.Routes())
 	if err != nil {
 		return nil, err

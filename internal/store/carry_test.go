@@ -10,6 +10,7 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/testkit"
@@ -84,7 +85,7 @@ func TestOldDatabaseIsCarriedOn(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = s.Read(t.Context(), func(tx org.Tx) error {
+			err = s.Metering().Read(t.Context(), func(tx metering.Tx) error {
 				got, err := tx.LogHashes(head, 1, 0, entries>>audit.TileHeight)
 				if diff := cmp.Diff(tiles, got); diff != "" || len(got) != 2 {
 					t.Errorf("tiles: %s", diff)
@@ -173,7 +174,7 @@ func TestIdsFromBeforeSendersAreKept(t *testing.T) {
 			seen := func(orgID, id string) org.IncomingEvent {
 				return org.IncomingEvent{Named: true, Event: access.Event{RootID: "r", ID: id, OrgID: orgID, User: "u", Action: "LOGIN", Status: access.Success, Timestamp: now}}
 			}
-			err = s.Write(t.Context(), func(tx org.Tx) error {
+			err = s.Metering().Write(t.Context(), func(tx metering.Tx) error {
 				for _, test := range []struct {
 					what   string
 					event  usage.Event
@@ -215,7 +216,7 @@ func TestIdsFromBeforeSendersAreKept(t *testing.T) {
 				t.Fatal(err)
 			}
 			// They are pruned like all others, and then nobody's.
-			err = s.Write(t.Context(), func(tx org.Tx) error {
+			err = s.Metering().Write(t.Context(), func(tx metering.Tx) error {
 				if _, err := tx.PruneEvents("r", now.Add(time.Hour), usage.EventKey{RootID: "r"}, 100); err != nil {
 					return err
 				}

@@ -2,18 +2,17 @@ package store
 
 import (
 	"github.com/orgd/orgd/internal/access"
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/usage"
 )
 
-func (t *tx) Limits(rootID string, orgIDs []string) ([]org.Limit, error) {
+func (t *tx) Limits(rootID string, orgIDs []string) ([]usage.Limit, error) {
 	ids, err := encodeStrings(orgIDs)
 	if err != nil {
 		return nil, err
 	}
-	var limits []org.Limit
+	var limits []usage.Limit
 	err = t.query(func(r row) error {
-		l := org.Limit{RootID: rootID}
+		l := usage.Limit{RootID: rootID}
 		var updatedAt int64
 		err := r.Scan(&l.OrgID, &l.Meter, (*int64)(&l.Amount), (*string)(&l.Enforcement), &updatedAt, &l.Version)
 		l.UpdatedAt = fromMicros(updatedAt)
@@ -24,7 +23,7 @@ func (t *tx) Limits(rootID string, orgIDs []string) ([]org.Limit, error) {
 	return limits, err
 }
 
-func (t *tx) PutLimit(l *org.Limit) error {
+func (t *tx) PutLimit(l *usage.Limit) error {
 	_, err := t.exec(`INSERT INTO usage_limits (root_id, org_id, meter, amount, enforcement, updated_at, version)
 		VALUES ($1, $2, $3, $4, $5, $6, $7)
 		ON CONFLICT (root_id, org_id, meter) DO UPDATE SET amount = excluded.amount, enforcement = excluded.enforcement,

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 )
 
@@ -162,7 +163,7 @@ var (
 		removeRows(`access_claims`, `sender, id`, ofOrgs(`sender`), 1),
 	}
 	// purgeCounted gives what ancestors' totals hold of them names that no
-	// organization will have: see org.FormerMark.
+	// organization will have: see metering.FormerMark.
 	purgeCounted = []purgeStatement{
 		renameRows(`usage_adjustments`, `org_id, month, id`, `org_id`, ``, `, reason = ''`),
 		renameRows(`usage_days`, daysKey, `org_id`, ``, ``),
@@ -430,7 +431,7 @@ func (t *tx) Purge(rootID, deletionID string, limit int, at time.Time) (gone []s
 	if err := t.notePurge(at); err != nil {
 		return nil, false, err
 	}
-	p := &purgeStep{tx: t, rootID: rootID, suffix: org.FormerMark + deletionID, left: limit}
+	p := &purgeStep{tx: t, rootID: rootID, suffix: metering.FormerMark + deletionID, left: limit}
 	// Until these rows are gone nothing is recorded for them: see bind.
 	orgs, err := p.next(path, limit)
 	if err != nil {
@@ -539,7 +540,7 @@ func (t *tx) bind(b access.Batch) (access.Batch, error) {
 		names := org.SplitPath(u.Path)
 		for n, id := range names {
 			if !there(u.RootID, id, u.At) {
-				names[n] = id + org.FormerMark
+				names[n] = id + metering.FormerMark
 			}
 		}
 		u.Path = strings.Join(names, "/") + "/"

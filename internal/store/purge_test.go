@@ -10,6 +10,7 @@ import (
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/testkit"
@@ -44,14 +45,14 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 				} else {
 					s = openPostgres(t, testkit.Postgres(t))
 				}
-				write := func(fn func(tx org.Tx) error) {
+				write := func(fn func(tx metering.Tx) error) {
 					t.Helper()
-					if err := s.Write(t.Context(), fn); err != nil {
+					if err := s.Metering().Write(t.Context(), fn); err != nil {
 						t.Fatal(err)
 					}
 				}
 				month := usage.MonthOf(begin)
-				write(func(tx org.Tx) error {
+				write(func(tx metering.Tx) error {
 					orgs := []*org.Organization{organization("r/"), organization("r/stays/"), organization(purged), organization(purged + "keys/"), organization(purged + "busy/")}
 					for n := range many {
 						orgs = append(orgs, organization(fmt.Sprintf("%sc%04d/", purged, n), fmt.Sprintf("a%d", n), fmt.Sprintf("b%d", n)), organization(fmt.Sprintf("r/stays/m%04d/", n)))
@@ -61,7 +62,7 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 						k := &key.Key{ID: fmt.Sprintf("key_%04d", n), OrgID: "keys", RootID: "r", Name: "K", Reach: key.ReachSelf, Hint: "abcd", CreatedAt: begin,
 							UpdatedAt: begin, SecretHash: []byte("x"), Version: 1}
 						err = errors.Join(tx.InsertKey(k), tx.PutIdempotent("r", k.ID, "i", begin, &org.Replay{CreatedAt: begin}),
-							tx.PutLimit(&org.Limit{RootID: "r", OrgID: "busy", Meter: fmt.Sprintf("m%d", n), Enforcement: org.Soft, UpdatedAt: begin}))
+							tx.PutLimit(&usage.Limit{RootID: "r", OrgID: "busy", Meter: fmt.Sprintf("m%d", n), Enforcement: usage.Soft, UpdatedAt: begin}))
 					}
 					if err != nil {
 						return err
@@ -86,7 +87,7 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 				}
 				totals := func() (names map[string]usage.Decimal) {
 					names = map[string]usage.Decimal{}
-					if err := s.Read(t.Context(), func(tx org.Tx) error {
+					if err := s.Metering().Read(t.Context(), func(tx metering.Tx) error {
 						page, err := tx.MonthTotals("r", month, usage.Total{}, 1_000_000)
 						for _, x := range page {
 							names[x.OrgID] += x.Total
@@ -102,7 +103,7 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 				if top == "top" {
 					path = purged
 				}
-				write(func(tx org.Tx) error {
+				write(func(tx metering.Tx) error {
 					if _, err := tx.MarkDeleted("r", path, "del", begin); err != nil {
 						return err
 					}
@@ -114,7 +115,7 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 				for done := false; !done; steps++ {
 					var some []string
 					var rows int64
-					write(func(tx org.Tx) (err error) {
+					write(func(tx metering.Tx) (err error) {
 						rows, err = store.Changes(tx, func() (err error) {
 							some, done, err = tx.Purge("r", "del", limit, begin)
 							return err
@@ -149,14 +150,14 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 						if _, ok := after[name]; ok {
 							t.Fatalf("%s is still there", name)
 						}
-						name += org.FormerMark + "del"
+						name += metering.FormerMark + "del"
 					}
 					if after[name] != quantity {
 						t.Fatalf("%s has %s, and had %s", name, after[name], quantity)
 					}
 				}
-				if err := s.Read(t.Context(), func(tx org.Tx) error {
-					left, _, err := tx.ChildTotals(org.ChildQuery{RootID: "r", ParentID: "top", Month: month, Meter: "m1", Limit: 10})
+				if err := s.Metering().Read(t.Context(), func(tx metering.Tx) error {
+					left, _, err := tx.ChildTotals(metering.ChildQuery{RootID: "r", ParentID: "top", Month: month, Meter: "m1", Limit: 10})
 					if len(left) > 0 {
 						t.Errorf("children of the id that is free: %v", left)
 					}
@@ -167,7 +168,7 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 						t.Errorf("%d limits and %d events are left, %v", len(limits), len(events.Events), err4)
 					}
 					states, err5 := tx.DayTotals("r", "m0001", usage.DayOf(begin), usage.DayOf(begin))
-					if len(states) != 1 || states[0].ParentID != "top"+org.FormerMark+"del" {
+					if len(states) != 1 || states[0].ParentID != "top"+metering.FormerMark+"del" {
 						t.Errorf("the days of a former child: %v", states)
 					}
 					return errors.Join(err, err2, err3, err5)

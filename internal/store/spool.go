@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 )
 
@@ -91,10 +92,10 @@ func (s *Store) TakeSpool(ctx context.Context, spoolID string, run access.Run, p
 	return was, err
 }
 
-func (t *tx) SpoolsBehind(before time.Time, limit int) ([]org.SpoolReport, error) {
-	var list []org.SpoolReport
+func (t *tx) SpoolsBehind(before time.Time, limit int) ([]metering.SpoolReport, error) {
+	var list []metering.SpoolReport
 	err := t.query(func(r row) error {
-		var s org.SpoolReport
+		var s metering.SpoolReport
 		var until int64
 		err := r.Scan(&s.ID, &s.Place, &until)
 		s.StoredUntil = fromMicros(until)

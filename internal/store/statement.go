@@ -1,7 +1,7 @@
 package store
 
 import (
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -25,14 +25,14 @@ func (t *tx) PutStatementPart(rootID string, month usage.Month, part int, text [
 	return err
 }
 
-func (t *tx) PutStatement(s *org.Statement) error {
+func (t *tx) PutStatement(s *metering.Statement) error {
 	_, err := t.exec(`INSERT INTO usage_statements (root_id, month, entry_id, size, parts) VALUES ($1, $2, $3, $4, $5)`,
 		s.RootID, string(s.Month), s.EntryID, s.Size, int64(s.Parts))
 	return err
 }
 
-func (t *tx) Statement(rootID string, month usage.Month) (*org.Statement, error) {
-	s := &org.Statement{RootID: rootID, Month: month}
+func (t *tx) Statement(rootID string, month usage.Month) (*metering.Statement, error) {
+	s := &metering.Statement{RootID: rootID, Month: month}
 	return s, t.queryRow(into(&s.EntryID, &s.Size, &s.Parts),
 		`SELECT entry_id, size, parts FROM usage_statements WHERE root_id = $1 AND month = $2`, rootID, string(month))
 }

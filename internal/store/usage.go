@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -62,10 +63,10 @@ func (t *tx) CloseMonth(rootID string, month usage.Month, at time.Time) (bool, e
 	return n > 0, err
 }
 
-func (t *tx) Months(rootID string) ([]org.Month, error) {
-	var months []org.Month
+func (t *tx) Months(rootID string) ([]metering.Month, error) {
+	var months []metering.Month
 	err := t.query(func(r row) error {
-		m := org.Month{RootID: rootID}
+		m := metering.Month{RootID: rootID}
 		var closedAt, prunedAt int64
 		err := r.Scan((*string)(&m.Month), &closedAt, &prunedAt)
 		m.ClosedAt, m.PrunedAt = optionalTime(closedAt), optionalTime(prunedAt)
@@ -75,10 +76,10 @@ func (t *tx) Months(rootID string) ([]org.Month, error) {
 	return months, err
 }
 
-func (t *tx) OpenMonths(last usage.Month, limit int) ([]org.Month, error) {
-	var months []org.Month
+func (t *tx) OpenMonths(last usage.Month, limit int) ([]metering.Month, error) {
+	var months []metering.Month
 	err := t.query(func(r row) error {
-		m := org.Month{}
+		m := metering.Month{}
 		err := r.Scan(&m.RootID, (*string)(&m.Month))
 		months = append(months, m)
 		return err
@@ -207,10 +208,10 @@ func (t *tx) UsageEvents(rootID string, after usage.EventKey, limit int) ([]usag
 	return events, err
 }
 
-func (t *tx) MonthsToPrune(last usage.Month, limit int) ([]org.Month, error) {
-	var months []org.Month
+func (t *tx) MonthsToPrune(last usage.Month, limit int) ([]metering.Month, error) {
+	var months []metering.Month
 	err := t.query(func(r row) error {
-		var m org.Month
+		var m metering.Month
 		err := r.Scan(&m.RootID, (*string)(&m.Month))
 		months = append(months, m)
 		return err
@@ -563,7 +564,7 @@ func (t *tx) PutAdjustments(list []usage.Adjustment) error {
 	})
 }
 
-func (t *tx) Adjustments(q org.AdjustmentQuery) (list []usage.Adjustment, more bool, err error) {
+func (t *tx) Adjustments(q metering.AdjustmentQuery) (list []usage.Adjustment, more bool, err error) {
 	text := `SELECT month, id, for_month, meter, quantity, reason, origin, created_by, created_at FROM usage_adjustments
 		WHERE root_id = $1 AND org_id = $2`
 	args := []any{q.RootID, q.OrgID}
@@ -598,7 +599,7 @@ func argument(n int) string { return "$" + strconv.Itoa(n) }
 
 // ChildTotals reads the children that there are and the totals, both in the order
 // of ids and from the position on, and merges them: a page costs what it shows.
-func (t *tx) ChildTotals(q org.ChildQuery) (list []org.ChildTotal, more bool, err error) {
+func (t *tx) ChildTotals(q metering.ChildQuery) (list []metering.ChildTotal, more bool, err error) {
 	direction, beyond := "", ">"
 	if q.Descending {
 		direction, beyond = " DESC", "<"
@@ -611,9 +612,9 @@ func (t *tx) ChildTotals(q org.ChildQuery) (list []org.ChildTotal, more bool, er
 		args = append(args, int64(q.Limit)+1)
 		return t.query(scan, text+` ORDER BY `+id+direction+` LIMIT `+argument(len(args)), args...)
 	}
-	var live, consumed []org.ChildTotal
+	var live, consumed []metering.ChildTotal
 	err = page(`SELECT id, name FROM orgs WHERE root_id = $1 AND parent_id = $2 AND deleted_at = 0`, `id`, func(r row) error {
-		var c org.ChildTotal
+		var c metering.ChildTotal
 		err := r.Scan(&c.OrgID, &c.Name)
 		live = append(live, c)
 		return err
@@ -622,7 +623,7 @@ func (t *tx) ChildTotals(q org.ChildQuery) (list []org.ChildTotal, more bool, er
 		return nil, false, err
 	}
 	err = page(`SELECT org_id, own, total FROM usage_totals WHERE root_id = $1 AND month = $2 AND parent_id = $3 AND meter = $4`, `org_id`, func(r row) error {
-		var c org.ChildTotal
+		var c metering.ChildTotal
 		err := r.Scan(&c.OrgID, (*int64)(&c.Own), (*int64)(&c.Total))
 		consumed = append(consumed, c)
 		return err
@@ -635,7 +636,7 @@ func (t *tx) ChildTotals(q org.ChildQuery) (list []org.ChildTotal, more bool, er
 		if len(list) == q.Limit || w.full() {
 			return list, true, nil
 		}
-		var c org.ChildTotal
+		var c metering.ChildTotal
 		order := 0
 		switch {
 		case len(live) == 0:

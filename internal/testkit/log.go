@@ -13,6 +13,7 @@ import (
 	"github.com/transparency-dev/merkle/rfc6962"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 )
 
@@ -54,9 +55,9 @@ func (tr *tree) root(t testing.TB) audit.Hash {
 }
 
 // check compares the tree with the stored head and tiles of an epoch.
-func (tr *tree) check(t testing.TB, s org.Store, rootID string, epoch int64) {
+func (tr *tree) check(t testing.TB, s metering.Store, rootID string, epoch int64) {
 	t.Helper()
-	if err := s.Read(context.Background(), func(tx org.Tx) error {
+	if err := s.Read(context.Background(), func(tx metering.Tx) error {
 		head, err := tx.Head(rootID, "", epoch)
 		if err != nil {
 			return err
@@ -131,7 +132,7 @@ func CheckLogs(t testing.TB, s *Server) {
 		return
 	}
 	anchored := Anchored(t, s)
-	for _, rootID := range liveRoots(t, s.Store) {
+	for _, rootID := range liveRoots(t, s.Store.Metering()) {
 		l, err := s.Service.Log(ctx, rootID, -1)
 		if err != nil {
 			t.Errorf("the log of %s: %v", rootID, err)
@@ -175,12 +176,12 @@ func CheckLogs(t testing.TB, s *Server) {
 	}
 }
 
-func liveRoots(t testing.TB, s org.Store) (roots []string) {
+func liveRoots(t testing.TB, s metering.Store) (roots []string) {
 	t.Helper()
 	q := org.OrgQuery{RootsOnly: true, Limit: 1000}
 	for {
 		var page org.OrgPage
-		if err := s.Read(context.Background(), func(tx org.Tx) (err error) {
+		if err := s.Read(context.Background(), func(tx metering.Tx) (err error) {
 			page, err = tx.Orgs(q)
 			return err
 		}); err != nil {

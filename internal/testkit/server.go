@@ -125,7 +125,7 @@ func Open(t testing.TB, engine string, change ...func(*server.Config)) *Server {
 func (s *Server) CloseMonths(ctx context.Context) (err error) {
 	for range s.members {
 		for _, m := range s.members {
-			_, err = m.Service.CloseMonths(ctx)
+			_, err = m.Metering.CloseMonths(ctx)
 		}
 	}
 	return err

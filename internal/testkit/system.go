@@ -13,16 +13,18 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 )
 
 // CheckSystem checks what must hold of a store at every moment: its tree is a
 // tree, folding the audit trail reproduces its state, every log's head follows
 // from its leaves without a gap, and consumption is exact, as checkUsage says.
-func CheckSystem(t testing.TB, s org.Store) {
+func CheckSystem(t testing.TB, of Metered) {
 	t.Helper()
+	s := of.Metering()
 	// On one snapshot: the server may close a month meanwhile.
-	if err := s.Read(context.Background(), func(tx org.Tx) error {
+	if err := s.Read(context.Background(), func(tx metering.Tx) error {
 		checkSystem(t, snapshot{s, tx})
 		return nil
 	}); err != nil {
@@ -30,19 +32,22 @@ func CheckSystem(t testing.TB, s org.Store) {
 	}
 }
 
+// Metered is a store of everything.
+type Metered interface{ Metering() metering.Store }
+
 // snapshot is a store as one transaction sees it.
 type snapshot struct {
-	org.Store
-	tx org.Tx
+	metering.Store
+	tx metering.Tx
 }
 
-func (s snapshot) Read(_ context.Context, fn func(org.Tx) error) error { return fn(s.tx) }
+func (s snapshot) Read(_ context.Context, fn func(metering.Tx) error) error { return fn(s.tx) }
 
-func checkSystem(t testing.TB, s org.Store) {
+func checkSystem(t testing.TB, s metering.Store) {
 	t.Helper()
 	ctx := context.Background()
 	live := map[string]*org.Organization{}
-	if err := s.Read(ctx, func(tx org.Tx) error {
+	if err := s.Read(ctx, func(tx metering.Tx) error {
 		q := org.OrgQuery{Limit: 1000}
 		for {
 			page, err := tx.Orgs(q)
@@ -103,7 +108,7 @@ func checkPlace(t testing.TB, o *org.Organization, live map[string]*org.Organiza
 
 // checkLog recomputes the log of a root from its leaves and folds its entries.
 // It also returns how many organizations have had each id.
-func checkLog(t testing.TB, s org.Store, rootID string) (fold *org.Fold, seen map[string]int) {
+func checkLog(t testing.TB, s metering.Store, rootID string) (fold *org.Fold, seen map[string]int) {
 	t.Helper()
 	ctx := context.Background()
 	fold, seen = org.NewFold(), map[string]int{}
@@ -112,7 +117,7 @@ func checkLog(t testing.TB, s org.Store, rootID string) (fold *org.Fold, seen ma
 	q := org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Scope: org.ScopeSubtree, Ascending: true, Limit: 1000}
 	for {
 		var page org.AuditPage
-		if err := s.Read(ctx, func(tx org.Tx) (err error) {
+		if err := s.Read(ctx, func(tx metering.Tx) (err error) {
 			page, err = tx.AuditEntries(q)
 			return err
 		}); err != nil {
@@ -156,9 +161,9 @@ func checkLog(t testing.TB, s org.Store, rootID string) (fold *org.Fold, seen ma
 }
 
 // checkFold looks the folded state up in the store.
-func checkFold(t testing.TB, s org.Store, fold *org.Fold) {
+func checkFold(t testing.TB, s metering.Store, fold *org.Fold) {
 	t.Helper()
-	if err := s.Read(context.Background(), func(tx org.Tx) error {
+	if err := s.Read(context.Background(), func(tx metering.Tx) error {
 		for id := range fold.Orgs {
 			stored, err := tx.Org(id)
 			if err != nil {
@@ -220,12 +225,12 @@ func checkFold(t testing.TB, s org.Store, fold *org.Fold) {
 
 // checkAccess checks that following the access log of a root from its start
 // and paging through it give the same events, each once.
-func checkAccess(t testing.TB, s org.Store, rootID string) {
+func checkAccess(t testing.TB, s metering.Store, rootID string) {
 	t.Helper()
 	q := org.AccessQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Scope: org.ScopeSubtree, Limit: 1000}
 	followed := map[int64]string{}
 	made := map[string]bool{} // ids that orgd gave; those of products are one sender's each
-	if err := s.Read(context.Background(), func(tx org.Tx) error {
+	if err := s.Read(context.Background(), func(tx metering.Tx) error {
 		var position int64
 		for more := true; more; {
 			feed, err := tx.AccessFeed(q, position)

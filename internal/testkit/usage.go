@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -51,9 +52,9 @@ func (x *sums) check(t testing.TB) {
 // of organizations that have been purged is under names that nobody finds by an
 // id. seen says how many organizations of the tree have had each id: an event
 // does not say which of several it was about.
-func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, fold *org.Fold) {
+func checkUsage(t testing.TB, s metering.Store, rootID string, seen map[string]int, fold *org.Fold) {
 	t.Helper()
-	read := func(fn func(tx org.Tx) error) {
+	read := func(fn func(tx metering.Tx) error) {
 		t.Helper()
 		if err := s.Read(context.Background(), fn); err != nil {
 			t.Fatal(err)
@@ -63,8 +64,8 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 	for _, m := range usage.BuiltIn() {
 		meters[m.Slug] = m
 	}
-	var months []org.Month
-	read(func(tx org.Tx) (err error) {
+	var months []metering.Month
+	read(func(tx metering.Tx) (err error) {
 		defined, err := tx.Meters(rootID)
 		for _, m := range defined {
 			meters[m.Slug] = m
@@ -97,7 +98,7 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 	treeMoved := false // an organization has consumed below several parents
 	// While a purge is under way a part of the names is new.
 	purging := map[string]bool{}
-	read(func(tx org.Tx) error {
+	read(func(tx metering.Tx) error {
 		tops, err := tx.Purging(1000)
 		for _, o := range tops {
 			purging[o.DeletionID] = true
@@ -105,14 +106,14 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 		return err
 	})
 	known := func(name string) string {
-		if id, deletionID, former := strings.Cut(name, org.FormerMark); former && purging[deletionID] {
+		if id, deletionID, former := strings.Cut(name, metering.FormerMark); former && purging[deletionID] {
 			return id
 		}
 		return name
 	}
 	for name := range usageNames(t, s, rootID, months, seen) {
 		id := known(name)
-		read(func(tx org.Tx) error {
+		read(func(tx metering.Tx) error {
 			for _, m := range months {
 				totals, err := tx.Totals(rootID, name, m.Month)
 				if err != nil {
@@ -142,7 +143,7 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 				sumOfDays[cell{id, x.Meter, string(x.Day.Month())}] += x.Own
 			}
 			var made []usage.Adjustment
-			for q := (org.AdjustmentQuery{RootID: rootID, OrgID: name, Limit: 100}); ; {
+			for q := (metering.AdjustmentQuery{RootID: rootID, OrgID: name, Limit: 100}); ; {
 				page, more, err := tx.Adjustments(q)
 				if err != nil {
 					return err
@@ -157,13 +158,13 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 							made = append(made, a)
 						}
 					}
-					q.Before = org.AdjustmentPosition{Month: a.Month, ID: a.ID}
+					q.Before = metering.AdjustmentPosition{Month: a.Month, ID: a.ID}
 				}
 				if !more {
 					break
 				}
 			}
-			if org.PlainID(name) != name {
+			if metering.PlainID(name) != name {
 				return nil
 			}
 			byID := cmpopts.SortSlices(func(a, b usage.Adjustment) bool { return a.ID < b.ID })
@@ -188,7 +189,7 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 	var last usage.EventKey
 	for {
 		var events []usage.Event
-		read(func(tx org.Tx) (err error) {
+		read(func(tx metering.Tx) (err error) {
 			events, err = tx.UsageEvents(rootID, last, 5000)
 			return err
 		})
@@ -258,10 +259,10 @@ func checkUsage(t testing.TB, s org.Store, rootID string, seen map[string]int, f
 // usageNames returns the names under which consumption is kept in the tree of a
 // root, and the ids of its organizations. A name that is an id is one of an
 // organization that is there, live or deleted.
-func usageNames(t testing.TB, s org.Store, rootID string, months []org.Month, seen map[string]int) map[string]bool {
+func usageNames(t testing.TB, s metering.Store, rootID string, months []metering.Month, seen map[string]int) map[string]bool {
 	t.Helper()
 	names := map[string]bool{}
-	if err := s.Read(context.Background(), func(tx org.Tx) error {
+	if err := s.Read(context.Background(), func(tx metering.Tx) error {
 		for id := range seen {
 			names[id] = true
 		}
@@ -272,7 +273,7 @@ func usageNames(t testing.TB, s org.Store, rootID string, months []org.Month, se
 					return err
 				}
 				for _, last = range page {
-					if names[last.OrgID] = true; org.PlainID(last.OrgID) != last.OrgID {
+					if names[last.OrgID] = true; metering.PlainID(last.OrgID) != last.OrgID {
 						continue
 					}
 					if o, err := tx.Org(last.OrgID); err != nil || o.RootID != rootID {

@@ -23,6 +23,7 @@ import (
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -132,8 +133,8 @@ type Decision struct {
 	// recorded of it.
 	Actor     *auth.Actor
 	OldSecret bool
-	Org       *org.Snapshot // what the request is about; nil for the actor's organization
-	Demand    org.Demand    // what the request has to satisfy
+	Org       *org.Snapshot   // what the request is about; nil for the actor's organization
+	Demand    metering.Demand // what the request has to satisfy
 
 	Action    string // empty for the route's
 	Status    string // of the access event; empty for what follows from the answer's status
@@ -145,7 +146,7 @@ type Decision struct {
 	// Usage is counted if the request is allowed, and the reservation is
 	// ended when it is recorded or refused.
 	Usage       []access.Usage
-	Reservation *org.Reservation
+	Reservation *metering.Reservation
 }
 
 // Limits of bodies, in bytes.

@@ -22,9 +22,9 @@ import (
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
-	"github.com/orgd/orgd/internal/usage"
 )
 
 // Handler answers a request that its route's rule has let through.
@@ -97,6 +97,7 @@ type Recorder interface {
 // Server serves routes.
 type Server struct {
 	service  *org.Service
+	metering *metering.Service
 	recorder Recorder
 	limiter  *auth.Limiter
 	budgets  *budgets
@@ -118,6 +119,7 @@ type Server struct {
 // Config is what a Server works with.
 type Config struct {
 	Service        *org.Service
+	Metering       *metering.Service
 	Recorder       Recorder
 	Limiter        *auth.Limiter
 	Log            *slog.Logger
@@ -131,7 +133,7 @@ type Config struct {
 
 // NewServer returns a server of the routes.
 func NewServer(c Config, routes []Route) (*Server, error) {
-	s := &Server{service: c.Service, recorder: c.Recorder, limiter: c.Limiter, log: c.Log, now: c.Now,
+	s := &Server{service: c.Service, metering: c.Metering, recorder: c.Recorder, limiter: c.Limiter, log: c.Log, now: c.Now,
 		trusted: c.TrustedProxies, basePath: strings.TrimSuffix(c.BasePath, "/"),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "orgd_http_requests_total",
 			Help: "Answered requests by operation and status."}, []string{"operation", "status"}),
@@ -482,8 +484,7 @@ func (s *Server) record(rt *Route, r *Request, status int) error {
 		}
 		d = &Decision{Actor: r.Actor, OldSecret: r.OldSecret, Org: r.Org, Method: r.Method, Path: r.URL.EscapedPath(), IP: r.IP, UserAgent: r.UserAgent()}
 		if a := r.Actor; a.Kind == auth.KindKey && counts(status) {
-			d.Usage = []access.Usage{{RootID: a.RootID, Path: a.Path, At: at, Meter: usage.APICalls, Quantity: usage.One}}
-			d.Reservation = s.service.Count(r.Context(), org.Charge{RootID: a.RootID, Path: a.Path, Month: usage.MonthOf(at), Meter: usage.APICalls, Quantity: usage.One})
+			d.Usage, d.Reservation = s.metering.CountCall(r.Context(), a, at)
 		}
 	} else if r.Actor != nil && r.Actor != d.Actor && r.Actor.Kind == auth.KindKey && status != http.StatusUnauthorized {
 		use := &access.KeyUse{KeyID: r.Actor.ID, Old: r.OldSecret, At: at, IP: r.address}
@@ -501,7 +502,7 @@ func (s *Server) record(rt *Route, r *Request, status int) error {
 		d.Reservation.Release()
 		return err
 	}
-	s.service.Recorded(d.Reservation, d.Usage, end)
+	s.metering.Recorded(d.Reservation, d.Usage, end)
 	return nil
 }
 

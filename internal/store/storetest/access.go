@@ -14,6 +14,7 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -55,7 +56,7 @@ func allEvents(t testing.TB, s Store, q org.AccessQuery) []access.Event {
 	t.Helper()
 	var all []access.Event
 	for {
-		p := get(t, s, func(tx org.Tx) (org.AccessPage, error) { return tx.AccessEvents(q) })
+		p := get(t, s, func(tx metering.Tx) (org.AccessPage, error) { return tx.AccessEvents(q) })
 		if len(p.Events) > q.Limit {
 			t.Fatalf("a page of %d, limit %d", len(p.Events), q.Limit)
 		}
@@ -116,7 +117,7 @@ func testAccessEvents(t *testing.T, s Store) {
 		}
 	}
 	t.Run("the tree as it is now", func(t *testing.T) {
-		write(t, s, func(tx org.Tx) error {
+		write(t, s, func(tx metering.Tx) error {
 			_, err := tx.MoveSubtree("r", "b", "ab", "r/a/b/", "r/ab/b/", 0, at(9))
 			return err
 		})
@@ -166,13 +167,13 @@ func testAccessBounded(t *testing.T, s Store) {
 	}
 	flush(t, s, 1, events...)
 	q := org.AccessQuery{RootID: "r", OrgID: "b", Path: "r/b/", Scope: org.ScopeSubtree, Limit: 5}
-	p := get(t, s, func(tx org.Tx) (org.AccessPage, error) { return tx.AccessEvents(q) })
+	p := get(t, s, func(tx metering.Tx) (org.AccessPage, error) { return tx.AccessEvents(q) })
 	if len(p.Events) != 0 || p.Next == nil {
 		t.Errorf("%d events, next %v: the page looked at too much or lost its place", len(p.Events), p.Next)
 	}
 	wantEqual(t, eventIDs(allEvents(t, s, q)), []string{events[0].ID})
 	q.Scope = org.ScopeSelf // has its own index
-	p = get(t, s, func(tx org.Tx) (org.AccessPage, error) { return tx.AccessEvents(q) })
+	p = get(t, s, func(tx metering.Tx) (org.AccessPage, error) { return tx.AccessEvents(q) })
 	if len(p.Events) != 1 || p.Next != nil {
 		t.Errorf("self: %d events, next %v", len(p.Events), p.Next)
 	}
@@ -180,12 +181,12 @@ func testAccessBounded(t *testing.T, s Store) {
 
 func testIdempotency(t *testing.T, s Store) {
 	put := func(actor string, since, created time.Time, answer string) error {
-		return s.Write(t.Context(), func(tx org.Tx) error {
+		return s.Metering().Write(t.Context(), func(tx metering.Tx) error {
 			return tx.PutIdempotent("r", actor, "key", since, &org.Replay{RequestHash: []byte{0, 1}, Answer: []byte(answer), CreatedAt: created})
 		})
 	}
 	find := func(actor string, since time.Time) (r *org.Replay, err error) {
-		err = s.Read(t.Context(), func(tx org.Tx) error {
+		err = s.Metering().Read(t.Context(), func(tx metering.Tx) error {
 			r, err = tx.Idempotent(actor, "key", since)
 			return err
 		})
@@ -212,7 +213,7 @@ func testIdempotencyRace(t *testing.T, s Store) {
 	errs := make([]error, 10)
 	for i := range errs {
 		wg.Go(func() {
-			errs[i] = s.Write(context.Background(), func(tx org.Tx) error {
+			errs[i] = s.Metering().Write(context.Background(), func(tx metering.Tx) error {
 				if err := tx.InsertOrgs([]*org.Organization{newOrg(fmt.Sprintf("r%d/", i))}); err != nil {
 					return err
 				}
@@ -225,7 +226,7 @@ func testIdempotencyRace(t *testing.T, s Store) {
 	for i, err := range errs {
 		if err == nil {
 			won++
-			read(t, s, func(tx org.Tx) error { _, err := tx.Org(fmt.Sprint("r", i)); return err })
+			read(t, s, func(tx metering.Tx) error { _, err := tx.Org(fmt.Sprint("r", i)); return err })
 		} else {
 			wantErr(t, err, org.ErrReplay)
 			absentOrg(t, s, fmt.Sprint("r", i))
@@ -249,7 +250,7 @@ func use(path string, quantity usage.Decimal) access.Usage {
 
 func totals(t testing.TB, s Store, rootID, orgID string) []usage.Total {
 	t.Helper()
-	return get(t, s, func(tx org.Tx) ([]usage.Total, error) { return tx.Totals(rootID, orgID, month) })
+	return get(t, s, func(tx metering.Tx) ([]usage.Total, error) { return tx.Totals(rootID, orgID, month) })
 }
 
 func testFlush(t *testing.T, s Store) {
@@ -301,17 +302,17 @@ func testFlush(t *testing.T, s Store) {
 	want["r"][0].Total += 2
 	want["b"] = append(want["b"], usage.Total{RootID: "r", OrgID: "b", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 2, Total: 2, Recorded: 2})
 	check()
-	wantEqual(t, get(t, s, func(tx org.Tx) ([]usage.Total, error) { return tx.Totals("r", "b", month.Next()) }), []usage.Total(nil))
+	wantEqual(t, get(t, s, func(tx metering.Tx) ([]usage.Total, error) { return tx.Totals("r", "b", month.Next()) }), []usage.Total(nil))
 }
 
 func testFlushKeyUse(t *testing.T, s Store) {
 	plant(t, s, "r/")
-	write(t, s, func(tx org.Tx) error { return tx.InsertKey(newKey("k", "r/")) })
+	write(t, s, func(tx metering.Tx) error { return tx.InsertKey(newKey("k", "r/")) })
 	settled(t, s)
 	generation := s.Generation("r")
 	flushUses(t, s, 1, keyUse("k", false, 5), keyUse("k", false, 3), keyUse("k", true, 9), keyUse("absent", false, 1))
 	flushUses(t, s, 2, keyUse("k", false, 4)) // late
-	k := get(t, s, func(tx org.Tx) (*key.Key, error) { return tx.Key("k") })
+	k := get(t, s, func(tx metering.Tx) (*key.Key, error) { return tx.Key("k") })
 	want := newKey("k", "r/")
 	last := at(5)
 	want.LastUsedAt, want.LastUsedIP = &last, "192.0.2.5"
@@ -331,7 +332,7 @@ func testFlushText(t *testing.T, s Store) {
 
 func testFlushConcurrent(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "r/b/")
-	write(t, s, func(tx org.Tx) error {
+	write(t, s, func(tx metering.Tx) error {
 		for i := range 5 {
 			if err := tx.InsertKey(newKey(fmt.Sprint("k", i), "r/")); err != nil {
 				return err
@@ -458,7 +459,7 @@ func testAccessFeed(t *testing.T, s Store) {
 		seen := map[string]bool{}
 		var position int64
 		for last := false; ; {
-			feed := get(t, s, func(tx org.Tx) (org.AccessFeed, error) { return tx.AccessFeed(query, position) })
+			feed := get(t, s, func(tx metering.Tx) (org.AccessFeed, error) { return tx.AccessFeed(query, position) })
 			for _, e := range feed.Events {
 				if e.Seq <= position || e.Seq > feed.Position || seen[e.ID] {
 					t.Fatalf("%+v: event %s with number %d after %d, position %d", query, e.ID, e.Seq, position, feed.Position)
@@ -483,9 +484,9 @@ func testAccessFeed(t *testing.T, s Store) {
 		if query.Path == "r/" && query.IP == "" && len(want) != spools*batches*each {
 			t.Errorf("%d events are stored", len(want))
 		}
-		wantEqual(t, position, get(t, s, func(tx org.Tx) (int64, error) { return tx.AccessHead("r") }))
+		wantEqual(t, position, get(t, s, func(tx metering.Tx) (int64, error) { return tx.AccessHead("r") }))
 	}
-	wantEqual(t, get(t, s, func(tx org.Tx) (int64, error) { return tx.AccessHead("absent") }), int64(0))
+	wantEqual(t, get(t, s, func(tx metering.Tx) (int64, error) { return tx.AccessHead("absent") }), int64(0))
 }
 
 // testAccessFeedBounded: a step of a feed that finds nothing looks at a
@@ -498,11 +499,11 @@ func testAccessFeedBounded(t *testing.T, s Store) {
 	}
 	flush(t, s, 1, append(events, event("r", "b", 7000))...)
 	q := org.AccessQuery{RootID: "r", OrgID: "b", Path: "r/b/", Scope: org.ScopeSubtree, Limit: 5}
-	feed := get(t, s, func(tx org.Tx) (org.AccessFeed, error) { return tx.AccessFeed(q, 0) })
+	feed := get(t, s, func(tx metering.Tx) (org.AccessFeed, error) { return tx.AccessFeed(q, 0) })
 	if len(feed.Events) != 0 || !feed.More || feed.Position <= 0 || feed.Position >= 6001 {
 		t.Fatalf("the first step: %+v", feed)
 	}
-	feed = get(t, s, func(tx org.Tx) (org.AccessFeed, error) { return tx.AccessFeed(q, feed.Position) })
+	feed = get(t, s, func(tx metering.Tx) (org.AccessFeed, error) { return tx.AccessFeed(q, feed.Position) })
 	wantEqual(t, eventIDs(feed.Events), []string{event("r", "b", 7000).ID})
 	if feed.More || feed.Position != 6001 {
 		t.Errorf("the second step: position %d, more %v", feed.Position, feed.More)
@@ -524,7 +525,7 @@ func ingest(t testing.TB, s Store, events ...org.IncomingEvent) (duplicates int6
 
 func ingestFrom(t testing.TB, s Store, sender string, events ...org.IncomingEvent) (duplicates int64) {
 	t.Helper()
-	write(t, s, func(tx org.Tx) (err error) {
+	write(t, s, func(tx metering.Tx) (err error) {
 		duplicates, err = tx.InsertAccessEvents("r", sender, events)
 		return err
 	})
@@ -544,7 +545,7 @@ func testAccessSenders(t *testing.T, s Store) {
 	q := org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 100}
 	wantEqual(t, eventIDs(allEvents(t, s, q)), split("three three three two two two one one one"))
 	for range 6 {
-		write(t, s, func(tx org.Tx) error { _, err := tx.ExpireAccess("r", at(3), at(3), 2); return err })
+		write(t, s, func(tx metering.Tx) error { _, err := tx.ExpireAccess("r", at(3), at(3), 2); return err })
 	}
 	wantEqual(t, eventIDs(allEvents(t, s, q)), split("three three three"))
 	wantEqual(t, ingestFrom(t, s, "a", events...), int64(1))
@@ -560,7 +561,7 @@ func testAccessIngest(t *testing.T, s Store) {
 	wantEqual(t, ingest(t, s, incoming("a", "two", 5), incoming("r", "one", 1), incoming("a", "three", 6)), int64(2))
 	wantEqual(t, ingest(t, s, incoming("r", "", 2)), int64(0))
 	wantEqual(t, ingest(t, s), int64(0))
-	write(t, s, func(tx org.Tx) error {
+	write(t, s, func(tx metering.Tx) error {
 		other := incoming("q", "one", 1)
 		other.RootID = "q"
 		n, err := tx.InsertAccessEvents("q", "r", []org.IncomingEvent{other})
@@ -571,9 +572,9 @@ func testAccessIngest(t *testing.T, s Store) {
 	got := eventIDs(allEvents(t, s, q))
 	second := event("r", "r", 2).ID
 	wantEqual(t, got, []string{"three", "two", second, second, "one", event("r", "r", 0).ID})
-	feed := get(t, s, func(tx org.Tx) (org.AccessFeed, error) { return tx.AccessFeed(q, 0) })
+	feed := get(t, s, func(tx metering.Tx) (org.AccessFeed, error) { return tx.AccessFeed(q, 0) })
 	wantEqual(t, eventIDs(feed.Events), []string{event("r", "r", 0).ID, "one", second})
-	if err := s.Write(t.Context(), func(tx org.Tx) error {
+	if err := s.Metering().Write(t.Context(), func(tx metering.Tx) error {
 		if _, err := tx.InsertAccessEvents("r", "r", []org.IncomingEvent{incoming("r", "four", 1)}); err != nil {
 			return err
 		}
@@ -582,9 +583,9 @@ func testAccessIngest(t *testing.T, s Store) {
 		t.Fatal(err)
 	}
 	wantEqual(t, ingest(t, s, incoming("r", "four", 9)), int64(0))
-	wantEqual(t, get(t, s, func(tx org.Tx) ([]string, error) { return tx.AccessRoots("", 5) }), []string{"q", "r"})
-	wantEqual(t, get(t, s, func(tx org.Tx) ([]string, error) { return tx.AccessRoots("", 1) }), []string{"q"})
-	wantEqual(t, get(t, s, func(tx org.Tx) ([]string, error) { return tx.AccessRoots("q", 5) }), []string{"r"})
+	wantEqual(t, get(t, s, func(tx metering.Tx) ([]string, error) { return tx.AccessRoots("", 5) }), []string{"q", "r"})
+	wantEqual(t, get(t, s, func(tx metering.Tx) ([]string, error) { return tx.AccessRoots("", 1) }), []string{"q"})
+	wantEqual(t, get(t, s, func(tx metering.Tx) ([]string, error) { return tx.AccessRoots("q", 5) }), []string{"r"})
 }
 
 // testAccessIngestRace: of the same events, sent many times at once in
@@ -601,7 +602,7 @@ func testAccessIngestRace(t *testing.T, s Store) {
 				n := (i*7 + c*13) % events
 				batch = append(batch, incoming("r", fmt.Sprint("id-", n), n))
 			}
-			if err := s.Write(context.Background(), func(tx org.Tx) error {
+			if err := s.Metering().Write(context.Background(), func(tx metering.Tx) error {
 				n, err := tx.InsertAccessEvents("r", "r", batch)
 				if err == nil {
 					accepted.Add(events - n)
@@ -631,7 +632,7 @@ func testAccessExpiry(t *testing.T, s Store) {
 	ingest(t, s, events...)
 	expire := func(events, claims time.Time, limit int) (n int64) {
 		t.Helper()
-		write(t, s, func(tx org.Tx) (err error) {
+		write(t, s, func(tx metering.Tx) (err error) {
 			n, err = tx.ExpireAccess("r", events, claims, limit)
 			return err
 		})
@@ -654,7 +655,7 @@ func testAccessRetention(t *testing.T, s Store) {
 	plant(t, s, "r/")
 	find := func() (*org.AccessRetention, error) {
 		var r *org.AccessRetention
-		err := s.Read(t.Context(), func(tx org.Tx) (err error) {
+		err := s.Metering().Read(t.Context(), func(tx metering.Tx) (err error) {
 			r, err = tx.AccessRetention("r")
 			return err
 		})
@@ -663,7 +664,7 @@ func testAccessRetention(t *testing.T, s Store) {
 	_, err := find()
 	wantErr(t, err, org.ErrAbsent)
 	for _, want := range []*org.AccessRetention{{RootID: "r", Days: 30, UpdatedAt: at(1)}, {RootID: "r", Days: 40, UpdatedAt: at(2)}} {
-		write(t, s, func(tx org.Tx) error { return tx.PutAccessRetention(want) })
+		write(t, s, func(tx metering.Tx) error { return tx.PutAccessRetention(want) })
 		got, err := find()
 		wantErr(t, err, nil)
 		wantEqual(t, got, want)
@@ -697,7 +698,7 @@ func testPartition(t *testing.T, s Store) {
 		t.Errorf("the floor is %v", floor)
 	}
 	for n := int64(1); n > 0; {
-		write(t, s, func(tx org.Tx) (err error) {
+		write(t, s, func(tx metering.Tx) (err error) {
 			n, err = tx.ExpireAccess("r", floor, later, 2)
 			return err
 		})

@@ -6,6 +6,7 @@ import (
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -17,7 +18,7 @@ func testHolding(t *testing.T, s Store) {
 	named := newOrg("r/d_%/")
 	named.ID, named.Path, named.Name = "d", "r/d/", "50%_Off!"
 	insert(t, s, named)
-	write(t, s, func(tx org.Tx) error {
+	write(t, s, func(tx metering.Tx) error {
 		for _, k := range []struct{ id, path, name, ip string }{
 			{"k1", "r/a/", "Jane@Example.com", ""}, {"k2", "r/a/b/", "x", "192.0.2.7"}, {"k3", "r/c/", "JANE@example.com", ""}, {"k4", "q/", "jane@example.com", ""},
 		} {
@@ -35,7 +36,7 @@ func testHolding(t *testing.T, s Store) {
 		t.Helper()
 		q.RootID = "r"
 		for more := true; more; more = q.After != nil {
-			read(t, s, func(tx org.Tx) (err error) {
+			read(t, s, func(tx metering.Tx) (err error) {
 				var page []*key.Key
 				page, q.After, err = tx.KeysHolding(q)
 				for _, k := range page {
@@ -50,7 +51,7 @@ func testHolding(t *testing.T, s Store) {
 		t.Helper()
 		q.RootID = "r"
 		for more := true; more; more = q.After != nil {
-			read(t, s, func(tx org.Tx) (err error) {
+			read(t, s, func(tx metering.Tx) (err error) {
 				var page []*org.Organization
 				page, q.After, err = tx.OrgsHolding(q)
 				found = append(found, ids(page)...)
@@ -77,7 +78,7 @@ func testHolding(t *testing.T, s Store) {
 
 func testErase(t *testing.T, s Store) {
 	plant(t, s, "r/", "q/")
-	write(t, s, func(tx org.Tx) error {
+	write(t, s, func(tx metering.Tx) error {
 		if err := tx.InsertKey(newKey("k", "r/")); err != nil {
 			return err
 		}
@@ -95,7 +96,7 @@ func testErase(t *testing.T, s Store) {
 
 	adjustment := usage.Adjustment{RootID: "r", OrgID: "r", Month: "2026-11", ID: "adj_1", For: "2026-10", Meter: "api_calls", Quantity: 1,
 		Reason: "why", Origin: usage.FromActor, CreatedBy: "operator", CreatedAt: at(5)}
-	write(t, s, func(tx org.Tx) error {
+	write(t, s, func(tx metering.Tx) error {
 		other := adjustment
 		other.ID = "adj_2"
 		if err := tx.PutAdjustments([]usage.Adjustment{adjustment, other}); err != nil {
@@ -104,28 +105,28 @@ func testErase(t *testing.T, s Store) {
 		return tx.BlankReasons([]usage.Adjustment{{RootID: "r", OrgID: "r", ID: "adj_1"}, {RootID: "q", OrgID: "q", ID: "adj_2"}})
 	})
 	var reasons []string
-	for _, a := range get(t, s, func(tx org.Tx) (list []usage.Adjustment, err error) {
-		list, _, err = tx.Adjustments(org.AdjustmentQuery{RootID: "r", OrgID: "r", Limit: 10})
+	for _, a := range get(t, s, func(tx metering.Tx) (list []usage.Adjustment, err error) {
+		list, _, err = tx.Adjustments(metering.AdjustmentQuery{RootID: "r", OrgID: "r", Limit: 10})
 		return list, err
 	}) {
 		reasons = append(reasons, a.ID+" "+a.Reason)
 	}
 	wantEqual(t, sorted(reasons), []string{"adj_1 ", "adj_2 why"})
 
-	wantErr(t, s.Write(t.Context(), func(tx org.Tx) error {
+	wantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error {
 		return tx.PutAuditValues("r", []audit.Record{{Seq: 2, Values: []byte("{}")}})
 	}), org.ErrStale)
-	wantErr(t, s.Write(t.Context(), func(tx org.Tx) error {
+	wantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error {
 		absent := one
 		absent.Seq = 99
 		return tx.PutAccessEvents([]access.Event{absent})
 	}), org.ErrStale)
-	read(t, s, func(tx org.Tx) error {
+	read(t, s, func(tx metering.Tx) error {
 		_, err := tx.AccessEvent("q", one.Timestamp, one.Seq)
 		wantErr(t, err, org.ErrAbsent)
 		return nil
 	})
-	write(t, s, func(tx org.Tx) error {
+	write(t, s, func(tx metering.Tx) error {
 		e, err := tx.AccessEvent("r", one.Timestamp, one.Seq)
 		if err != nil {
 			return err
@@ -158,7 +159,7 @@ func testErase(t *testing.T, s Store) {
 	wantEqual(t, allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10}), []access.Event{two, one})
 	entries := allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10, Ascending: true})
 	wantEqual(t, []string{string(entries[0].Values), string(entries[1].Values)}, []string{`{"ip":"::1"}`, "{}"})
-	read(t, s, func(tx org.Tx) error {
+	read(t, s, func(tx metering.Tx) error {
 		k, err := tx.Key("k")
 		if err != nil {
 			return err

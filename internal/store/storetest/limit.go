@@ -6,56 +6,58 @@ import (
 	"testing"
 
 	"github.com/orgd/orgd/internal/access"
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/usage"
 )
 
 func testLimits(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "q/")
-	limits := func(rootID string, ids ...string) []org.Limit {
+	limits := func(rootID string, ids ...string) []usage.Limit {
 		t.Helper()
-		list := get(t, s, func(tx org.Tx) ([]org.Limit, error) { return tx.Limits(rootID, ids) })
-		slices.SortFunc(list, func(a, b org.Limit) int { return cmp.Or(cmp.Compare(a.OrgID, b.OrgID), cmp.Compare(a.Meter, b.Meter)) })
+		list := get(t, s, func(tx metering.Tx) ([]usage.Limit, error) { return tx.Limits(rootID, ids) })
+		slices.SortFunc(list, func(a, b usage.Limit) int {
+			return cmp.Or(cmp.Compare(a.OrgID, b.OrgID), cmp.Compare(a.Meter, b.Meter))
+		})
 		return list
 	}
-	wantEqual(t, limits("r", "r", "a"), []org.Limit{})
-	of := func(rootID, id, meter string, amount usage.Decimal, e org.Enforcement, version int64) org.Limit {
-		return org.Limit{RootID: rootID, OrgID: id, Meter: meter, Amount: amount, Enforcement: e, UpdatedAt: at(int(version)), Version: version}
+	wantEqual(t, limits("r", "r", "a"), []usage.Limit{})
+	of := func(rootID, id, meter string, amount usage.Decimal, e usage.Enforcement, version int64) usage.Limit {
+		return usage.Limit{RootID: rootID, OrgID: id, Meter: meter, Amount: amount, Enforcement: e, UpdatedAt: at(int(version)), Version: version}
 	}
-	put := func(l org.Limit) {
+	put := func(l usage.Limit) {
 		t.Helper()
-		write(t, s, func(tx org.Tx) error { return tx.PutLimit(&l) })
+		write(t, s, func(tx metering.Tx) error { return tx.PutLimit(&l) })
 	}
-	whole, calls, storage, foreign := of("r", "r", "api_calls", usage.MaxDecimal, org.Soft, 1), of("r", "a", "api_calls", 1, org.Hard, 1),
-		of("r", "a", "storage_used", 0, org.Hard, 1), of("q", "q", "api_calls", 5, org.Hard, 1)
-	for _, l := range []org.Limit{whole, calls, storage, foreign} {
+	whole, calls, storage, foreign := of("r", "r", "api_calls", usage.MaxDecimal, usage.Soft, 1), of("r", "a", "api_calls", 1, usage.Hard, 1),
+		of("r", "a", "storage_used", 0, usage.Hard, 1), of("q", "q", "api_calls", 5, usage.Hard, 1)
+	for _, l := range []usage.Limit{whole, calls, storage, foreign} {
 		put(l)
 	}
-	wantEqual(t, limits("r", "r", "a", "q", "absent"), []org.Limit{calls, storage, whole})
-	wantEqual(t, limits("r", "r"), []org.Limit{whole})
-	wantEqual(t, limits("q", "q", "r"), []org.Limit{foreign})
-	wantEqual(t, limits("r"), []org.Limit{})
+	wantEqual(t, limits("r", "r", "a", "q", "absent"), []usage.Limit{calls, storage, whole})
+	wantEqual(t, limits("r", "r"), []usage.Limit{whole})
+	wantEqual(t, limits("q", "q", "r"), []usage.Limit{foreign})
+	wantEqual(t, limits("r"), []usage.Limit{})
 
 	before := s.Generation("r")
-	calls = of("r", "a", "api_calls", 2*usage.One, org.Soft, 2)
-	write(t, s, func(tx org.Tx) error {
+	calls = of("r", "a", "api_calls", 2*usage.One, usage.Soft, 2)
+	write(t, s, func(tx metering.Tx) error {
 		if _, err := tx.Lock("r"); err != nil {
 			return err
 		}
 		return tx.PutLimit(&calls)
 	})
-	wantEqual(t, limits("r", "a"), []org.Limit{calls, storage})
+	wantEqual(t, limits("r", "a"), []usage.Limit{calls, storage})
 	if s.Generation("r") == before {
 		t.Error("a limit that has changed does not change the generation")
 	}
-	write(t, s, func(tx org.Tx) error { return tx.DeleteLimit("r", "a", "api_calls") })
-	write(t, s, func(tx org.Tx) error { return tx.DeleteLimit("r", "a", "api_calls") })
-	wantEqual(t, limits("r", "r", "a"), []org.Limit{storage, whole})
+	write(t, s, func(tx metering.Tx) error { return tx.DeleteLimit("r", "a", "api_calls") })
+	write(t, s, func(tx metering.Tx) error { return tx.DeleteLimit("r", "a", "api_calls") })
+	wantEqual(t, limits("r", "r", "a"), []usage.Limit{storage, whole})
 
-	write(t, s, func(tx org.Tx) error { _, err := tx.MarkDeleted("r", "r/a/", "del", at(3)); return err })
-	wantEqual(t, limits("r", "a"), []org.Limit{storage})
+	write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted("r", "r/a/", "del", at(3)); return err })
+	wantEqual(t, limits("r", "a"), []usage.Limit{storage})
 	purge(t, s, "r", "del")
-	wantEqual(t, limits("r", "r", "a"), []org.Limit{whole})
+	wantEqual(t, limits("r", "r", "a"), []usage.Limit{whole})
 }
 
 // What a limit is compared with: a subtree's consumption of one month, under
@@ -64,11 +66,11 @@ func testConsumed(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "r/a/b/", "r/c/")
 	consumed := func(id string, month usage.Month, meter string) usage.Decimal {
 		t.Helper()
-		return get(t, s, func(tx org.Tx) (usage.Decimal, error) { return tx.Consumed("r", id, month, meter) })
+		return get(t, s, func(tx metering.Tx) (usage.Decimal, error) { return tx.Consumed("r", id, month, meter) })
 	}
 	position := func() access.Position {
 		t.Helper()
-		return get(t, s, func(tx org.Tx) (access.Position, error) { return tx.SpoolPosition("spool") })
+		return get(t, s, func(tx metering.Tx) (access.Position, error) { return tx.SpoolPosition("spool") })
 	}
 	month := usage.MonthOf(epoch)
 	wantEqual(t, consumed("r", month, usage.APICalls), usage.Decimal(0))

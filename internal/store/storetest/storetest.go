@@ -1,5 +1,6 @@
 // Package storetest is the conformance suite that every store must pass. It
-// says, test by test, what org.Store and access.Sink promise.
+// says, test by test, what org.Store, metering.Store and access.Sink
+// promise.
 package storetest
 
 import (
@@ -18,6 +19,7 @@ import (
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 )
 
@@ -26,6 +28,7 @@ type Store interface {
 	org.Store
 	access.Sink
 	SpoolPosition(ctx context.Context, spoolID string) (access.Position, error)
+	Metering() metering.Store
 }
 
 // Run runs the suite. Each call of open returns a new, empty store, which is
@@ -115,25 +118,25 @@ var epoch = time.Date(2026, 11, 23, 12, 0, 0, 123456000, time.UTC)
 
 func at(seconds int) time.Time { return epoch.Add(time.Duration(seconds) * time.Second) }
 
-func write(t testing.TB, s Store, fn func(org.Tx) error) {
+func write(t testing.TB, s Store, fn func(metering.Tx) error) {
 	t.Helper()
-	if err := s.Write(t.Context(), fn); err != nil {
+	if err := s.Metering().Write(t.Context(), fn); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func read(t testing.TB, s Store, fn func(org.Tx) error) {
+func read(t testing.TB, s Store, fn func(metering.Tx) error) {
 	t.Helper()
-	if err := s.Read(t.Context(), fn); err != nil {
+	if err := s.Metering().Read(t.Context(), fn); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // get returns what one read method returns.
-func get[T any](t testing.TB, s Store, fn func(org.Tx) (T, error)) T {
+func get[T any](t testing.TB, s Store, fn func(metering.Tx) (T, error)) T {
 	t.Helper()
 	var v T
-	read(t, s, func(tx org.Tx) (err error) {
+	read(t, s, func(tx metering.Tx) (err error) {
 		v, err = fn(tx)
 		return err
 	})
@@ -169,7 +172,7 @@ func newOrg(path string) *org.Organization {
 // insert inserts organizations, and starts the logs of the roots among them.
 func insert(t testing.TB, s Store, orgs ...*org.Organization) {
 	t.Helper()
-	write(t, s, func(tx org.Tx) error {
+	write(t, s, func(tx metering.Tx) error {
 		if err := tx.InsertOrgs(orgs); err != nil {
 			return err
 		}
@@ -202,7 +205,7 @@ func newKey(id, path string) *key.Key {
 }
 
 // appendAudit appends one entry for each path to the log of a root.
-func appendAudit(tx org.Tx, rootID, action string, paths ...string) error {
+func appendAudit(tx metering.Tx, rootID, action string, paths ...string) error {
 	head, err := tx.Lock(rootID)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 )
 
@@ -62,7 +63,7 @@ func testTogether(t *testing.T, s Store) {
 						}
 						o.Version++
 						err = errors.Join(tx.UpdateOrg(o), tx.InsertOrgs([]*org.Organization{newOrg(rootID + "/" + id + "/")}),
-							appendAudit(tx, rootID, "x", rootID+"/"))
+							appendAudit(s.Metering().In(tx), rootID, "x", rootID+"/"))
 						return errors.Join(err, way.ends(true))
 					})
 					if way.failed(err) {
@@ -79,10 +80,10 @@ func testTogether(t *testing.T, s Store) {
 			want = append(want, int64(i))
 		}
 		wantEqual(t, seqs(allAudit(t, s, org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Limit: 1000, Ascending: true})), want)
-		o := get(t, s, func(tx org.Tx) (*org.Organization, error) { return tx.Org(rootID) })
+		o := get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org(rootID) })
 		wantEqual(t, o.Version, int64(made[rootID]+1))
 		wantEqual(t, len(live(t, s, rootID)), made[rootID]+1)
-		head := get(t, s, func(tx org.Tx) (int64, error) {
+		head := get(t, s, func(tx metering.Tx) (int64, error) {
 			h, err := tx.Head(rootID, "", -1)
 			if err != nil {
 				return 0, err

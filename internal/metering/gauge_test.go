@@ -1,4 +1,4 @@
-package org
+package metering
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -55,11 +56,11 @@ type limitedTx struct {
 	l *limited
 }
 
-func (t limitedTx) Limits(_ string, ids []string) ([]Limit, error) {
-	var list []Limit
+func (t limitedTx) Limits(_ string, ids []string) ([]usage.Limit, error) {
+	var list []usage.Limit
 	for id, amount := range t.l.limits {
 		if slices.Contains(ids, id) {
-			list = append(list, Limit{RootID: "r", OrgID: id, Meter: "m", Amount: amount, Enforcement: Hard})
+			list = append(list, usage.Limit{RootID: "r", OrgID: id, Meter: "m", Amount: amount, Enforcement: usage.Hard})
 		}
 	}
 	return list, nil
@@ -93,7 +94,7 @@ func (l *limited) store(n int) {
 }
 
 func (l *limited) add(path string, amount usage.Decimal) {
-	for _, id := range SplitPath(path) {
+	for _, id := range org.SplitPath(path) {
 		l.consumed[id] += amount
 	}
 }
@@ -131,7 +132,7 @@ func TestGaugesAreExact(t *testing.T) {
 		sums := map[string]usage.Decimal{} // let through and not given up, by organization
 		paths := []string{"r/", "r/a/", "r/a/b/"}
 		count := func(path string, amount usage.Decimal) {
-			for _, id := range SplitPath(path) {
+			for _, id := range org.SplitPath(path) {
 				sums[id] += amount
 			}
 		}
@@ -151,7 +152,7 @@ func TestGaugesAreExact(t *testing.T) {
 				path := rapid.SampledFrom(paths).Draw(t, "path")
 				amount := usage.Decimal(rapid.IntRange(0, 25).Draw(t, "amount"))
 				fits := true
-				for _, id := range SplitPath(path) {
+				for _, id := range org.SplitPath(path) {
 					fits = fits && (amount == 0 || sums[id]+amount <= l.limits[id])
 				}
 				r, err := s.Admit(context.Background(), Charge{RootID: "r", Path: path, Month: "2026-11", Meter: "m", Quantity: amount})

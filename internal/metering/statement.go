@@ -1,4 +1,4 @@
-package org
+package metering
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -176,7 +177,7 @@ func (w *statementWriter) organizations() error {
 
 // stateMonth writes the statement of a month that was closed in this change,
 // and drafts the entry that holds its hash.
-func (c *Change) stateMonth(root *Organization, month usage.Month) (audit.Draft, error) {
+func (c *change) stateMonth(root *org.Organization, month usage.Month) (audit.Draft, error) {
 	entry := c.Entry(root, audit.ActionMonthClosed, audit.Target{Type: "month", ID: string(month)}, nil)
 	s := &Statement{RootID: root.ID, Month: month, EntryID: entry.ID}
 	sum, err := writeStatement(c.Tx, s)
@@ -195,7 +196,7 @@ func (s *Service) Statement(ctx context.Context, rootID string, month usage.Mont
 		st, err = tx.Statement(rootID, month)
 		return err
 	})
-	if errors.Is(err, ErrAbsent) {
+	if errors.Is(err, org.ErrAbsent) {
 		return nil, problem.New(problem.NotFound, "There is no statement of this month: it is not closed yet, or nothing was consumed in it.")
 	}
 	return st, err

@@ -1,4 +1,4 @@
-package org
+package metering
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -31,7 +32,7 @@ func (s *Service) openMonth(tx Tx, rootID string, month usage.Month, now time.Ti
 			continue
 		}
 		closed, err := tx.HoldMonth(rootID, month)
-		if errors.Is(err, ErrAbsent) {
+		if errors.Is(err, org.ErrAbsent) {
 			if err = tx.OpenMonth(rootID, month); err == nil {
 				closed, err = tx.HoldMonth(rootID, month)
 			}
@@ -51,8 +52,8 @@ func (s *Service) openMonth(tx Tx, rootID string, month usage.Month, now time.Ti
 // Tx.CloseMonth, is final. The month's statement is written from it, and its
 // hash is what the audit entry holds. Closing a closed month does nothing.
 func (s *Service) CloseMonth(ctx context.Context, rootID string, month usage.Month) (audit.Receipt, error) {
-	call := &Call{Actor: auth.System()}
-	return s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+	call := &org.Call{Actor: auth.System()}
+	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, err := c.Locked(rootID)
 		if err != nil || o == nil {
 			return nil, nil, err
@@ -163,7 +164,7 @@ func (s *Service) GiveUpSpool(ctx context.Context, id, reason string) (last usag
 		}
 		return tx.GiveUpSpool(id, last.End(), reason, s.Now())
 	})
-	if errors.Is(err, ErrAbsent) {
+	if errors.Is(err, org.ErrAbsent) {
 		err = problem.New(problem.NotFound, "No month waits for a spool %s.", id).
 			WithFix("The server's log and /service_status name the spools that months wait for.")
 	}
@@ -227,7 +228,7 @@ func (s *Service) closeAll(ctx context.Context, months []Month) error {
 				// and with it whoever could ask.
 				err = s.store.Write(ctx, func(tx Tx) error {
 					_, err := tx.HoldMonth(m.RootID, m.Month)
-					if errors.Is(err, ErrAbsent) {
+					if errors.Is(err, org.ErrAbsent) {
 						return nil // the purge is complete: nothing of it comes back
 					}
 					if err == nil {

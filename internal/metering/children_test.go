@@ -1,4 +1,4 @@
-package org
+package metering
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -118,7 +119,7 @@ func TestChildrenAreSortedWithinBounds(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	f.reads = 0
-	if _, err := s.AllChildren(WithRecheck(ctx, func(context.Context) error { cancel(); return nil }), ChildrenQuery{Sort: ByOwn}); err == nil || f.reads > 1 {
+	if _, err := s.AllChildren(org.WithRecheck(ctx, func(context.Context) error { cancel(); return nil }), ChildrenQuery{Sort: ByOwn}); err == nil || f.reads > 1 {
 		t.Errorf("after its client is gone: %v after %d reads", err, f.reads)
 	}
 }

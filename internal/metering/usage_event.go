@@ -1,4 +1,4 @@
-package org
+package metering
 
 import (
 	"cmp"
@@ -11,10 +11,10 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -98,16 +98,6 @@ const noPlace = "names no organization that this call reaches"
 // storable reports whether s is text that every database holds.
 func storable(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }
 
-// senderOf returns in whose namespace the ids are that the actor gives to
-// events: that of the key's own organization, whichever of its keys it uses, and
-// in each root one of the operator, which is no organization's id.
-func senderOf(a *auth.Actor) string {
-	if a.OrgID == "" {
-		return "/operator"
-	}
-	return a.OrgID
-}
-
 // lowering says why something may not be taken off the consumption of an
 // organization.
 const lowering = "what an organization has consumed is lowered from above, with a key that reaches its parent, and that of a root by the operator"
@@ -119,7 +109,7 @@ func mayLower(a *auth.Actor, path string) bool {
 	if a.Everywhere() {
 		return true
 	}
-	ids := SplitPath(path)
+	ids := org.SplitPath(path)
 	return len(ids) > 1 && a.Sees(strings.TrimSuffix(path, ids[len(ids)-1]+"/"))
 }
 
@@ -134,7 +124,7 @@ func refuseLowering(tx Tx, a *auth.Actor, path, meter string) (string, error) {
 		return lowering, nil
 	}
 	rootID, _, _ := strings.Cut(path, "/")
-	limits, err := chainLimits(tx, rootID, path)
+	limits, err := org.ChainLimits(tx, rootID, path)
 	for i := range limits {
 		if l := &limits[i]; l.Meter == meter && !mayLower(a, pathOf(path, l.OrgID)) {
 			return fmt.Sprintf("it would lower what counts against the limit of %s, which this key may not change", l.OrgID), err
@@ -157,7 +147,7 @@ func checkEvents(events []UsageEvent, now time.Time) error {
 		case len(e.Source) > maxUsageSource || !storable(e.Source):
 			bad.add(i, "/source", "must be at most 512 bytes of UTF-8 without NUL")
 		case key.Holds(e.ID):
-			bad.add(i, "/id", secretInID)
+			bad.add(i, "/id", key.SecretInID)
 		case e.OrgID != "" && !ident.Valid(e.OrgID):
 			bad.add(i, "/org_id", noPlace)
 		case e.At.IsZero():
@@ -183,14 +173,14 @@ func checkEvents(events []UsageEvent, now time.Time) error {
 // The error is problem.EventInvalid, naming the bad events, or
 // problem.LimitExceeded if those that are not duplicates do not all fit into
 // the hard limits.
-func (s *Service) Ingest(ctx context.Context, call *Call, orgID string, events []UsageEvent) (Ingestion, error) {
+func (s *Service) Ingest(ctx context.Context, call *org.Call, orgID string, events []UsageEvent) (Ingestion, error) {
 	now := s.Now()
 	if err := checkEvents(events, now); err != nil {
 		return Ingestion{}, err
 	}
 	within := ""
 	if orgID != "" {
-		snap, err := s.Find(ctx, call.Actor, orgID)
+		snap, err := s.orgs.Find(ctx, call.Actor, orgID)
 		if err != nil {
 			return Ingestion{}, err
 		}
@@ -205,7 +195,7 @@ func (s *Service) Ingest(ctx context.Context, call *Call, orgID string, events [
 	}
 	slices.Sort(in.orgIDs)
 	in.orgIDs = slices.Compact(in.orgIDs)
-	leave, err := s.bulkTurn(ctx, call, len(events))
+	leave, err := s.orgs.BulkTurn(ctx, call, len(events))
 	if err != nil {
 		return Ingestion{}, err
 	}
@@ -215,25 +205,17 @@ func (s *Service) Ingest(ctx context.Context, call *Call, orgID string, events [
 		if err := in.watch(ctx, within); err != nil {
 			return Ingestion{}, err
 		}
-		err = s.write(ctx, call, func(tx Tx) error {
+		err = s.orgs.Deliver(ctx, call, key.ConsumptionWrite, func(tx org.Tx, present *org.Call) (any, string, error) {
 			in.reservation.Release() // of an attempt before
 			in.reservation = nil
-			now, err := s.presentCall(tx, call)
-			if err != nil {
-				return err
+			path := cmp.Or(within, present.Actor.Path)
+			if err := present.Actor.Demand(path, key.ConsumptionWrite); err != nil {
+				return nil, "", err
 			}
-			path := cmp.Or(within, now.Actor.Path)
-			if err := now.Actor.Demand(path, key.ConsumptionWrite); err != nil {
-				return err
-			}
-			in.call = now
-			if out, err = in.run(tx); err != nil {
-				return err
-			}
-			if err := s.stays(tx, now, key.ConsumptionWrite, path); err != nil {
-				return err
-			}
-			return remember(tx, now, in.now, out, audit.Receipt{})
+			in.call = present
+			var err error
+			out, err = in.run(s.store.In(tx))
+			return out, path, err
 		})
 		if err != errNoGauge {
 			break
@@ -259,22 +241,10 @@ func (s *Service) Ingest(ctx context.Context, call *Call, orgID string, events [
 	return out, err
 }
 
-// bulkEvents is from how many events on a transaction takes so long that a root
-// has only one of them under way: SQLite has one writer for all.
-const bulkEvents = 500
-
-// bulkTurn waits for the turn of a call with so many events.
-func (s *Service) bulkTurn(ctx context.Context, call *Call, events int) (leave func(), err error) {
-	if events < bulkEvents {
-		return func() {}, nil
-	}
-	return s.bulk.take(ctx, call.Actor.RootID)
-}
-
 // ingestion is one call of Ingest.
 type ingestion struct {
 	service     *Service
-	call        *Call
+	call        *org.Call
 	now         time.Time
 	orgID       string
 	events      []UsageEvent
@@ -287,7 +257,7 @@ type ingestion struct {
 // reaches reports whether an event may be for an organization: the actor may send
 // some for it, and it lies where the events were sent to. Of any other the transaction
 // reads where it is, and neither locks nor keeps anything.
-func (in *ingestion) reaches(place Place, within string) bool {
+func (in *ingestion) reaches(place org.Place, within string) bool {
 	return in.call.Actor.Can(key.ConsumptionWrite, place.Path) && strings.HasPrefix(place.Path, within)
 }
 
@@ -297,7 +267,7 @@ func (in *ingestion) watch(ctx context.Context, within string) error {
 	in.limits = map[string]*bounds{}
 	// One query for all: it takes as long for organizations that the actor does
 	// not see as for those that nobody has.
-	var places map[string]Place
+	var places map[string]org.Place
 	if err := in.service.store.Read(ctx, func(tx Tx) (err error) {
 		places, err = tx.Places(in.orgIDs)
 		return err
@@ -355,7 +325,7 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 				return out, err
 			}
 			if within = target[in.orgID].Path; within == "" {
-				return out, NotFound()
+				return out, org.NotFound()
 			}
 		}
 	}
@@ -419,7 +389,7 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 					break
 				}
 			}
-			stored = append(stored, usage.Event{EventKey: usage.EventKey{RootID: place.RootID, Sender: senderOf(in.call.Actor), Source: e.Source, ID: e.ID, Part: part},
+			stored = append(stored, usage.Event{EventKey: usage.EventKey{RootID: place.RootID, Sender: org.SenderOf(in.call.Actor), Source: e.Source, ID: e.ID, Part: part},
 				OrgID: e.OrgID, Meter: m.Slug, At: e.At, Quantity: quantity})
 			origin = append(origin, i)
 			aggregation = append(aggregation, m.Aggregation)
@@ -486,7 +456,7 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 		entries[i] = *e
 		rootID, _, _ := strings.Cut(e.Path, "/")
 		if in.limits[e.Path] == nil { // it was moved meanwhile
-			limits, err := chainLimits(tx, rootID, e.Path)
+			limits, err := org.ChainLimits(tx, rootID, e.Path)
 			if err != nil {
 				return out, err
 			}
@@ -522,7 +492,7 @@ type rootMonth struct {
 
 // hold returns, for the months in which events of each root lie, those in
 // which they are counted, and keeps these from being closed.
-func (in *ingestion) hold(tx Tx, places map[string]Place, within string) (map[rootMonth]usage.Month, error) {
+func (in *ingestion) hold(tx Tx, places map[string]org.Place, within string) (map[rootMonth]usage.Month, error) {
 	held := map[rootMonth]usage.Month{}
 	var order []rootMonth
 	for i := range in.events {
@@ -559,7 +529,7 @@ type entryKey struct {
 
 // booking adds up what events add to the consumption of their organizations.
 type booking struct {
-	places  map[string]Place
+	places  map[string]org.Place
 	months  map[rootMonth]usage.Month
 	states  map[usage.Series]usage.State
 	entries map[entryKey]*usage.Entry

@@ -1,4 +1,4 @@
-package org
+package metering
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -22,7 +23,7 @@ type Demand struct {
 
 // Decision is what has to be recorded of a request.
 type Decision struct {
-	Org         *Snapshot // nil if the key cannot see the one that the demand names
+	Org         *org.Snapshot // nil if the key cannot see the one that the demand names
 	Usage       []access.Usage
 	Reservation *Reservation
 }
@@ -30,7 +31,7 @@ type Decision struct {
 // Decide decides about a request to a product at the time at, made with a key
 // that has been authenticated. A request that is allowed is counted for the
 // organization that the demand names, and every hard limit that binds it has
-// room for it until the reservation is ended. The error is NotFound if the key
+// room for it until the reservation is ended. The error is org.NotFound if the key
 // cannot see the organization, PermissionDenied, LimitExceeded, or
 // InvalidParameter for a meter that cannot be counted by requests; the
 // decision then counts nothing.
@@ -43,7 +44,7 @@ func (s *Service) Decide(ctx context.Context, actor *auth.Actor, d *Demand, at t
 				WithFix("Use a key of an organization.")
 		}
 	}
-	snap, err := s.Find(ctx, actor, id)
+	snap, err := s.orgs.Find(ctx, actor, id)
 	if err != nil {
 		return out, err
 	}

@@ -1,4 +1,4 @@
-package org
+package metering
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -239,7 +240,7 @@ func (g *gauges) forget(rootID string, orgIDs []string) {
 // hold is what the charges of a reservation add to one gauge, all together.
 type hold struct {
 	gauge    *gauge
-	limit    *Limit // the tightest of those that were known for the gauge
+	limit    *usage.Limit // the tightest of those that were known for the gauge
 	month    usage.Month
 	quantity usage.Decimal
 }
@@ -365,7 +366,7 @@ func (s *Service) watchLimits(ctx context.Context, charges ...Charge) (map[strin
 			known[c.Path] = b
 		}
 		for j := range b.limits {
-			if l := &b.limits[j]; l.Enforcement == Hard && l.Meter == c.Meter {
+			if l := &b.limits[j]; l.Enforcement == usage.Hard && l.Meter == c.Meter {
 				keys = append(keys, gaugeKey{c.RootID, l.OrgID, c.Month, c.Meter})
 			}
 		}
@@ -417,7 +418,7 @@ func (s *Service) reserve(charges []Charge, check bool, known map[string]*bounds
 		}
 		for j := range b.limits {
 			l := &b.limits[j]
-			if l.Enforcement != Hard || l.Meter != c.Meter {
+			if l.Enforcement != usage.Hard || l.Meter != c.Meter {
 				continue
 			}
 			if r == nil {
@@ -604,4 +605,12 @@ func (s *Service) readGauges(ctx context.Context, age time.Duration) error {
 		one.recorded = waiting
 	}
 	return nil
+}
+
+// CountCall counts a call of orgd itself, made at a time, for the organization of
+// the actor who makes it: an API call is what it consumes, whatever its limits. What
+// it returns is to be recorded, or the reservation to be released.
+func (s *Service) CountCall(ctx context.Context, a *auth.Actor, at time.Time) ([]access.Usage, *Reservation) {
+	return []access.Usage{{RootID: a.RootID, Path: a.Path, At: at, Meter: usage.APICalls, Quantity: usage.One}},
+		s.Count(ctx, Charge{RootID: a.RootID, Path: a.Path, Month: usage.MonthOf(at), Meter: usage.APICalls, Quantity: usage.One})
 }

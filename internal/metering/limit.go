@@ -1,4 +1,4 @@
-package org
+package metering
 
 import (
 	"context"
@@ -9,38 +9,19 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
 
-// Enforcement says what happens at a limit.
-type Enforcement string
-
-const (
-	Soft Enforcement = "soft" // it is shown
-	Hard Enforcement = "hard" // what would exceed it is refused
-)
-
-// Limit bounds what the subtree of an organization consumes of a meter in one
-// calendar month.
-type Limit struct {
-	RootID      string
-	OrgID       string // the organization that the limit is set on
-	Meter       string
-	Amount      usage.Decimal
-	Enforcement Enforcement
-	UpdatedAt   time.Time
-	Version     int64
-}
-
-// ETag returns the strong entity tag of the limit itself, without its use.
-func (l *Limit) ETag() string {
-	return etag("limit "+l.Meter, []*Organization{{Path: l.OrgID, Version: l.Version, CreatedAt: l.UpdatedAt}})
+// LimitETag returns the strong entity tag of a limit itself, without its use.
+func LimitETag(l *usage.Limit) string {
+	return org.ETag("limit "+l.Meter, org.Stamp{Path: l.OrgID, Version: l.Version, At: l.UpdatedAt})
 }
 
 // LimitUse is a limit with what was consumed under it.
 type LimitUse struct {
-	Limit
+	usage.Limit
 	// Used is what the subtree of the limit's organization has consumed this
 	// month. It is nil if the actor cannot see that organization: what its
 	// siblings consume is not its business.
@@ -52,7 +33,7 @@ type LimitUse struct {
 type bounds struct {
 	rootID     string
 	path       string
-	limits     []Limit
+	limits     []usage.Limit
 	generation uint64
 }
 
@@ -64,7 +45,7 @@ func (s *Service) boundsOf(ctx context.Context, rootID, path string) (*bounds, e
 	}
 	b := &bounds{rootID: rootID, path: path, generation: generation}
 	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		b.limits, err = chainLimits(tx, rootID, path)
+		b.limits, err = org.ChainLimits(tx, rootID, path)
 		return err
 	})
 	if err != nil {
@@ -74,27 +55,10 @@ func (s *Service) boundsOf(ctx context.Context, rootID, path string) (*bounds, e
 	return b, nil
 }
 
-// chainLimits returns the limits on the organizations of a path, from the root
-// down and then by meter.
-func chainLimits(tx Tx, rootID, path string) ([]Limit, error) {
-	ids := SplitPath(path)
-	limits, err := tx.Limits(rootID, ids)
-	if err != nil {
-		return nil, err
-	}
-	slices.SortFunc(limits, func(a, b Limit) int {
-		if n := slices.Index(ids, a.OrgID) - slices.Index(ids, b.OrgID); n != 0 {
-			return n
-		}
-		return strings.Compare(a.Meter, b.Meter)
-	})
-	return limits, nil
-}
-
 // PermitLimit checks that the actor, who sees o, may change its limits. A limit
 // is set from above: whoever provides for an organization sets it, so that no
 // customer lifts its own.
-func PermitLimit(a *auth.Actor, o *Organization) error {
+func PermitLimit(a *auth.Actor, o *org.Organization) error {
 	switch {
 	case mayLower(a, o.Path):
 		return nil
@@ -107,7 +71,7 @@ func PermitLimit(a *auth.Actor, o *Organization) error {
 
 // limitTarget finds the organization whose limit for a meter is to be changed,
 // and the limit as it is; nil if there is none.
-func (c *Change) limitTarget(id, meter string) (*Organization, *Limit, error) {
+func (c *change) limitTarget(id, meter string) (*org.Organization, *usage.Limit, error) {
 	o, err := c.Target(id, key.ConsumptionWrite)
 	if err != nil {
 		return nil, nil, err
@@ -121,16 +85,16 @@ func (c *Change) limitTarget(id, meter string) (*Organization, *Limit, error) {
 	}
 	for i := range limits {
 		if l := &limits[i]; l.Meter == meter {
-			return o, l, CheckMatch(c.Call.IfMatch, l.ETag())
+			return o, l, org.CheckMatch(c.Call.IfMatch, LimitETag(l))
 		}
 	}
-	return o, nil, matchNothing(c.Call.IfMatch, noLimit(id, meter))
+	return o, nil, org.MatchNothing(c.Call.IfMatch, noLimit(id, meter))
 }
 
 // CheckLimit checks whether the actor may change the limit on an organization
 // for a meter, and whether it is as the call says.
-func (s *Service) CheckLimit(ctx context.Context, call *Call, id, meter string) error {
-	return s.precheck(ctx, call, func(c *Change) error {
+func (s *Service) CheckLimit(ctx context.Context, call *org.Call, id, meter string) error {
+	return s.precheck(ctx, call, func(c *change) error {
 		_, _, err := c.limitTarget(id, meter)
 		return err
 	})
@@ -143,9 +107,9 @@ func noLimit(id, meter string) *problem.Error {
 // PutLimit sets the limit on an organization for a meter. The amount must not
 // be negative. A hard limit that is exceeded already refuses all that would
 // add to it.
-func (s *Service) PutLimit(ctx context.Context, call *Call, id, meter string, amount usage.Decimal, enforcement Enforcement) (*LimitUse, audit.Receipt, error) {
+func (s *Service) PutLimit(ctx context.Context, call *org.Call, id, meter string, amount usage.Decimal, enforcement usage.Enforcement) (*LimitUse, audit.Receipt, error) {
 	var use *LimitUse
-	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, old, err := c.limitTarget(id, meter)
 		if err != nil {
 			return nil, nil, err
@@ -157,17 +121,17 @@ func (s *Service) PutLimit(ctx context.Context, call *Call, id, meter string, am
 		if err != nil {
 			return nil, nil, err
 		}
-		l := &Limit{RootID: o.RootID, OrgID: o.ID, Meter: meter, Amount: amount, Enforcement: enforcement, UpdatedAt: c.At, Version: 1}
+		l := &usage.Limit{RootID: o.RootID, OrgID: o.ID, Meter: meter, Amount: amount, Enforcement: enforcement, UpdatedAt: c.At, Version: 1}
 		use = &LimitUse{Limit: *l, Used: &used}
 		var changes []audit.Change
 		if old == nil {
-			changes = []audit.Change{{Pointer: "/limit", New: value(amount)}, {Pointer: "/enforcement", New: value(enforcement)}}
+			changes = []audit.Change{{Pointer: "/limit", New: audit.Value(amount)}, {Pointer: "/enforcement", New: audit.Value(enforcement)}}
 		} else {
 			l.Version = old.Version + 1
 			if old.Amount != amount {
-				changes = append(changes, audit.Change{Pointer: "/limit", Old: value(old.Amount), New: value(amount)})
+				changes = append(changes, audit.Change{Pointer: "/limit", Old: audit.Value(old.Amount), New: audit.Value(amount)})
 			}
-			changes = replaced(changes, "/enforcement", string(old.Enforcement), string(enforcement))
+			changes = audit.Replaced(changes, "/enforcement", string(old.Enforcement), string(enforcement))
 		}
 		if len(changes) == 0 {
 			use.Limit = *old
@@ -182,7 +146,7 @@ func (s *Service) PutLimit(ctx context.Context, call *Call, id, meter string, am
 	return use, receipt, err
 }
 
-// knownMeter fails with NotFound unless the root has the meter.
+// knownMeter fails with org.NotFound unless the root has the meter.
 func knownMeter(tx Tx, rootID, slug string) error {
 	all, err := meters(tx, rootID)
 	if err == nil && meterOf(all, slug) == nil {
@@ -192,8 +156,8 @@ func knownMeter(tx Tx, rootID, slug string) error {
 }
 
 // DeleteLimit removes the limit on an organization for a meter.
-func (s *Service) DeleteLimit(ctx context.Context, call *Call, id, meter string) (audit.Receipt, error) {
-	return s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+func (s *Service) DeleteLimit(ctx context.Context, call *org.Call, id, meter string) (audit.Receipt, error) {
+	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, l, err := c.limitTarget(id, meter)
 		if err != nil {
 			return nil, nil, err
@@ -205,7 +169,7 @@ func (s *Service) DeleteLimit(ctx context.Context, call *Call, id, meter string)
 			return nil, nil, err
 		}
 		return nil, []audit.Draft{c.Entry(o, "limit.deleted", audit.Target{Type: "limit", ID: meter}, []audit.Change{
-			{Pointer: "/limit", Old: value(l.Amount)}, {Pointer: "/enforcement", Old: value(l.Enforcement)}})}, nil
+			{Pointer: "/limit", Old: audit.Value(l.Amount)}, {Pointer: "/enforcement", Old: audit.Value(l.Enforcement)}})}, nil
 	})
 }
 
@@ -217,20 +181,20 @@ type LimitPosition struct{ OrgID, Meter string }
 // after a position, with what was consumed under them this month, and whether
 // there are more.
 func (s *Service) Limits(ctx context.Context, actor *auth.Actor, id string, after LimitPosition, limit int) (list []LimitUse, more bool, err error) {
-	snap, err := s.Find(ctx, actor, id)
+	snap, err := s.orgs.Find(ctx, actor, id)
 	if err != nil {
 		return nil, false, err
 	}
 	month := usage.MonthOf(s.now())
 	err = s.store.ReadHeavy(ctx, func(tx Tx) error {
-		limits, err := chainLimits(tx, snap.RootID, snap.Path)
+		limits, err := org.ChainLimits(tx, snap.RootID, snap.Path)
 		if err != nil {
 			return err
 		}
 		if after != (LimitPosition{}) {
 			path := snap.PathIDs()
 			depth := slices.Index(path, after.OrgID)
-			limits = slices.DeleteFunc(limits, func(l Limit) bool {
+			limits = slices.DeleteFunc(limits, func(l usage.Limit) bool {
 				d := slices.Index(path, l.OrgID)
 				return d < depth || d == depth && l.Meter <= after.Meter
 			})
@@ -245,7 +209,7 @@ func (s *Service) Limits(ctx context.Context, actor *auth.Actor, id string, afte
 }
 
 // limitUses adds to limits on organizations of a path what was consumed.
-func limitUses(tx Tx, actor *auth.Actor, path string, limits []Limit, month usage.Month) ([]LimitUse, error) {
+func limitUses(tx Tx, actor *auth.Actor, path string, limits []usage.Limit, month usage.Month) ([]LimitUse, error) {
 	list := make([]LimitUse, len(limits))
 	for i, l := range limits {
 		list[i].Limit = l
@@ -265,7 +229,7 @@ func limitUses(tx Tx, actor *auth.Actor, path string, limits []Limit, month usag
 // time at, from the root down. Used is what this process knows of the month
 // under a hard limit that has been asked about; nil for others, and for those
 // of organizations that the actor cannot see.
-func (s *Service) MeterLimits(ctx context.Context, actor *auth.Actor, o *Snapshot, meter string, at time.Time) ([]LimitUse, error) {
+func (s *Service) MeterLimits(ctx context.Context, actor *auth.Actor, o *org.Snapshot, meter string, at time.Time) ([]LimitUse, error) {
 	b, err := s.boundsOf(ctx, o.RootID, o.Path)
 	if err != nil {
 		return nil, err
@@ -277,7 +241,7 @@ func (s *Service) MeterLimits(ctx context.Context, actor *auth.Actor, o *Snapsho
 			continue
 		}
 		use := LimitUse{Limit: *l}
-		if l.Enforcement == Hard && actor.Sees(pathOf(o.Path, l.OrgID)) {
+		if l.Enforcement == usage.Hard && actor.Sees(pathOf(o.Path, l.OrgID)) {
 			use.Used = s.gauges.used(gaugeKey{o.RootID, l.OrgID, usage.MonthOf(at), meter})
 		}
 		list = append(list, use)
@@ -287,7 +251,7 @@ func (s *Service) MeterLimits(ctx context.Context, actor *auth.Actor, o *Snapsho
 
 // Limit returns the limit that is set on an organization for a meter.
 func (s *Service) Limit(ctx context.Context, actor *auth.Actor, id, meter string) (*LimitUse, error) {
-	snap, err := s.Find(ctx, actor, id)
+	snap, err := s.orgs.Find(ctx, actor, id)
 	if err != nil {
 		return nil, err
 	}
@@ -298,7 +262,7 @@ func (s *Service) Limit(ctx context.Context, actor *auth.Actor, id, meter string
 		if err != nil {
 			return err
 		}
-		limits = slices.DeleteFunc(limits, func(l Limit) bool { return l.Meter != meter })
+		limits = slices.DeleteFunc(limits, func(l usage.Limit) bool { return l.Meter != meter })
 		list, err = limitUses(tx, actor, snap.Path, limits, month)
 		return err
 	})
@@ -318,7 +282,7 @@ func pathOf(path, id string) string {
 }
 
 // tightest returns the smallest of the limits on each meter that has one.
-func tightest(limits []Limit) map[string]*usage.Decimal {
+func tightest(limits []usage.Limit) map[string]*usage.Decimal {
 	least := map[string]*usage.Decimal{}
 	for i := range limits {
 		l := &limits[i]
@@ -330,7 +294,7 @@ func tightest(limits []Limit) map[string]*usage.Decimal {
 }
 
 // exceeded is the error of what does not fit into a hard limit.
-func exceeded(l *Limit, month usage.Month, now time.Time) *problem.Error {
+func exceeded(l *usage.Limit, month usage.Month, now time.Time) *problem.Error {
 	e := problem.New(problem.LimitExceeded, "The organization %s and its descendants may consume %s of %s a month, and this would exceed it.", l.OrgID, l.Amount, l.Meter).
 		WithFix("Wait for the next month, or ask whoever provides for %s to raise the limit.", l.OrgID).
 		With("limit_org_id", l.OrgID).With("meter", l.Meter).With("limit", l.Amount)

@@ -1,4 +1,4 @@
-package org
+package metering
 
 import (
 	"cmp"
@@ -8,6 +8,7 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -64,13 +65,13 @@ func (s *Service) metersOf(ctx context.Context, rootID string) ([]usage.Meter, e
 
 // MeterETag returns the strong entity tag of a meter.
 func MeterETag(rootID string, m *usage.Meter) string {
-	return etag("meter "+m.Slug, []*Organization{{Path: rootID, Version: m.Version, CreatedAt: m.UpdatedAt}})
+	return org.ETag("meter "+m.Slug, org.Stamp{Path: rootID, Version: m.Version, At: m.UpdatedAt})
 }
 
 // Meters returns the meters of a root, by slug. An organization that is not a
 // root has none: problem.Conflict.
 func (s *Service) Meters(ctx context.Context, actor *auth.Actor, rootID string) ([]usage.Meter, error) {
-	snap, err := s.Find(ctx, actor, rootID)
+	snap, err := s.orgs.Find(ctx, actor, rootID)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +93,7 @@ func (s *Service) Meter(ctx context.Context, actor *auth.Actor, rootID, slug str
 	return nil, noMeter(slug)
 }
 
-func metersOnRoot(o *Organization) error {
+func metersOnRoot(o *org.Organization) error {
 	if o.ParentID == "" {
 		return nil
 	}
@@ -102,7 +103,7 @@ func metersOnRoot(o *Organization) error {
 
 // meterTarget finds the root whose meter is to be changed, all that it has
 // defined, and the meter as it is; nil if it is not among these.
-func (c *Change) meterTarget(rootID, slug string) (*Organization, []usage.Meter, *usage.Meter, error) {
+func (c *change) meterTarget(rootID, slug string) (*org.Organization, []usage.Meter, *usage.Meter, error) {
 	o, err := c.Target(rootID, key.ConsumptionWrite)
 	if err != nil {
 		return nil, nil, nil, err
@@ -120,15 +121,15 @@ func (c *Change) meterTarget(rootID, slug string) (*Organization, []usage.Meter,
 	}
 	m := meterOf(defined, slug)
 	if m == nil {
-		return o, defined, nil, matchNothing(c.Call.IfMatch, noMeter(slug))
+		return o, defined, nil, org.MatchNothing(c.Call.IfMatch, noMeter(slug))
 	}
-	return o, defined, m, CheckMatch(c.Call.IfMatch, MeterETag(o.ID, m))
+	return o, defined, m, org.CheckMatch(c.Call.IfMatch, MeterETag(o.ID, m))
 }
 
 // CheckMeter checks whether the actor may change the meter of a root, and
 // whether it is as the call says.
-func (s *Service) CheckMeter(ctx context.Context, call *Call, rootID, slug string) error {
-	return s.precheck(ctx, call, func(c *Change) error {
+func (s *Service) CheckMeter(ctx context.Context, call *org.Call, rootID, slug string) error {
+	return s.precheck(ctx, call, func(c *change) error {
 		_, _, _, err := c.meterTarget(rootID, slug)
 		return err
 	})
@@ -136,7 +137,7 @@ func (s *Service) CheckMeter(ctx context.Context, call *Call, rootID, slug strin
 
 // unused fails with problem.Conflict if anything has been counted on a meter.
 // Until the transaction ends nothing more is.
-func (c *Change) unused(rootID, slug, fix string) error {
+func (c *change) unused(rootID, slug, fix string) error {
 	if err := c.OpenMonth(rootID, usage.MonthOf(c.At)); err != nil {
 		return err
 	}
@@ -153,13 +154,13 @@ func (c *Change) unused(rootID, slug, fix string) error {
 // PutMeter defines a meter of a root, or changes it. A meter that has counted
 // keeps its aggregation: problem.Conflict. m must satisfy usage.CheckSlug and
 // Check; its times and version are set.
-func (s *Service) PutMeter(ctx context.Context, call *Call, rootID string, m usage.Meter) (*usage.Meter, audit.Receipt, error) {
+func (s *Service) PutMeter(ctx context.Context, call *org.Call, rootID string, m usage.Meter) (*usage.Meter, audit.Receipt, error) {
 	// What was recorded must be stored for it to be known that it counts.
 	if err := s.spool.Drain(ctx); err != nil {
 		return nil, audit.Receipt{}, err
 	}
 	var out *usage.Meter
-	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, defined, old, err := c.meterTarget(rootID, m.Slug)
 		if err != nil {
 			return nil, nil, err
@@ -180,11 +181,11 @@ func (s *Service) PutMeter(ctx context.Context, call *Call, rootID string, m usa
 				}
 			}
 		}
-		changes = replaced(changes, "/unit", old.Unit, put.Unit)
-		changes = replaced(changes, "/aggregation", string(old.Aggregation), string(put.Aggregation))
-		changes = replaced(changes, "/description", old.Description, put.Description)
-		changes = replaced(changes, "/event_type", old.EventType, put.EventType)
-		changes = replaced(changes, "/value", old.Value, put.Value)
+		changes = audit.Replaced(changes, "/unit", old.Unit, put.Unit)
+		changes = audit.Replaced(changes, "/aggregation", string(old.Aggregation), string(put.Aggregation))
+		changes = audit.Replaced(changes, "/description", old.Description, put.Description)
+		changes = audit.Replaced(changes, "/event_type", old.EventType, put.EventType)
+		changes = audit.Replaced(changes, "/value", old.Value, put.Value)
 		if len(changes) == 0 {
 			out = old
 			return nil, nil, nil
@@ -200,11 +201,11 @@ func (s *Service) PutMeter(ctx context.Context, call *Call, rootID string, m usa
 
 // DeleteMeter removes a meter that a root has defined and nothing was counted
 // on: problem.Conflict otherwise.
-func (s *Service) DeleteMeter(ctx context.Context, call *Call, rootID, slug string) (audit.Receipt, error) {
+func (s *Service) DeleteMeter(ctx context.Context, call *org.Call, rootID, slug string) (audit.Receipt, error) {
 	if err := s.spool.Drain(ctx); err != nil {
 		return audit.Receipt{}, err
 	}
-	return s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, _, m, err := c.meterTarget(rootID, slug)
 		if err != nil {
 			return nil, nil, err
@@ -218,8 +219,8 @@ func (s *Service) DeleteMeter(ctx context.Context, call *Call, rootID, slug stri
 		if err := c.Tx.DeleteMeter(o.ID, slug); err != nil {
 			return nil, nil, err
 		}
-		changes := replaced(nil, "/unit", m.Unit, "")
-		changes = replaced(changes, "/aggregation", string(m.Aggregation), "")
+		changes := audit.Replaced(nil, "/unit", m.Unit, "")
+		changes = audit.Replaced(changes, "/aggregation", string(m.Aggregation), "")
 		return nil, []audit.Draft{c.Entry(o, "meter.deleted", audit.Target{Type: "meter", ID: slug}, changes)}, nil
 	})
 }

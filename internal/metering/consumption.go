@@ -1,4 +1,4 @@
-package org
+package metering
 
 import (
 	"cmp"
@@ -14,6 +14,7 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -61,7 +62,7 @@ func meterIndex(meters []usage.Meter) map[string]int {
 // History returns what an organization consumed in each month from first to
 // last.
 func (s *Service) History(ctx context.Context, actor *auth.Actor, id string, first, last usage.Month) ([]*Consumption, error) {
-	snap, err := s.Find(ctx, actor, id)
+	snap, err := s.orgs.Find(ctx, actor, id)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +82,7 @@ func (s *Service) History(ctx context.Context, actor *auth.Actor, id string, fir
 			return problem.Param("from", "must be at most %d months before the parameter to, as this root has %d meters", n-1, len(meters))
 		}
 		index := meterIndex(meters)
-		limits, err := chainLimits(tx, snap.RootID, snap.Path)
+		limits, err := org.ChainLimits(tx, snap.RootID, snap.Path)
 		if err != nil {
 			return err
 		}
@@ -150,7 +151,9 @@ func (s *Service) closedOf(tx Tx, known map[usage.Month]bool) func(usage.Month) 
 			}
 			for _, spool := range behind {
 				if spool.ID != s.spool.ID() { // who reads waits for this process
-					stored = earlier(stored, spool.StoredUntil)
+					if spool.StoredUntil.Before(stored) {
+						stored = spool.StoredUntil
+					}
 					break
 				}
 			}
@@ -168,7 +171,7 @@ type DayConsumption struct {
 // Daily returns what an organization consumed on each day of a month that has
 // begun. Adjustments belong to no day.
 func (s *Service) Daily(ctx context.Context, actor *auth.Actor, id string, month usage.Month) ([]DayConsumption, error) {
-	snap, err := s.Find(ctx, actor, id)
+	snap, err := s.orgs.Find(ctx, actor, id)
 	if err != nil {
 		return nil, err
 	}
@@ -340,7 +343,7 @@ func (s *Service) sortChildren(ctx context.Context, q ChildrenQuery, n int) (lis
 		}
 		if going {
 			page.After = step[len(step)-1].OrgID
-			if err := GoOn(ctx); err != nil {
+			if err := org.GoOn(ctx); err != nil {
 				return nil, false, err
 			}
 		}
@@ -402,9 +405,9 @@ func (n *NewAdjustment) Check() error {
 // Adjust corrects what an organization consumed, in the month that the
 // adjustment is for or, if that is closed, in the first later one that is open.
 // Nothing that was counted before is changed. Limits do not bind it.
-func (s *Service) Adjust(ctx context.Context, call *Call, id string, n NewAdjustment) (*usage.Adjustment, audit.Receipt, error) {
+func (s *Service) Adjust(ctx context.Context, call *org.Call, id string, n NewAdjustment) (*usage.Adjustment, audit.Receipt, error) {
 	var made *usage.Adjustment
-	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, err := c.Target(id, key.ConsumptionWrite)
 		if err != nil {
 			return nil, nil, err
@@ -441,8 +444,8 @@ func (s *Service) Adjust(ctx context.Context, call *Call, id string, n NewAdjust
 			return nil, nil, err
 		}
 		return made, []audit.Draft{c.Entry(o, "consumption.adjusted", audit.Target{Type: "adjustment", ID: made.ID}, []audit.Change{
-			{Pointer: "/month", New: value(made.Month)}, {Pointer: "/for_month", New: value(made.For)}, {Pointer: "/meter", New: value(made.Meter)},
-			{Pointer: "/quantity", New: value(made.Quantity)}, {Pointer: "/reason", New: value(made.Reason)}})}, nil
+			{Pointer: "/month", New: audit.Value(made.Month)}, {Pointer: "/for_month", New: audit.Value(made.For)}, {Pointer: "/meter", New: audit.Value(made.Meter)},
+			{Pointer: "/quantity", New: audit.Value(made.Quantity)}, {Pointer: "/reason", New: audit.Value(made.Reason)}})}, nil
 	})
 	var beyond *usage.RangeError
 	if errors.As(err, &beyond) {
