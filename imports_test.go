@@ -31,7 +31,8 @@ var allowed = map[string][]string{
 	"internal/usage":    {"internal/problem"},
 	"internal/budget":   {},
 	"internal/access":   {"internal/durable", "internal/problem", "internal/ident", "internal/usage"},
-	"internal/org":      {"internal/problem", "internal/schema", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/budget", "internal/access"},
+	"internal/settings": {"internal/problem", "internal/schema", "internal/budget"},
+	"internal/org":      {"internal/problem", "internal/settings", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access"},
 	"internal/metering": {"internal/problem", "internal/ident", "internal/auth", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org"},
 	"internal/store":    {"internal/durable", "internal/problem", "internal/org", "internal/metering", "internal/key", "internal/audit", "internal/usage", "internal/access"},
 	"internal/web":      {"internal/problem", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/metering", "internal/budget"},
@@ -42,7 +43,7 @@ var allowed = map[string][]string{
 	"bench":             {"internal/key", "internal/auth", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/metering", "internal/server", "internal/store"},
 
 	// Only tests import these.
-	"internal/testkit":         {"api", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/metering", "internal/store", "internal/server"},
+	"internal/testkit":         {"api", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/settings", "internal/org", "internal/metering", "internal/store", "internal/server"},
 	"internal/store/storetest": {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/metering", "internal/testkit"},
 }
 

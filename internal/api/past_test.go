@@ -15,6 +15,7 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/server"
+	"github.com/orgd/orgd/internal/settings"
 	"github.com/orgd/orgd/internal/testkit"
 )
 
@@ -133,13 +134,13 @@ func TestAsOf(t *testing.T) {
 				if want := describe(o.Path, o.Name, fmt.Sprint(o.Tags), o.UpdatedAt, o.Settings.Values); one.describe() != want {
 					t.Errorf("at %v %s was %s, by the audit trail %s", at, id, one.describe(), want)
 				}
-				var layers []org.Layer
+				var layers []settings.Layer
 				for _, above := range o.PathIDs() {
 					l := fold.Orgs[above]
-					layers = append(layers, org.Layer{OrgID: l.ID, Values: l.Settings.Values, Locked: l.Settings.Locked})
+					layers = append(layers, settings.Layer{OrgID: l.ID, Values: l.Settings.Values, Locked: l.Settings.Locked})
 				}
 				a = s.Must(200, "GET", "/orgs/"+id+"/customizations?"+asOf, op, "")
-				if got, want := canonical(t, a.JSON("effective")), canonical(t, org.Effective(layers)); got != want {
+				if got, want := canonical(t, a.JSON("effective")), canonical(t, settings.Effective(layers)); got != want {
 					t.Errorf("at %v the settings of %s were %s, by the audit trail %s", at, id, got, want)
 				}
 			}

@@ -7,9 +7,8 @@ import (
 	"slices"
 	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
-
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/settings"
 )
 
 // Bounds of the work that checking the settings of one import takes. It is
@@ -21,57 +20,17 @@ const (
 	maxImportCheck  = 30 * time.Second
 )
 
-// inherited is what an organization hands down to those below it.
-type inherited struct {
-	values    jsontext.Value // in effect; nil unless a schema has to be checked
-	locked    []Layer        // of those that lock anything, without their values, root first
-	lockBytes int
-	schema    *Schema // nil for none
-	rootID    string
-}
-
-// below returns what an organization hands down that inherits it.
-func (in *inherited) below(own Layer) *inherited {
-	out := *in
-	if in.schema != nil {
-		out.values = in.merge(own)
-	}
-	if len(own.Locked) > 0 {
-		out.locked = append(slices.Clip(in.locked), Layer{OrgID: own.OrgID, Locked: own.Locked})
-		for _, pointer := range own.Locked {
-			out.lockBytes += len(pointer)
-		}
-	}
-	return &out
-}
-
-// merge returns the settings in effect of an organization that inherits in.
-func (in *inherited) merge(own Layer) jsontext.Value {
-	// What is in effect above was there before any lock for what is below.
-	chain := append([]Layer{{Values: in.values}}, in.locked...)
-	return Effective(append(chain, own))
-}
-
-// cost is how many bytes are merged to check own settings, or to hand them
-// down.
-func (in *inherited) cost(own jsontext.Value) int {
-	if in.schema == nil {
-		return in.lockBytes
-	}
-	return in.lockBytes + len(in.values) + len(own)
-}
-
 // settingsChecker checks the settings of an import's rows against the locks
 // and the schema above them. What an organization hands down is made once.
 type settingsChecker struct {
 	now    func() time.Time
-	places map[string]*inherited // by the organization outside of the import
-	rows   map[int]*inherited
+	places map[string]*settings.Inherited // by the organization outside of the import
+	rows   map[int]*settings.Inherited
 	left   int // of maxImportMerged
 }
 
 func newSettingsChecker(now func() time.Time) *settingsChecker {
-	return &settingsChecker{now: now, places: map[string]*inherited{}, rows: map[int]*inherited{}, left: maxImportMerged}
+	return &settingsChecker{now: now, places: map[string]*settings.Inherited{}, rows: map[int]*settings.Inherited{}, left: maxImportMerged}
 }
 
 func (k *settingsChecker) spend(n int) error {
@@ -98,7 +57,7 @@ func (p *importPlan) findSettings(c *Change, k *settingsChecker) error {
 	if len(above) > maxImportAbove {
 		return tooManyParents()
 	}
-	layersOf := make(map[string]Layer, len(above))
+	layersOf := make(map[string]settings.Layer, len(above))
 	for ids := range slices.Chunk(slices.Sorted(maps.Keys(above)), 50) {
 		orgs, err := c.OrgsByID(ids)
 		if err != nil {
@@ -122,23 +81,23 @@ func (p *importPlan) findSettings(c *Change, k *settingsChecker) error {
 			}
 			p.schemas[rootID] = string(text)
 		}
-		in := &inherited{rootID: rootID}
+		var schema *settings.Schema
 		if text := p.schemas[rootID]; text != "" {
-			schema, err := CompileSchema([]byte(text))
-			if err != nil {
-				return err
+			var refused *problem.Error
+			if schema, refused = settings.CompileSchema([]byte(text)); refused != nil {
+				return refused
 			}
-			in.schema, in.values = schema, jsontext.Value("{}")
 		}
+		in := settings.Inherit(rootID, schema)
 		for _, a := range chain {
 			if made := k.places[a]; made != nil {
 				in = made
 				continue
 			}
-			if err := k.spend(in.cost(layersOf[a].Values)); err != nil {
+			if err := k.spend(in.Cost(layersOf[a].Values)); err != nil {
 				return err
 			}
-			in = in.below(layersOf[a])
+			in = in.Below(layersOf[a])
 			k.places[a] = in
 		}
 	}
@@ -169,32 +128,28 @@ func (k *settingsChecker) check(ctx context.Context, rows []ImportRow, outside [
 		if err != nil {
 			return err
 		}
-		if err := k.spend(in.cost(row.Customizations)); err != nil {
+		if err := k.spend(in.Cost(row.Customizations)); err != nil {
 			return err
 		}
-		if p := CheckLocked(in.locked, jsontext.Value("{}"), row.Customizations); p != nil {
+		err = in.Check(ctx, settings.Layer{OrgID: row.ID, Values: row.Customizations, Locked: row.Locked.split()})
+		var p *problem.Error
+		if errors.As(err, &p) && p.Code != problem.Unavailable {
 			bad.add(row.Line, p)
-		} else if in.schema != nil {
-			err := in.schema.Check(ctx, in.rootID, in.merge(Layer{OrgID: row.ID, Values: row.Customizations, Locked: row.Locked.split()}))
-			var p *problem.Error
-			if errors.As(err, &p) && p.Code != problem.Unavailable {
-				bad.add(row.Line, p)
-			} else if err != nil {
-				return err // it ran out of time, which says nothing about the row
-			}
+		} else if err != nil {
+			return err // it ran out of time, which says nothing about the row
 		}
 	}
 	return nil
 }
 
 // above returns what a row inherits.
-func (k *settingsChecker) above(rows []ImportRow, outside []string, i int) (*inherited, error) {
+func (k *settingsChecker) above(rows []ImportRow, outside []string, i int) (*settings.Inherited, error) {
 	parent := rows[i].Parent
 	if parent < 0 {
 		if in := k.places[outside[i]]; in != nil {
 			return in, nil
 		}
-		return &inherited{}, nil
+		return &settings.Inherited{}, nil
 	}
 	if in := k.rows[parent]; in != nil {
 		return in, nil
@@ -204,10 +159,10 @@ func (k *settingsChecker) above(rows []ImportRow, outside []string, i int) (*inh
 		return nil, err
 	}
 	if row := &rows[parent]; row.Customizations != nil || row.Locked != "" {
-		if err := k.spend(in.cost(row.Customizations)); err != nil {
+		if err := k.spend(in.Cost(row.Customizations)); err != nil {
 			return nil, err
 		}
-		in = in.below(Layer{OrgID: row.ID, Values: row.Customizations, Locked: row.Locked.split()})
+		in = in.Below(settings.Layer{OrgID: row.ID, Values: row.Customizations, Locked: row.Locked.split()})
 	}
 	k.rows[parent] = in
 	return in, nil

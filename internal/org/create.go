@@ -11,6 +11,7 @@ import (
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/settings"
 )
 
 // OrgCreate describes a new organization. Empty members take their defaults:
@@ -57,12 +58,12 @@ func (s *Service) check(in OrgCreate) (*Organization, error) {
 	}
 	o.Settings.Values = jsontext.Value("{}")
 	if in.Customizations != nil {
-		if o.Settings.Values, p = CheckSettings("/customizations", in.Customizations); p != nil {
+		if o.Settings.Values, p = settings.CheckValues("/customizations", in.Customizations); p != nil {
 			return nil, p
 		}
 	}
 	if in.Locked != nil {
-		if o.Settings.Locked, p = CheckLocks("/locked", in.Locked); p != nil {
+		if o.Settings.Locked, p = settings.CheckLocks("/locked", in.Locked); p != nil {
 			return nil, p
 		}
 	}
@@ -215,7 +216,7 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 		receipt, err := s.createChild(ctx, call, parentID, o, nil, nil)
 		return o, receipt, err
 	}
-	settings := o.settingsCreated()
+	diff := o.settingsCreated()
 	var receipt audit.Receipt
 	var rootID string
 	err = s.settled(ctx, func() string { return rootID }, func() error {
@@ -234,10 +235,10 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 			return err
 		}
 		above := layers(append(slices.Clone(from.above), from.org)...)
-		if _, err := checkSettings(ctx, above, layers(&placed)[0], jsontext.Value("{}"), from.schema); err != nil {
+		if _, err := settings.Check(ctx, above, layers(&placed)[0], jsontext.Value("{}"), from.schema); err != nil {
 			return err
 		}
-		receipt, err = s.createChild(ctx, call, parentID, o, settings, from)
+		receipt, err = s.createChild(ctx, call, parentID, o, diff, from)
 		return err
 	})
 	return o, receipt, err

@@ -12,6 +12,7 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/settings"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -214,11 +215,10 @@ func (o *Organization) fold(e *audit.Entry) error {
 		}
 		return nil
 	}
-	var settings []audit.Change
+	var customized []settings.Change
 	for _, c := range e.Changes {
 		if rest, ok := strings.CutPrefix(c.Pointer, "/customizations"); ok {
-			c.Pointer = rest
-			settings = append(settings, c)
+			customized = append(customized, settings.Change{Pointer: rest, Old: c.Old, New: c.New})
 			continue
 		}
 		var p any
@@ -246,7 +246,7 @@ func (o *Organization) fold(e *audit.Entry) error {
 		if v == nil {
 			v = jsontext.Value("null")
 		}
-		if list, ok := p.(*[]string); ok && IsErased(v) {
+		if list, ok := p.(*[]string); ok && settings.IsErased(v) {
 			*list = erasedList
 			continue
 		}
@@ -254,8 +254,8 @@ func (o *Organization) fold(e *audit.Entry) error {
 			return err
 		}
 	}
-	if len(settings) > 0 {
-		values, err := Apply(settings, o.Settings.Values)
+	if len(customized) > 0 {
+		values, err := settings.Apply(customized, o.Settings.Values)
 		if err != nil {
 			return err
 		}
@@ -280,7 +280,7 @@ func (f *Fold) foldKey(o *Organization, verb string, e *audit.Entry) error {
 	}
 	for _, c := range e.Changes {
 		v := c.New
-		if IsErased(v) {
+		if settings.IsErased(v) {
 			f.ErasedKeys[k.ID] = true
 			continue
 		}
@@ -443,7 +443,7 @@ func (f *Fold) Same(stored *Organization) string {
 		return "its members differ"
 	case !sameList(o.Tags, stored.Tags):
 		return fmt.Sprintf("its tags are %q, by the audit trail %q", stored.Tags, o.Tags)
-	case !equalSettings(o.Settings.Values, stored.Settings.Values) || !sameList(o.Settings.Locked, stored.Settings.Locked):
+	case !settings.EqualButErased(o.Settings.Values, stored.Settings.Values) || !sameList(o.Settings.Locked, stored.Settings.Locked):
 		return fmt.Sprintf("its customizations are %s, by the audit trail %s", stored.Settings.Values, o.Settings.Values)
 	case o.DeletionID != stored.DeletionID || (o.DeletedAt == nil) != (stored.DeletedAt == nil):
 		return fmt.Sprintf("its deletion is %q, by the audit trail %q", stored.DeletionID, o.DeletionID)
@@ -455,38 +455,9 @@ func (f *Fold) Same(stored *Organization) string {
 	return ""
 }
 
-// equalSettings reports whether folded settings are the stored ones, as far as
-// their values have not been erased.
-func equalSettings(folded, stored jsontext.Value) bool {
-	a, err1 := parseTree(folded)
-	b, err2 := parseTree(stored)
-	return err1 == nil && err2 == nil && a.known(b)
-}
-
-// known reports whether u is t apart from what has been erased in t.
-func (t *tree) known(u *tree) bool {
-	if t.erased() {
-		return true
-	}
-	if !t.isObject() || !u.isObject() {
-		return t.equal(u)
-	}
-	for name, m := range t.members {
-		if v := u.get(name); v == nil && !m.erased() || v != nil && !m.known(v) {
-			return false
-		}
-	}
-	for name := range u.members {
-		if t.get(name) == nil {
-			return false
-		}
-	}
-	return true
-}
-
 // ErasedText is the mark that stands for an erased value. No member of an
 // organization can be this text; if a customization is, it is taken for erased.
-const ErasedText = "\x00erased"
+const ErasedText = settings.ErasedText
 
 // allChanges is the slot of an entry with so many changes that they are one
 // erasable value.
@@ -496,11 +467,6 @@ var (
 	erasedValue = audit.Value(ErasedText)
 	erasedList  = []string{ErasedText}
 )
-
-// IsErased reports whether v is the mark of an erased value.
-func IsErased(v jsontext.Value) bool { return string(v) == string(erasedValue) }
-
-func (t *tree) erased() bool { return t != nil && t.members == nil && IsErased(t.text) }
 
 // marked returns the entry with the mark of an erased value in the place of
 // each changed value that has been erased. It leaves e alone.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/settings"
 )
 
 // ImportRow is one organization of an import. Its members have passed their
@@ -300,14 +301,14 @@ func (row *ImportRow) check(tags, locked []string) (p *problem.Error) {
 	}
 	row.Tags = joinTexts(tags)
 	if row.Customizations != nil {
-		if row.Customizations, p = CheckSettings("/customizations", row.Customizations); p != nil {
+		if row.Customizations, p = settings.CheckValues("/customizations", row.Customizations); p != nil {
 			return p
 		}
 		if string(row.Customizations) == "{}" {
 			row.Customizations = nil
 		}
 	}
-	if locked, p = CheckLocks("/locked", locked); p != nil {
+	if locked, p = settings.CheckLocks("/locked", locked); p != nil {
 		return p
 	}
 	row.Locked = joinTexts(locked)

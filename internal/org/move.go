@@ -10,6 +10,7 @@ import (
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/settings"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -141,7 +142,7 @@ func (s *Service) PreviewMove(ctx context.Context, call *Call, id, newParentID s
 			return err
 		}
 		after = append(after, m.to)
-		p.Settings = Diff("", Effective(layers(append(before, m.org)...)), Effective(layers(append(after, m.org)...)))
+		p.Settings = auditChanges(settings.Diff("", settings.Effective(layers(append(before, m.org)...)), settings.Effective(layers(append(after, m.org)...))))
 		if p.Lose, err = c.reaching(before, after); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/settings"
 )
 
 // PastTx is the part of a Tx that knows where organizations were.
@@ -368,6 +369,9 @@ func orgSize(o *Organization) int {
 	return n
 }
 
+// maxFields bounds the fields of an error.
+const maxFields = 100
+
 // notErased is the error for a state of which values have been erased.
 func notErased(id string, pointers []string) error {
 	if len(pointers) == 0 {
@@ -407,20 +411,7 @@ func (o *Organization) erasedSettings() []string {
 }
 
 func (o *Organization) erasedValues() []string {
-	return stored(o.Settings.Values).erasedAt("/customizations")
-}
-
-func (t *tree) erasedAt(pointer string) []string {
-	if t.erased() {
-		return []string{pointer}
-	}
-	var pointers []string
-	if t.isObject() {
-		for _, name := range t.names {
-			pointers = append(pointers, t.members[name].erasedAt(pointer+"/"+escapePointer(name))...)
-		}
-	}
-	return pointers
+	return settings.Erased("/customizations", o.Settings.Values)
 }
 
 // WithoutErased returns the organization with nothing in the places of the
@@ -438,21 +429,6 @@ func (o *Organization) WithoutErased() *Organization {
 	if slices.Equal(out.Tags, erasedList) {
 		out.Tags = nil
 	}
-	values := stored(out.Settings.Values)
-	if !values.isObject() {
-		values = newObject()
-	}
-	values.dropErased()
-	out.Settings.Values = values.value()
+	out.Settings.Values = settings.WithoutErased(out.Settings.Values)
 	return &out
-}
-
-func (t *tree) dropErased() {
-	if !t.isObject() {
-		return
-	}
-	t.filter(func(_ string, m *tree) bool {
-		m.dropErased()
-		return !m.erased()
-	})
 }

@@ -1,14 +1,12 @@
 package org
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
-
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/settings"
 )
 
 const (
@@ -198,14 +196,14 @@ func (w *wanted) decode() error {
 // rebuilding is an organization on the way from its last entry to its first.
 type rebuilding struct {
 	o       Organization
-	created bool            // its first entry has been seen
-	placed  bool            // and so on: its newest entry
-	updated bool            // the last change of it
-	tuned   bool            // the last change of its settings
-	lived   bool            // the last delete or restore
-	typed   bool            // its type may have been erased
-	known   map[string]bool // pointers that have their last value
-	patches []audit.Change  // of the settings, newest first
+	created bool              // its first entry has been seen
+	placed  bool              // and so on: its newest entry
+	updated bool              // the last change of it
+	tuned   bool              // the last change of its settings
+	lived   bool              // the last delete or restore
+	typed   bool              // its type may have been erased
+	known   map[string]bool   // pointers that have their last value
+	patches []settings.Change // of the settings, newest first
 }
 
 // look says what of an entry counts. purged ends the search: what was before
@@ -303,7 +301,7 @@ func (b *rebuilding) take(w *wanted) error {
 			{"/name", func() { b.o.Name = whole.Name }}, {"/description", func() { b.o.Description = whole.Description }},
 			{"/external_id", func() { b.o.ExternalID = whole.ExternalID }}, {"/tags", func() { b.o.Tags = whole.Tags }},
 			{"/locked", func() { b.o.Settings.Locked = whole.Settings.Locked }},
-			{"/customizations", func() { b.patches = append(b.patches, audit.Change{New: whole.Settings.Values}) }},
+			{"/customizations", func() { b.patches = append(b.patches, settings.Change{New: whole.Settings.Values}) }},
 		} {
 			if !b.known[m.pointer] {
 				b.known[m.pointer] = true
@@ -326,7 +324,7 @@ func (b *rebuilding) take(w *wanted) error {
 			}
 		}
 		if rest, ok := strings.CutPrefix(c.Pointer, "/customizations"); ok {
-			b.patches = append(b.patches, audit.Change{Pointer: rest, New: c.New})
+			b.patches = append(b.patches, settings.Change{Pointer: rest, New: c.New})
 		} else {
 			scalars.Changes = append(scalars.Changes, c)
 		}
@@ -341,43 +339,14 @@ func (b *rebuilding) take(w *wanted) error {
 
 // done returns the organization.
 func (b *rebuilding) done() (*Organization, error) {
-	t := newObject()
-	for _, c := range slices.Backward(b.patches) {
-		var v *tree
-		if c.New != nil {
-			var err error
-			if v, err = parseTree(c.New); err != nil {
-				return nil, fmt.Errorf("change at %q: %w", c.Pointer, err)
-			}
-		}
-		t = replaceAt(t, slices.Collect(jsontext.Pointer(c.Pointer).Tokens()), v)
+	slices.Reverse(b.patches)
+	values, err := settings.Replay(b.patches)
+	if err != nil {
+		return nil, err
 	}
-	b.o.Settings.Values = t.value()
+	b.o.Settings.Values = values
 	if b.typed && b.o.Type == "" {
 		b.o.Type = ErasedText
 	}
 	return &b.o, nil
-}
-
-// replaceAt puts a value into its place, or removes what is there; nothing
-// inside of an erased value.
-func replaceAt(t *tree, tokens []string, v *tree) *tree {
-	switch {
-	case len(tokens) == 0:
-		return v
-	case t.erased():
-		return t
-	case !t.isObject():
-		if v == nil {
-			return t
-		}
-		t = newObject()
-	}
-	name := tokens[0]
-	if m := replaceAt(t.get(name), tokens[1:], v); m != nil {
-		t.put(name, m)
-	} else if t.get(name) != nil {
-		t.filter(func(n string, _ *tree) bool { return n != name })
-	}
-	return t
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/settings"
 )
 
 // trail is the audit log of a root, as far as the past needs it. It counts what
@@ -149,15 +150,15 @@ func settingsGenerator(t *rapid.T) jsontext.Value {
 func TestRebuildIsTheFold(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s := newTrail()
-		settings, exists := jsontext.Value("{}"), false
+		own, exists := jsontext.Value("{}"), false
 		text := func(label string) jsontext.Value {
 			return audit.Value(rapid.SampledFrom([]string{"Ann", "Bob", "Cid"}).Draw(rt, label))
 		}
 		for range rapid.IntRange(1, 25).Draw(rt, "entries") {
 			if !exists {
-				settings, exists = settingsGenerator(rt), true
+				own, exists = settingsGenerator(rt), true
 				changes := []audit.Change{{Pointer: "/name", New: text("name")}, {Pointer: "/type", New: audit.Value("group")}}
-				s.add(rt, "organization.created", append(changes, settingsDiff(jsontext.Value("{}"), settings)...)...)
+				s.add(rt, "organization.created", append(changes, settingsDiff(jsontext.Value("{}"), own)...)...)
 				continue
 			}
 			switch rapid.IntRange(0, 7).Draw(rt, "action") {
@@ -169,11 +170,11 @@ func TestRebuildIsTheFold(t *testing.T) {
 					audit.Change{Pointer: "/tags", Old: audit.Value([]string{"t"})})
 			case 2, 3, 4:
 				next := settingsGenerator(rt)
-				changes := Diff("/customizations", settings, next)
+				changes := auditChanges(settings.Diff("/customizations", own, next))
 				if len(changes) > 2000 {
-					changes = settingsDiff(settings, next)
+					changes = settingsDiff(own, next)
 				}
-				if settings = next; len(changes) > 0 {
+				if own = next; len(changes) > 0 {
 					s.add(rt, "organization.customized", changes...)
 				}
 			case 5:
@@ -232,7 +233,7 @@ func TestRebuildIsTheFold(t *testing.T) {
 				rt.Fatalf("after entry %d: times %v %v %v, want %v %v %v", n, got.CreatedAt, got.UpdatedAt, got.Settings.UpdatedAt,
 					want.CreatedAt, want.UpdatedAt, want.Settings.UpdatedAt)
 			}
-			if !sameJSON(got.Settings.Values, want.Settings.Values) {
+			if len(settings.Diff("", got.Settings.Values, want.Settings.Values)) > 0 {
 				rt.Fatalf("after entry %d: settings %s\nwant %s", n, got.Settings.Values, want.Settings.Values)
 			}
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/settings"
 )
 
 // Customizations are an organization's own settings and what is in effect
@@ -56,10 +57,10 @@ func ancestors(tx Tx, o *Organization) ([]*Organization, error) {
 func (c *Change) ancestors(o *Organization) ([]*Organization, error) { return ancestors(c.Tx, o) }
 
 // layers returns the settings of organizations, in their order.
-func layers(orgs ...*Organization) []Layer {
-	ls := make([]Layer, len(orgs))
+func layers(orgs ...*Organization) []settings.Layer {
+	ls := make([]settings.Layer, len(orgs))
 	for i, o := range orgs {
-		ls[i] = Layer{OrgID: o.ID, Values: o.Settings.Values, Locked: o.Settings.Locked}
+		ls[i] = settings.Layer{OrgID: o.ID, Values: o.Settings.Values, Locked: o.Settings.Locked}
 	}
 	return ls
 }
@@ -71,29 +72,6 @@ func (c *Change) schemaText(rootID string) ([]byte, error) {
 		return nil, nil
 	}
 	return text, err
-}
-
-// checkSettings checks new own settings against the locks above them and the
-// schema of the root, nil for none. before are the own settings as they were.
-// It returns the settings that will be in effect. A check that takes long waits
-// for the turn of the root.
-func checkSettings(ctx context.Context, above []Layer, own Layer, before jsontext.Value, text []byte) (jsontext.Value, error) {
-	if p := CheckLocked(above, before, own.Values); p != nil {
-		return nil, p
-	}
-	effective := Effective(append(slices.Clone(above), own))
-	if text == nil {
-		return effective, nil
-	}
-	schema, p := CompileSchema(text)
-	if p != nil {
-		return nil, problem.New(problem.SchemaViolation, "The settings cannot be checked, since the schema of the root organization cannot be used: %s", p.Detail).
-			WithFix("Put a schema that can be used, or delete it.")
-	}
-	if err := schema.Check(ctx, append(slices.Clone(above), own)[0].OrgID, effective); err != nil {
-		return nil, err
-	}
-	return effective, nil
 }
 
 // basis is what the check of new settings rests on: the settings and locks of
@@ -232,20 +210,16 @@ func customizationsOf(chain []*Organization, explain bool) (*Customizations, err
 	o := chain[len(chain)-1]
 	out := &Customizations{OrgID: o.ID, Own: o.Settings.Values, Locked: o.Settings.Locked, UpdatedAt: o.Settings.UpdatedAt}
 	if !explain {
-		out.Effective = Effective(layers(chain...))
+		out.Effective = settings.Effective(layers(chain...))
 		return out, nil
 	}
 	var whole bool
-	if out.Effective, out.Sources, whole = Explain(layers(chain...), maxSources); !whole {
-		return nil, problem.New(problem.Conflict, "The JSON Pointers of all settings in effect take more than %d MiB.", maxSources>>20).
+	if out.Effective, out.Sources, whole = settings.Explain(layers(chain...), settings.MaxSources); !whole {
+		return nil, problem.New(problem.Conflict, "The JSON Pointers of all settings in effect take more than %d MiB.", settings.MaxSources>>20).
 			WithFix("Leave out explain, and look at the settings of each organization above.")
 	}
 	return out, nil
 }
-
-// maxSources bounds what the sources of settings take in an answer, in bytes: a
-// member far below long names has a long pointer.
-const maxSources = 4 << 20
 
 // SettingsPut replaces an organization's own settings. A nil Locked leaves
 // the locks as they are.
@@ -256,13 +230,13 @@ type SettingsPut struct {
 
 // PutCustomizations replaces an organization's own settings.
 func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, in SettingsPut) (*Customizations, audit.Receipt, error) {
-	values, p := CheckSettings("/customizations", in.Values)
+	values, p := settings.CheckValues("/customizations", in.Values)
 	if p != nil {
 		return nil, audit.Receipt{}, p
 	}
 	var locked []string
 	if in.Locked != nil {
-		if locked, p = CheckLocks("/locked", *in.Locked); p != nil {
+		if locked, p = settings.CheckLocks("/locked", *in.Locked); p != nil {
 			return nil, audit.Receipt{}, p
 		}
 	}
@@ -336,7 +310,7 @@ func (in *SettingsPut) apply(ctx context.Context, from *basis, values jsontext.V
 		out, err := customizationsOf(append(slices.Clone(from.above), before), false)
 		return after, nil, out, err
 	}
-	effective, err := checkSettings(ctx, layers(from.above...), layers(&after)[0], before.Settings.Values, from.schema)
+	effective, err := settings.Check(ctx, layers(from.above...), layers(&after)[0], before.Settings.Values, from.schema)
 	if err != nil {
 		return after, nil, nil, err
 	}
@@ -413,7 +387,7 @@ func (s *Service) CheckSchema(ctx context.Context, call *Call, rootID string) er
 // root's tree must satisfy when they are written; nil removes it.
 func (s *Service) PutSchema(ctx context.Context, call *Call, rootID string, schema []byte) (audit.Receipt, error) {
 	if schema != nil {
-		if _, p := CompileSchema(schema); p != nil {
+		if _, p := settings.CompileSchema(schema); p != nil {
 			return audit.Receipt{}, p
 		}
 	}
@@ -447,8 +421,17 @@ const maxDiff = 16 << 10
 // settingsDiff returns what differs between two states of own settings: value
 // by value, or, if that would be too much for an audit entry, as a whole.
 func settingsDiff(old, new jsontext.Value) []audit.Change {
-	if changes, ok := diffWithin(maxDiff, "/customizations", old, new); ok {
-		return changes
+	if changes, ok := settings.DiffWithin(maxDiff, "/customizations", old, new); ok {
+		return auditChanges(changes)
 	}
 	return []audit.Change{{Pointer: "/customizations", Old: old, New: new}}
+}
+
+// auditChanges returns changes of settings as those of an audit entry.
+func auditChanges(changes []settings.Change) []audit.Change {
+	var out []audit.Change
+	for _, c := range changes {
+		out = append(out, audit.Change(c))
+	}
+	return out
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/settings"
 )
 
 // A change whose basis never stays is given up after some attempts.
@@ -48,13 +49,13 @@ func TestDiffIsBounded(t *testing.T) {
 		}
 		return jsontext.Value(b.String() + `}}`)
 	}
-	locked := []Layer{{OrgID: "r", Values: jsontext.Value(`{}`), Locked: []string{"/a"}}}
+	locked := []settings.Layer{{OrgID: "r", Values: jsontext.Value(`{}`), Locked: []string{"/a"}}}
 	below := func(v jsontext.Value) jsontext.Value { return jsontext.Value(`{"a":` + string(v) + `}`) }
 	for name, f := range map[string]func(){
 		"equal":         func() { settingsDiff(object(1), object(1)) },
 		"all different": func() { settingsDiff(object(1), object(2)) },
 		"new":           func() { settingsDiff(jsontext.Value("{}"), object(1)) },
-		"below a lock":  func() { CheckLocked(locked, below(object(1)), below(object(1))) },
+		"below a lock":  func() { settings.CheckLocked(locked, below(object(1)), below(object(1))) },
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)

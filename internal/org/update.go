@@ -10,6 +10,7 @@ import (
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/settings"
 )
 
 // OrgUpdate is a change of an organization: what is nil stays. An empty
@@ -84,7 +85,7 @@ func (s *Service) mergeSettings(ctx context.Context, call *Call, id string, u *O
 	m := &settingsMerge{from: from, values: before, diff: settingsDiff(before, after.Settings.Values)}
 	if len(m.diff) > 0 {
 		m.values = after.Settings.Values
-		_, err = checkSettings(ctx, layers(from.above...), layers(after)[0], before, from.schema)
+		_, err = settings.Check(ctx, layers(from.above...), layers(after)[0], before, from.schema)
 	}
 	return m, err
 }
@@ -172,11 +173,11 @@ func (u *OrgUpdate) apply(o *Organization, merge *settingsMerge) (*Organization,
 		after.Settings.Values = merge.values
 		changes = append(changes, merge.diff...)
 	case u.Customizations != nil:
-		merged, err := MergePatch(o.Settings.Values, u.Customizations)
+		merged, err := settings.MergePatch(o.Settings.Values, u.Customizations)
 		if err != nil {
 			return nil, nil, problem.Body("/customizations", "cannot be merged: %v", err)
 		}
-		if after.Settings.Values, p = CheckSettings("/customizations", merged); p != nil {
+		if after.Settings.Values, p = settings.CheckValues("/customizations", merged); p != nil {
 			return nil, nil, p
 		}
 	}

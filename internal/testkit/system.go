@@ -15,6 +15,7 @@ import (
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/settings"
 )
 
 // CheckSystem checks what must hold of a store at every moment: its tree is a
@@ -198,7 +199,7 @@ func checkFold(t testing.TB, s metering.Store, fold *org.Fold) {
 		}
 		for id, schema := range fold.Schemas {
 			stored, err := tx.Schema(id)
-			if err != nil || string(stored) != string(schema) && !org.IsErased(schema) {
+			if err != nil || string(stored) != string(schema) && !settings.IsErased(schema) {
 				t.Errorf("the schema of %s is %s, by the audit trail %s (%v)", id, stored, schema, err)
 			}
 		}

@@ -1,4 +1,4 @@
-package org
+package settings
 
 import (
 	"context"
@@ -315,7 +315,7 @@ func FuzzCompileSchema(f *testing.F) {
 			}
 			return
 		}
-		v, p := CheckSettings("", settings)
+		v, p := CheckValues("", settings)
 		if p != nil {
 			return
 		}

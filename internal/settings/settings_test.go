@@ -1,4 +1,4 @@
-package org
+package settings
 
 import (
 	"fmt"
@@ -12,7 +12,6 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"pgregory.net/rapid"
 
-	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -125,7 +124,7 @@ func FuzzMergePatch(f *testing.F) {
 	})
 }
 
-func TestCheckSettings(t *testing.T) {
+func TestCheckValues(t *testing.T) {
 	nested := func(n int) string { return strings.Repeat(`{"a":`, n) + `1` + strings.Repeat(`}`, n) }
 	sized := func(n int) string { return `{"a":"` + strings.Repeat("x", n-len(`{"a":""}`)) + `"}` }
 	for _, tt := range []struct {
@@ -157,7 +156,7 @@ func TestCheckSettings(t *testing.T) {
 		{"trailing data", `{} {}`, "/customizations", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := CheckSettings("/customizations", jsontext.Value(tt.in))
+			got, err := CheckValues("/customizations", jsontext.Value(tt.in))
 			switch {
 			case tt.pointer == "ok":
 				if err != nil || string(got) != tt.want {
@@ -380,6 +379,19 @@ func lookupOr(v jsontext.Value, pointer string) jsontext.Value {
 }
 
 func TestDiff(t *testing.T) {
+	// What an entry of the audit log shows of changes.
+	type change struct {
+		Pointer string         `json:"pointer"`
+		Old     jsontext.Value `json:"old,omitzero"`
+		New     jsontext.Value `json:"new,omitzero"`
+	}
+	marshal := func(changes []Change) ([]byte, error) {
+		var shown []change
+		for _, c := range changes {
+			shown = append(shown, change(c))
+		}
+		return json.Marshal(shown)
+	}
 	for _, tt := range []struct{ old, new, want string }{
 		{`{}`, `{}`, `[]`},
 		{`{"a":1,"b":{"c":2,"d":3}}`, `{"b":{"d":3,"c":2},"a":1}`, `[]`},
@@ -393,12 +405,12 @@ func TestDiff(t *testing.T) {
 		{`{"b":{"z":1,"~/":2},"a":0}`, `{"b":{"z":2,"~/":3},"c":0}`,
 			`[{"pointer":"/p/a","old":0},{"pointer":"/p/b/z","old":1,"new":2},{"pointer":"/p/b/~0~1","old":2,"new":3},{"pointer":"/p/c","new":0}]`},
 	} {
-		got, err := json.Marshal(Diff("/p", jsontext.Value(tt.old), jsontext.Value(tt.new)))
+		got, err := marshal(Diff("/p", jsontext.Value(tt.old), jsontext.Value(tt.new)))
 		if err != nil || string(got) != tt.want {
 			t.Errorf("Diff(%s, %s) =\n%s, %v; want\n%s", tt.old, tt.new, got, err, tt.want)
 		}
 	}
-	if got, err := json.Marshal(Diff("", nil, jsontext.Value(`{}`))); err != nil || string(got) != `[{"pointer":"","new":{}}]` {
+	if got, err := marshal(Diff("", nil, jsontext.Value(`{}`))); err != nil || string(got) != `[{"pointer":"","new":{}}]` {
 		t.Errorf("Diff of nothing and {} = %s, %v", got, err)
 	}
 }
@@ -447,7 +459,7 @@ func TestApply(t *testing.T) {
 		{"malformed", `{}`, "/a", "", `{`, "", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := Apply([]audit.Change{{Pointer: tt.pointer, Old: v(tt.old), New: v(tt.new)}}, v(tt.value))
+			got, err := Apply([]Change{{Pointer: tt.pointer, Old: v(tt.old), New: v(tt.new)}}, v(tt.value))
 			if (err == nil) != tt.ok || string(got) != tt.want {
 				t.Errorf("= %s, %v; want %s, ok %v", got, err, tt.want, tt.ok)
 			}
@@ -465,7 +477,7 @@ func TestExplainIsBounded(t *testing.T) {
 		members = append(members, fmt.Sprintf(`"m%d":0`, n))
 	}
 	deep += strings.Join(members, ",") + strings.Repeat("}", 31)
-	values, p := CheckSettings("", jsontext.Value(deep))
+	values, p := CheckValues("", jsontext.Value(deep))
 	if p != nil {
 		t.Fatal(p)
 	}
@@ -482,7 +494,7 @@ func TestExplainIsBounded(t *testing.T) {
 		"many below long names": {slices.Repeat([]Layer{{OrgID: "r", Values: values}}, 32), false},
 		"many members":          {slices.Repeat([]Layer{{OrgID: "r", Values: many}}, 32), true},
 	} {
-		result, sources, whole := Explain(tt.layers, maxSources)
+		result, sources, whole := Explain(tt.layers, MaxSources)
 		if whole != tt.whole || whole && len(sources) != len(wide) || !whole && (result != nil || sources != nil) {
 			t.Errorf("%s: whole %t, %d sources", name, whole, len(sources))
 		}

@@ -1,4 +1,4 @@
-package org
+package settings
 
 import (
 	"container/list"
