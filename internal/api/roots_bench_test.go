@@ -75,12 +75,14 @@ func distant(t testing.TB, serverAddress string, delay time.Duration) string {
 
 // BenchmarkRootsOnPostgres changes 64 roots at the same time, each from a client of
 // its own: by PATCH, and by the same statements without orgd, over as many
-// connections. So also with a synchronous standby that is 2 ms away.
+// connections. So also with a synchronous standby that is 2 ms away. The database has
+// the first core; with taskset -c 1 before it, orgd and the clients have the second.
 func BenchmarkRootsOnPostgres(b *testing.B) {
 	const roots, connections = 64, 32
 	for _, standby := range []bool{false, true} {
 		b.Run(fmt.Sprintf("standby=%t", standby), func(b *testing.B) {
 			cluster := testkit.NewPostgresCluster(b)
+			cluster.Pin(b, 0)
 			s := testkit.Open(b, "postgres", func(c *server.Config) {
 				c.Database, c.DatabasePool, c.SignInterval = cluster.URL, connections, 0
 				c.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -91,7 +93,7 @@ func BenchmarkRootsOnPostgres(b *testing.B) {
 				keys[i], _ = s.NewKey(fmt.Sprintf("root-%d", i), `"permissions":["admin"]`)
 			}
 			if standby {
-				cluster.Standby(b, "far", distant(b, cluster.Address(), time.Millisecond))
+				cluster.Standby(b, "far", distant(b, cluster.Address(), time.Millisecond)).Pin(b, 0)
 				cluster.WaitFor(b, "far")
 			}
 			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: roots}}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -236,6 +237,27 @@ func (c *PostgresCluster) Start() error {
 		}
 		if time.Now().After(deadline) {
 			return err
+		}
+	}
+}
+
+// Pin has the server, its workers and the connections to come run on one core, so
+// that whoever measures has another one. It takes util-linux's taskset.
+func (c *PostgresCluster) Pin(t testing.TB, core int) {
+	t.Helper()
+	taskset := Programs(t, "taskset")[0]
+	text, err := os.ReadFile(filepath.Join(c.data(), "postmaster.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _, _ := strings.Cut(string(text), "\n")
+	children, err := os.ReadFile("/proc/" + first + "/task/" + first + "/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range append(strings.Fields(string(children)), first) {
+		if out, err := exec.Command(taskset, "-cp", strconv.Itoa(core), pid).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
 		}
 	}
 }
