@@ -216,7 +216,7 @@ var tables = []Table{
 		Name: "idempotency", Key: cols("actor_id", "idem_key"), Owner: OwnedByOrg, Via: Reference{cols("actor_id"), "api_keys", cols("id")},
 		Columns: columns(
 			identifiers("actor_id", "idem_key"),
-			personal(Passes, "it is sealed with the request that it answers, and goes when its time is over", "answer"),
+			personal(Passes, "it is sealed with a key that only the caller has, and goes when it can be replayed no longer", "answer"),
 			neither("a hash", "request_hash")),
 		OfRoot: removedIn(partKeys),
 		OfOrg:  []Purge{{Do: Removes, Part: partKeys}},
