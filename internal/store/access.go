@@ -81,7 +81,7 @@ func (w *window) wantEvents(q *org.AccessQuery) {
 		}
 	}
 	if q.Holding != "" {
-		w.want(w.holding(q.Holding, `id`, `user_name`, `action`, `ip`, `user_agent`, `method`, `path`, `request_id`))
+		w.want(w.holding(q.Holding, eventTexts...))
 	}
 }
 

@@ -30,6 +30,14 @@ func (w *window) holding(needle string, texts ...string) string {
 	return `(` + condition + `)`
 }
 
+// Where an erasure looks for its subject. The ids of organizations and events are
+// chosen by people.
+var (
+	keyTexts   = tableOf("api_keys").searched()
+	orgTexts   = append([]string{`id`}, tableOf("orgs").searched()...)
+	eventTexts = append([]string{`id`}, tableOf("access_events").searched()...)
+)
+
 func (t *tx) PutAuditValues(rootID string, records []audit.Record) error {
 	if len(records) == 0 {
 		return nil
@@ -102,7 +110,7 @@ func (t *tx) KeysHolding(q org.HoldingQuery) (keys []*key.Key, next []string, er
 		w.want(`EXISTS (SELECT 1 FROM orgs AS o WHERE o.root_id = e.root_id AND o.id = e.org_id
 			AND o.path >= ` + w.arg(q.Path) + ` AND o.path < ` + w.arg(subtreeEnd(q.Path)) + `)`)
 	}
-	w.want(w.holding(q.Needle, `name`, `allowed_cidrs`, `last_used_ip`, `old_last_used_ip`))
+	w.want(w.holding(q.Needle, keyTexts...))
 	var orgID, id string
 	more, err := t.page(w, q.Limit, func(r row) error {
 		k, err := scanKey(r)
@@ -131,7 +139,7 @@ func (t *tx) OrgsHolding(q org.HoldingQuery) (orgs []*org.Organization, next []s
 		w.bound(`path > ` + w.arg(q.After[0]))
 	}
 	w.want(`deleted_at <> 1`)
-	w.want(w.holding(q.Needle, `id`, `name`, `description`, `external_id`, `tags`, `settings`, `locked`))
+	w.want(w.holding(q.Needle, orgTexts...))
 	var path string
 	more, err := t.page(w, q.Limit, func(r row) error {
 		o, _, size, err := scanSized(r)

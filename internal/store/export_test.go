@@ -199,3 +199,34 @@ func (o Options) Sweeping(every time.Duration) Options {
 	o.sweepEvery = every
 	return o
 }
+
+// Exec runs a statement in a transaction.
+func Exec(t org.Tx, text string, args ...any) error {
+	_, err := t.(*tx).exec(text, args...)
+	return err
+}
+
+// Select returns what a query finds in a transaction: columns that can be read
+// as text.
+func Select(t org.Tx, columns int, text string, args ...any) (rows [][]string, err error) {
+	err = t.(*tx).query(func(r row) error {
+		values, dest := make([]string, columns), make([]any, columns)
+		for i := range values {
+			dest[i] = &values[i]
+		}
+		rows = append(rows, values)
+		return r.Scan(dest...)
+	}, text, args...)
+	return rows, err
+}
+
+// PurgeParts returns the names of the parts of a purge.
+func PurgeParts() (names []string) {
+	for _, p := range purgeParts {
+		names = append(names, p.name)
+	}
+	return names
+}
+
+// PartRows is the part of a purge that needs nothing but the registry of tables.
+const PartRows = partRows

@@ -114,6 +114,7 @@ type purgeStatement struct {
 	// added to the old one, and the key.
 	change  string
 	columns []string // of the key
+	numbers []bool   // which of them hold numbers
 	weight  int      // as how many rows each counts, since it is large
 }
 
@@ -134,73 +135,88 @@ func byKey(columns []string, n int) string {
 	return text
 }
 
-func removeRows(table, columns, condition string, weight int) purgeStatement {
-	key := strings.Split(columns, `, `)
-	return purgeStatement{findRows(table, columns, condition), `DELETE FROM ` + table + byKey(key, 2), key, weight}
+func (t *Table) statement(condition, change string, weight int) purgeStatement {
+	row := t.row()
+	s := purgeStatement{find: findRows(t.Name, strings.Join(row, `, `), condition), change: change, columns: row, weight: weight}
+	for _, c := range row {
+		s.numbers = append(s.numbers, t.number(c))
+	}
+	return s
 }
 
-// renameRows adds something to the names in a column of what ancestors' totals
-// hold.
-func renameRows(table, columns, column, condition, more string) purgeStatement {
-	key := strings.Split(columns, `, `)
-	return purgeStatement{findRows(table, columns, condition+ofOrgs(column)),
-		`UPDATE ` + table + ` SET ` + column + ` = ` + column + ` || $2` + more + byKey(key, 3), key, 1}
+func (t *Table) remove(condition string, weight int) purgeStatement {
+	return t.statement(condition, `DELETE FROM `+t.Name+byKey(t.row(), 2), weight)
 }
 
-const (
-	totalsKey = `month, org_id, parent_id, meter`
-	daysKey   = `org_id, day, parent_id, meter`
-)
+// rename adds something to the names in a column of what ancestors' totals
+// hold, and removes from it what is personal.
+func (t *Table) rename(column, condition string) purgeStatement {
+	set := ` SET ` + column + ` = ` + column + ` || $2`
+	for _, c := range t.personal() {
+		set += `, ` + c + ` = ''`
+	}
+	return t.statement(condition+ofOrgs(column), `UPDATE `+t.Name+set+byKey(t.row(), 3), 1)
+}
 
 var (
-	// purgeOwned removes what nobody needs of organizations that are gone.
-	purgeOwned = []purgeStatement{
-		removeRows(`access_events`, `at, seq`, ofOrgs(`org_id`), 1),
-		removeRows(`org_places`, `parent_id, org_id, since`, ofOrgs(`org_id`), 1),
-		removeRows(`org_places`, `parent_id, org_id, since`, ofOrgs(`parent_id`), 1),
-		removeRows(`usage_limits`, `org_id, meter`, ofOrgs(`org_id`), 1),
-		removeRows(`usage_states`, `period, org_id, meter`, ofOrgs(`org_id`), 1),
-		removeRows(`access_claims`, `sender, id`, ofOrgs(`sender`), 1),
-	}
+	// purgeOwned removes what nobody needs of organizations that are gone, and
 	// purgeCounted gives what ancestors' totals hold of them names that no
 	// organization will have: see metering.FormerMark.
-	purgeCounted = []purgeStatement{
-		renameRows(`usage_adjustments`, `org_id, month, id`, `org_id`, ``, `, reason = ''`),
-		renameRows(`usage_days`, daysKey, `org_id`, ``, ``),
-		// Who gets the id has not sent what its former owner did. What that
-		// counted for others stays.
-		renameRows(`usage_events`, `sender, source, id, part`, `sender`, ``, ``),
-	}
-	purgeTotal  = renameRows(`usage_totals`, totalsKey, `org_id`, ` AND month = $4`, ``)
-	purgeParent = renameRows(`usage_totals`, totalsKey, `parent_id`, ` AND month = $4`, ``)
+	purgeOwned, purgeCounted = ofOrganizations()
 	// purgeRoot removes what a root has, other than its organizations and their
-	// keys. Nothing is above it that would count what it consumed. The number
-	// of its last access event stays: nobody who follows them later must find
-	// it smaller.
-	purgeRoot = []purgeStatement{
-		removeRows(`access_events`, `at, seq`, ``, 1),
-		removeRows(`access_claims`, `sender, id`, ``, 1),
-		removeRows(`org_places`, `parent_id, org_id, since`, ``, 1),
-		removeRows(`usage_limits`, `org_id, meter`, ``, 1),
-		removeRows(`usage_totals`, totalsKey, ``, 1),
-		removeRows(`usage_days`, daysKey, ``, 1),
-		removeRows(`usage_adjustments`, `org_id, month, id`, ``, 1),
-		removeRows(`usage_events`, `sender, source, id, part`, ``, 1),
-		removeRows(`usage_states`, `period, org_id, meter`, ``, 1),
-		removeRows(`usage_statement_parts`, `month, part`, ``, 100),
-		removeRows(`usage_statements`, `month`, ``, 1),
-		removeRows(`usage_months`, `month`, ``, 1),
-		removeRows(`meters`, `slug`, ``, 1),
-	}
-	// purgeRootRow removes what there is once for a root.
-	purgeRootRow = []string{
-		`DELETE FROM access_retentions WHERE root_id = $1`,
-		`DELETE FROM customization_schemas WHERE root_id = $1`,
-		`DELETE FROM quotas WHERE root_id = $1`,
-		`DELETE FROM idempotency_hours WHERE root_id = $1`,
-	}
+	// keys, and purgeRootRow what there is once for it. Nothing is above it that
+	// would count what it consumed.
+	purgeRoot, purgeRootRow = ofRoots()
+
+	purgeTotal   = tableOf("usage_totals").rename(`org_id`, ` AND month = $4`)
+	purgeParent  = tableOf("usage_totals").rename(`parent_id`, ` AND month = $4`)
 	purgeAnswers = `SELECT actor_id, idem_key FROM idempotency WHERE actor_id IN (SELECT value FROM json_each($1)) LIMIT $2`
 )
+
+func ofOrganizations() (owned, counted []purgeStatement) {
+	for i := range tables {
+		t := &tables[i]
+		for _, p := range t.OfOrg {
+			if p.Part != partRows {
+				continue
+			}
+			for _, column := range p.By {
+				if p.Do == Removes {
+					owned = append(owned, t.remove(ofOrgs(column), p.Weight))
+				} else {
+					counted = append(counted, t.rename(column, ``))
+				}
+			}
+		}
+	}
+	return owned, counted
+}
+
+func ofRoots() (rows []purgeStatement, row []string) {
+	for i := range tables {
+		t := &tables[i]
+		switch p := t.OfRoot; {
+		case p.Part != partRows:
+		case p.Once:
+			row = append(row, `DELETE FROM `+t.Name+` WHERE `+t.Root+` = $1`)
+		default:
+			rows = append(rows, t.remove(``, p.Weight))
+		}
+	}
+	return rows, row
+}
+
+// purgeParts are what a step of a purge consists of, in their order. The registry
+// of tables says which of them is for which table.
+var purgeParts = []struct {
+	name string
+	run  func(*purgeStep) error
+}{
+	{partRows, (*purgeStep).rows},
+	{partTotals, (*purgeStep).totals},
+	{partKeys, (*purgeStep).keys},
+	{partOrganizations, (*purgeStep).organizations},
+}
 
 // answerWeight is as how many rows the answer to a request counts.
 const answerWeight = 10
@@ -210,21 +226,24 @@ const answerWeight = 10
 type purgeStep struct {
 	*tx
 	rootID string
-	ids    string   // of organizations, as JSON
+	whole  bool // the root itself is purged
+	orgs   []doomed
+	ids    string   // of orgs, as JSON
 	months []string // that the root knows
 	suffix string   // of new names
 	left   int
+	gone   []string // organizations, once they are removed
 }
 
-// keysOf returns what a query finds: values of the columns.
-func (p *purgeStep) keysOf(columns []string, text string, args ...any) (keys [][]any, err error) {
+// keysOf returns what a query finds: values of columns, which are numbers or
+// texts.
+func (p *purgeStep) keysOf(numbers []bool, text string, args ...any) (keys [][]any, err error) {
 	err = p.query(func(r row) error {
-		dest := make([]any, len(columns))
-		for i, c := range columns {
-			switch c {
-			case `at`, `seq`, `since`, `part`:
+		dest := make([]any, len(numbers))
+		for i, number := range numbers {
+			if number {
 				dest[i] = new(int64)
-			default:
+			} else {
 				dest[i] = new(string)
 			}
 		}
@@ -252,7 +271,7 @@ func (p *purgeStep) run(s *purgeStatement, suffix string, more ...any) error {
 		return nil
 	}
 	limit := max(1, p.left/s.weight)
-	keys, err := p.keysOf(s.columns, s.find, append([]any{p.rootID, limit}, more...)...)
+	keys, err := p.keysOf(s.numbers, s.find, append([]any{p.rootID, limit}, more...)...)
 	if err != nil || len(keys) == 0 {
 		return err
 	}
@@ -267,9 +286,12 @@ func (p *purgeStep) run(s *purgeStatement, suffix string, more ...any) error {
 	return err
 }
 
-// owned removes what the organizations have, and gives what their ancestors'
-// totals hold of them new names.
-func (p *purgeStep) owned() error {
+// rows removes what the root or the organizations have, and gives what ancestors
+// hold of these new names, as far as the registry says all that it takes.
+func (p *purgeStep) rows() error {
+	if p.whole {
+		return p.root()
+	}
 	for i := range purgeOwned {
 		if err := p.run(&purgeOwned[i], "", p.ids); err != nil {
 			return err
@@ -279,6 +301,14 @@ func (p *purgeStep) owned() error {
 		if err := p.run(&purgeCounted[i], p.suffix, p.ids); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// totals gives what ancestors' totals hold of the organizations new names.
+func (p *purgeStep) totals() error {
+	if p.whole {
+		return nil
 	}
 	for _, month := range p.months {
 		if err := p.run(&purgeTotal, p.suffix, p.ids, month); err != nil {
@@ -298,7 +328,7 @@ func (p *purgeStep) parents(month string) error {
 		return nil
 	}
 	limit := p.left
-	found, err := p.keysOf(purgeParent.columns, purgeParent.find, p.rootID, limit, p.ids, month)
+	found, err := p.keysOf(purgeParent.numbers, purgeParent.find, p.rootID, limit, p.ids, month)
 	if err != nil {
 		return err
 	}
@@ -355,7 +385,7 @@ func (p *purgeStep) keys() error {
 			return err
 		}
 		limit := max(1, p.left/answerWeight)
-		answers, err := p.keysOf([]string{`actor_id`, `idem_key`}, purgeAnswers, list, limit)
+		answers, err := p.keysOf(make([]bool, 2), purgeAnswers, list, limit)
 		if err != nil {
 			return err
 		}
@@ -372,6 +402,30 @@ func (p *purgeStep) keys() error {
 		}
 		p.left -= len(keys)
 	}
+	return nil
+}
+
+// organizations removes the organizations, once they have nothing left.
+func (p *purgeStep) organizations() error {
+	if p.left <= 0 {
+		return nil
+	}
+	var gone []string
+	var tags [][]any
+	for _, d := range p.orgs {
+		gone = append(gone, d.id)
+		for _, tag := range d.tags {
+			tags = append(tags, []any{p.rootID, tag, d.id})
+		}
+	}
+	if err := p.execEach(`DELETE FROM org_tags WHERE root_id = $1 AND tag = $2 AND org_id = $3`, len(tags),
+		func(i int) []any { return tags[i] }, nil); err != nil {
+		return err
+	}
+	if _, err := p.exec(`DELETE FROM orgs WHERE root_id = $1 AND id IN (SELECT value FROM json_each($2)) AND deleted_at <> 0`, p.rootID, p.ids); err != nil {
+		return err
+	}
+	p.gone = gone
 	return nil
 }
 
@@ -431,42 +485,24 @@ func (t *tx) Purge(rootID, deletionID string, limit int, at time.Time) (gone []s
 	if err := t.notePurge(at); err != nil {
 		return nil, false, err
 	}
-	p := &purgeStep{tx: t, rootID: rootID, suffix: metering.FormerMark + deletionID, left: limit}
+	p := &purgeStep{tx: t, rootID: rootID, whole: path == rootID+"/", suffix: metering.FormerMark + deletionID, left: limit}
 	// Until these rows are gone nothing is recorded for them: see bind.
-	orgs, err := p.next(path, limit)
-	if err != nil {
+	if p.orgs, err = p.next(path, limit); err != nil {
 		return nil, false, err
 	}
-	var tags [][]any
-	for _, d := range orgs {
-		gone = append(gone, d.id)
-		for _, tag := range d.tags {
-			tags = append(tags, []any{rootID, tag, d.id})
+	ids := make([]string, len(p.orgs))
+	for i, d := range p.orgs {
+		ids[i] = d.id
+	}
+	if p.ids, err = encodeStrings(ids); err != nil {
+		return nil, false, err
+	}
+	for _, part := range purgeParts {
+		if err := part.run(p); err != nil {
+			return nil, false, err
 		}
 	}
-	if p.ids, err = encodeStrings(gone); err != nil {
-		return nil, false, err
-	}
-	if path == rootID+"/" {
-		err = p.root()
-	} else {
-		err = p.owned()
-	}
-	if err == nil {
-		err = p.keys()
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	if p.left <= 0 {
-		return nil, false, nil
-	}
-	if err := t.execEach(`DELETE FROM org_tags WHERE root_id = $1 AND tag = $2 AND org_id = $3`, len(tags),
-		func(i int) []any { return tags[i] }, nil); err != nil {
-		return nil, false, err
-	}
-	_, err = t.exec(`DELETE FROM orgs WHERE root_id = $1 AND id IN (SELECT value FROM json_each($2)) AND deleted_at <> 0`, rootID, p.ids)
-	return gone, err == nil && orgs[len(orgs)-1].path == path, err
+	return p.gone, len(p.gone) > 0 && p.orgs[len(p.orgs)-1].path == path, nil
 }
 
 // lateMargin is by how much the clocks of processes may differ, and how long a
