@@ -156,6 +156,10 @@ func (s *Service) AccessFeed(ctx context.Context, q AccessQuery, after int64) (A
 	return feed, err
 }
 
+// AccessNews tells of the roots in which access events became visible by this
+// service, or by a sink of the news.
+func (s *Service) AccessNews() *News { return s.visible }
+
 // AccessHead returns the position after the access events of a root that are
 // visible now.
 func (s *Service) AccessHead(ctx context.Context, rootID string) (int64, error) {
@@ -197,6 +201,7 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 	}
 	defer leave()
 	var out *Ingested
+	var rootID string
 	err = s.write(ctx, call, func(tx Tx) error {
 		now := s.Now()
 		call, err := s.presentCall(tx, call)
@@ -246,7 +251,8 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 		if err := bad.Err(); err != nil {
 			return err
 		}
-		duplicates, err := tx.InsertAccessEvents(target.RootID, senderOf(call.Actor), ready)
+		rootID = target.RootID
+		duplicates, err := tx.InsertAccessEvents(rootID, senderOf(call.Actor), ready)
 		if err != nil {
 			return err
 		}
@@ -256,6 +262,9 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 		out = &Ingested{Accepted: int64(len(ready)) - duplicates, Duplicates: duplicates}
 		return remember(tx, call, now, out, audit.Receipt{})
 	})
+	if rootID != "" {
+		s.visible.Tell(rootID) // also if the outcome is unknown
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package org
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -50,7 +51,8 @@ type Service struct {
 	turns, together, settling, bulk turns
 
 	keyring *audit.Keyring
-	changed changedRoots
+	changed *News // of audit logs
+	visible *News // of access events
 	imports imports
 	refused sync.Map // ids of logs that are signed no further
 }
@@ -68,6 +70,9 @@ type Config struct {
 	// MonthCloseAfter is how long after its end a month still takes late
 	// events; zero for DefaultMonthCloseAfter, negative for not at all.
 	MonthCloseAfter time.Duration
+	// AuditNews and AccessNews are told of what the service makes visible in the
+	// logs of a root; nil for news of its own.
+	AuditNews, AccessNews *News
 }
 
 // NewService returns a service.
@@ -107,7 +112,7 @@ func NewService(c Config) (*Service, error) {
 	return &Service{meters: meters, quotas: quotas, kept: kept, ends: &logEnds{byRoot: map[string]logEnd{}}, monthCloseAfter: max(closeAfter, 0), store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
 		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
 		bounds: limits, spool: c.Spool, gauges: newGauges(), turns: turns{most: c.Store.WritersPerRoot()}, together: turns{most: together}, settling: turns{most: 1}, bulk: turns{most: 1},
-		keyring: c.Keyring, changed: changedRoots{roots: map[string]bool{}, wake: make(chan struct{}, 1)}}, nil
+		keyring: c.Keyring, changed: cmp.Or(c.AuditNews, NewNews(nil)), visible: cmp.Or(c.AccessNews, NewNews(nil))}, nil
 }
 
 // Call is one request to the service: who makes it, from where, and under
@@ -192,7 +197,7 @@ func (s *Service) change(ctx context.Context, call *Call, fn func(tx *change) (r
 		s.noteKept(call.Actor.RootID, call.Idempotent.size)
 	}
 	// If the outcome is unknown the log may have grown: who signs looks.
-	s.changed.add(roots...)
+	s.changed.Tell(roots...)
 	return receipt, err
 }
 

@@ -46,8 +46,8 @@ type checkpointer struct {
 	witnesses []*witness
 	log       *slog.Logger
 	interval  time.Duration
-	shared    bool // other servers may sign in the same database
-	started   bool // its jobs were
+	shared    bool          // other servers may sign in the same database
+	changed   *org.Listener // to the logs of all roots; nil until its jobs are started
 
 	// signing is held while logs are compared with the anchor, and until what was
 	// signed is in it: an anchor that grew meanwhile, by what another server has
@@ -91,7 +91,7 @@ const (
 
 // jobs returns what signs in the background, and goes with that.
 func (c *checkpointer) jobs() []background.Job {
-	c.started = true
+	c.changed = c.service.AuditNews().Listen("")
 	list := []background.Job{c.signingLogs()}
 	if c.shared {
 		list = append(list, c.anchoringLogs())
@@ -108,7 +108,7 @@ func (c *checkpointer) signingLogs() background.Job {
 	checked := false
 	var scanAt time.Time
 	return background.Job{Name: signingJob, Failing: "the audit logs could not be signed; it is tried again",
-		Wait: func() time.Duration { return time.Until(scanAt) }, Wake: c.service.Changed(), Pause: c.interval,
+		Wait: func() time.Duration { return time.Until(scanAt) }, Wake: c.changed.Heard(), Pause: c.interval,
 		Run: func(ctx context.Context) error {
 			if !checked {
 				c.checkAnchors(ctx)
@@ -185,9 +185,10 @@ func (c *checkpointer) anchorOne(ctx context.Context, l *org.LogState) error {
 // close signs what is left, once the jobs have ended. If one of them that keeps
 // others from signing is late, what is left is signed after the next start.
 func (c *checkpointer) close(ctx context.Context, late []string) error {
-	if !c.started {
+	if c.changed == nil {
 		return c.anchor.close()
 	}
+	c.changed.Close()
 	if slices.Contains(late, signingJob) || slices.Contains(late, anchoringJob) {
 		return errors.New("the audit logs could not be signed a last time; what was not signed is signed after the next start")
 	}
@@ -206,19 +207,28 @@ func (c *checkpointer) report(ctx context.Context, err error) error {
 
 // signChanged signs the logs that have changed since the last pass.
 func (c *checkpointer) signChanged(ctx context.Context) error {
-	roots := c.service.TakeChanged()
+	roots, more := c.changed.Take()
+	err := c.signRoots(ctx, roots)
+	if err == nil && more {
+		err = c.signAll(ctx)
+	}
+	if err != nil {
+		c.changed.Put(roots, more)
+	}
+	return err
+}
+
+func (c *checkpointer) signRoots(ctx context.Context, roots []string) error {
 	var heads []*audit.Head
 	for _, id := range roots {
 		more, err := c.service.UnsignedHeads(ctx, id, nil, signBatch)
 		if err != nil {
-			c.service.PutChanged(roots)
 			return err
 		}
 		heads = append(heads, more...)
 	}
 	for batch := range slices.Chunk(heads, signBatch) {
 		if err := c.sign(ctx, batch); err != nil {
-			c.service.PutChanged(roots)
 			return err
 		}
 	}

@@ -158,7 +158,9 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 	if err := s.operatorKey(); err != nil {
 		return nil, err
 	}
-	s.Recorder, err = access.OpenRecorder(ctx, filepath.Join(c.DataDir, "spool"), s.Store, access.Options{MaxBytes: c.SpoolMaxBytes, Logger: c.Log, Now: c.Now})
+	alone := func() bool { return s.Store.Processes() == 1 }
+	auditNews, accessNews := org.NewNews(alone), org.NewNews(alone)
+	s.Recorder, err = access.OpenRecorder(ctx, filepath.Join(c.DataDir, "spool"), accessNews.Sink(s.Store), access.Options{MaxBytes: c.SpoolMaxBytes, Logger: c.Log, Now: c.Now})
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +178,8 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 		return nil, err
 	}
 	s.Service, err = org.NewService(org.Config{Store: s.Store, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
-		RestoreWindow: c.RestoreWindow, MonthCloseAfter: c.MonthCloseAfter, OperatorHash: hash, Spool: s.Recorder, Keyring: keyring})
+		RestoreWindow: c.RestoreWindow, MonthCloseAfter: c.MonthCloseAfter, OperatorHash: hash, Spool: s.Recorder, Keyring: keyring,
+		AuditNews: auditNews, AccessNews: accessNews})
 	if err != nil {
 		return nil, err
 	}
