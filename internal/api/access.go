@@ -143,7 +143,7 @@ func (a *API) followAccessLog(r *web.Request) (*web.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	return web.Follow(&web.Feed{Next: func(ctx context.Context) (web.Messages, error) {
+	return web.Follow(&web.Feed{News: a.service.AccessNews(), RootID: r.Org.RootID, Next: func(ctx context.Context) (web.Messages, error) {
 		aq := within(selected, r)
 		aq.Limit, aq.MaxBytes = feedPage, web.FeedBytes
 		feed, err := a.service.AccessFeed(ctx, aq, position)

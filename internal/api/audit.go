@@ -70,7 +70,7 @@ func (a *API) followChildrenAudit(r *web.Request) (*web.Response, error) {
 	case selected.From.IsZero():
 		position = org.AuditPosition(head.Epoch, head.Size)
 	}
-	return web.Follow(&web.Feed{Next: func(ctx context.Context) (web.Messages, error) {
+	return web.Follow(&web.Feed{News: a.service.AuditNews(), RootID: r.Org.RootID, Next: func(ctx context.Context) (web.Messages, error) {
 		aq, err := withinAudit(selected, r)
 		if err != nil {
 			return web.Messages{}, err

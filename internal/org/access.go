@@ -163,6 +163,10 @@ func (s *Service) AccessFeed(ctx context.Context, q AccessQuery, after int64) (A
 	return feed, err
 }
 
+// AccessNews tells of the roots in which access events became visible by this
+// service, or by a sink of the news.
+func (s *Service) AccessNews() *News { return s.visible }
+
 // AccessHead returns the position after the access events of a root that are
 // visible now.
 func (s *Service) AccessHead(ctx context.Context, rootID string) (int64, error) {
@@ -204,6 +208,7 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 	}
 	defer leave()
 	var out *Ingested
+	var rootID string
 	err = s.Deliver(ctx, call, key.AccessLogWrite, func(tx Tx, call *Call) (any, string, error) {
 		now := s.Now()
 		target, err := tx.Org(orgID)
@@ -249,13 +254,17 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 		if err := bad.Err(); err != nil {
 			return nil, "", err
 		}
-		duplicates, err := tx.InsertAccessEvents(target.RootID, SenderOf(call.Actor), ready)
+		rootID = target.RootID
+		duplicates, err := tx.InsertAccessEvents(rootID, SenderOf(call.Actor), ready)
 		if err != nil {
 			return nil, "", err
 		}
 		out = &Ingested{Accepted: int64(len(ready)) - duplicates, Duplicates: duplicates}
 		return out, target.Path, nil
 	})
+	if rootID != "" {
+		s.visible.Tell(rootID) // also if the outcome is unknown
+	}
 	if err != nil {
 		return nil, err
 	}

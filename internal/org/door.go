@@ -94,7 +94,7 @@ func (s *Service) Change(ctx context.Context, call *Call, fn func(tx *Change) (r
 		s.noteKept(call.Actor.RootID, call.Idempotent.size)
 	}
 	// If the outcome is unknown the log may have grown: who signs looks.
-	s.changed.add(roots...)
+	s.changed.Tell(roots...)
 	return receipt, err
 }
 

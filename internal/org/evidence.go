@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -16,47 +15,8 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 )
 
-// changedRoots collects the roots whose logs have grown.
-type changedRoots struct {
-	mu    sync.Mutex
-	roots map[string]bool
-	wake  chan struct{}
-}
-
-func (c *changedRoots) add(roots ...string) {
-	if len(roots) == 0 {
-		return
-	}
-	c.mu.Lock()
-	for _, id := range roots {
-		c.roots[id] = true
-	}
-	c.mu.Unlock()
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
-}
-
-// Changed returns a channel that has a value whenever TakeChanged may return
-// something.
-func (s *Service) Changed() <-chan struct{} { return s.changed.wake }
-
-// TakeChanged returns the roots whose logs this service has appended to since
-// the last call, in no order.
-func (s *Service) TakeChanged() []string {
-	s.changed.mu.Lock()
-	defer s.changed.mu.Unlock()
-	var list []string
-	for id := range s.changed.roots {
-		list = append(list, id)
-	}
-	clear(s.changed.roots)
-	return list
-}
-
-// PutChanged gives back roots that TakeChanged returned.
-func (s *Service) PutChanged(roots []string) { s.changed.add(roots...) }
+// AuditNews tells of the roots whose audit logs this service has appended to.
+func (s *Service) AuditNews() *News { return s.changed }
 
 // LogState is an epoch of a log with its last signature.
 type LogState struct {

@@ -1,6 +1,7 @@
 package org
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -40,7 +41,8 @@ type Service struct {
 	turns, together, settling, bulk turns
 
 	keyring *audit.Keyring
-	changed changedRoots
+	changed *News // of audit logs
+	visible *News // of access events
 	imports imports
 	refused sync.Map // ids of logs that are signed no further
 }
@@ -57,6 +59,9 @@ type Config struct {
 	// stored.
 	Drain   func(ctx context.Context) error
 	Keyring *audit.Keyring // the keys that sign the audit logs
+	// AuditNews and AccessNews are told of what the service makes visible in the
+	// logs of a root; nil for news of its own.
+	AuditNews, AccessNews *News
 }
 
 // NewService returns a service.
@@ -84,7 +89,7 @@ func NewService(c Config) (*Service, error) {
 	return &Service{quotas: quotas, kept: kept, ends: &logEnds{byRoot: map[string]logEnd{}}, store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
 		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
 		drain: c.Drain, purged: func(string, []string) {}, turns: turns{most: c.Store.WritersPerRoot()}, together: turns{most: together}, settling: turns{most: 1}, bulk: turns{most: 1},
-		keyring: c.Keyring, changed: changedRoots{roots: map[string]bool{}, wake: make(chan struct{}, 1)}}, nil
+		keyring: c.Keyring, changed: cmp.Or(c.AuditNews, NewNews(nil)), visible: cmp.Or(c.AccessNews, NewNews(nil))}, nil
 }
 
 // OnPurged has fn called with organizations that are gone for good: whoever takes

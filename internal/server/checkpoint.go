@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/background"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -45,9 +46,8 @@ type checkpointer struct {
 	witnesses []*witness
 	log       *slog.Logger
 	interval  time.Duration
-	shared    bool // other servers may sign in the same database
-	stop      context.CancelFunc
-	running   sync.WaitGroup
+	shared    bool          // other servers may sign in the same database
+	changed   *org.Listener // to the logs of all roots; nil until its jobs are started
 
 	// signing is held while logs are compared with the anchor, and until what was
 	// signed is in it: an anchor that grew meanwhile, by what another server has
@@ -83,75 +83,71 @@ func newCheckpointer(service *org.Service, a *anchor, witnesses []*witness, inte
 	return c
 }
 
-// start begins to sign in the background.
-func (c *checkpointer) start(ctx context.Context) {
-	ctx, c.stop = context.WithCancel(ctx)
-	c.running.Go(func() { c.run(ctx) })
+// The jobs that hold signing for a while.
+const (
+	signingJob   = "sign_logs"
+	anchoringJob = "anchor_logs"
+)
+
+// jobs returns what signs in the background, and goes with that.
+func (c *checkpointer) jobs() []background.Job {
+	c.changed = c.service.AuditNews().Listen("")
+	list := []background.Job{c.signingLogs()}
 	if c.shared {
-		c.running.Go(func() { c.follow(ctx) })
+		list = append(list, c.anchoringLogs())
 	}
 	for _, w := range c.witnesses {
-		c.running.Go(func() { w.run(ctx) })
+		list = append(list, w.cosigning())
 	}
+	return list
 }
 
-func (c *checkpointer) run(ctx context.Context) {
-	c.checkAnchors(ctx)
-	scan := time.NewTicker(scanInterval)
-	defer scan.Stop()
-	c.report(ctx, c.signAll(ctx))
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-c.service.Changed():
-			c.report(ctx, c.signChanged(ctx))
-		case <-scan.C:
-			c.report(ctx, c.signAll(ctx))
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(c.interval):
-		}
-	}
+// signingLogs signs the logs that have changed, soon after that, and at every scan
+// all that are unsigned.
+func (c *checkpointer) signingLogs() background.Job {
+	checked := false
+	var scanAt time.Time
+	return background.Job{Name: signingJob, Failing: "the audit logs could not be signed; it is tried again",
+		Wait: func() time.Duration { return time.Until(scanAt) }, Wake: c.changed.Heard(), Pause: c.interval,
+		Run: func(ctx context.Context) error {
+			if !checked {
+				c.checkAnchors(ctx)
+				checked = true
+			}
+			sign := c.signChanged
+			if !time.Now().Before(scanAt) {
+				scanAt, sign = time.Now().Add(scanInterval), c.signAll
+			}
+			return c.report(ctx, sign(ctx))
+		}}
 }
 
-// follow anchors what other servers sign, so that no single server's anchor
+// anchoringLogs anchors what other servers sign, so that no single server's anchor
 // is needed to notice that the database has lost what was signed.
-func (c *checkpointer) follow(ctx context.Context) {
+func (c *checkpointer) anchoringLogs() background.Job {
 	var since time.Time
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(followInterval):
-		}
-		for {
-			logs, err := c.service.SignedLogs(ctx, since, followBatch)
-			if err == nil {
-				err = c.anchorSigned(ctx, logs)
-			}
-			if err != nil {
-				if ctx.Err() == nil {
-					c.log.Warn("what other servers have signed could not be anchored; it is tried again", "error", err)
+	return background.Job{Name: anchoringJob, First: followInterval, Every: followInterval,
+		Failing: "what other servers have signed could not be anchored; it is tried again",
+		Run: func(ctx context.Context) error {
+			for {
+				logs, err := c.service.SignedLogs(ctx, since, followBatch)
+				if err == nil {
+					err = c.anchorSigned(ctx, logs)
 				}
-				break
+				if err != nil || len(logs) == 0 {
+					return err
+				}
+				last := logs[len(logs)-1].Signature.SignedAt
+				if len(logs) < followBatch {
+					since = last.Add(-followBack)
+					return nil
+				}
+				if !last.After(since) { // a page of one time: go past it
+					last = since.Add(time.Microsecond)
+				}
+				since = last
 			}
-			if len(logs) == 0 {
-				break
-			}
-			last := logs[len(logs)-1].Signature.SignedAt
-			if len(logs) < followBatch {
-				since = last.Add(-followBack)
-				break
-			}
-			if !last.After(since) { // a page of one time: go past it
-				last = since.Add(time.Microsecond)
-			}
-			since = last
-		}
-	}
+		}}
 }
 
 // anchorSigned anchors signatures that go beyond what is anchored.
@@ -186,45 +182,53 @@ func (c *checkpointer) anchorOne(ctx context.Context, l *org.LogState) error {
 	return nil
 }
 
-// close signs what is left and ends the background work.
-func (c *checkpointer) close(ctx context.Context) error {
-	if c.stop == nil {
+// close signs what is left, once the jobs have ended. If one of them that keeps
+// others from signing is late, what is left is signed after the next start.
+func (c *checkpointer) close(ctx context.Context, late []string) error {
+	if c.changed == nil {
 		return c.anchor.close()
 	}
-	c.stop()
-	c.running.Wait()
+	c.changed.Close()
+	if slices.Contains(late, signingJob) || slices.Contains(late, anchoringJob) {
+		return errors.New("the audit logs could not be signed a last time; what was not signed is signed after the next start")
+	}
 	return errors.Join(c.signAll(ctx), c.anchor.close())
 }
 
-// report notes how a pass went.
-func (c *checkpointer) report(ctx context.Context, err error) {
-	if ctx.Err() != nil {
-		return
+// report notes how a pass went, and returns that.
+func (c *checkpointer) report(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		c.mu.Lock()
+		c.failure = err
+		c.mu.Unlock()
 	}
-	c.mu.Lock()
-	before := c.failure
-	c.failure = err
-	c.mu.Unlock()
-	if err != nil && (before == nil || before.Error() != err.Error()) {
-		c.log.Error("the audit logs could not be signed; it is tried again", "error", err)
-	}
+	return err
 }
 
 // signChanged signs the logs that have changed since the last pass.
 func (c *checkpointer) signChanged(ctx context.Context) error {
-	roots := c.service.TakeChanged()
+	roots, more := c.changed.Take()
+	err := c.signRoots(ctx, roots)
+	if err == nil && more {
+		err = c.signAll(ctx)
+	}
+	if err != nil {
+		c.changed.Put(roots, more)
+	}
+	return err
+}
+
+func (c *checkpointer) signRoots(ctx context.Context, roots []string) error {
 	var heads []*audit.Head
 	for _, id := range roots {
 		more, err := c.service.UnsignedHeads(ctx, id, nil, signBatch)
 		if err != nil {
-			c.service.PutChanged(roots)
 			return err
 		}
 		heads = append(heads, more...)
 	}
 	for batch := range slices.Chunk(heads, signBatch) {
 		if err := c.sign(ctx, batch); err != nil {
-			c.service.PutChanged(roots)
 			return err
 		}
 	}

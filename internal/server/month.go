@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/orgd/orgd/internal/background"
 	"github.com/orgd/orgd/internal/metering"
 )
 
@@ -52,13 +53,16 @@ func behindAdvice(b *behind) string {
 		"The server's log says where it is. Start that server again if it is not running, or give the spool up with 'orgd usage give-up-spool'.", b.Month, strings.Join(names, ", "))
 }
 
-// closeMonths closes the months whose time has come.
-func (s *Server) closeMonths(ctx context.Context) {
-	tick := time.NewTicker(closeInterval)
-	defer tick.Stop()
+// closingMonths closes the months whose time has come.
+func (s *Server) closingMonths() background.Job {
 	var next, again time.Time
-	for {
-		if now := s.config.Now(); !now.Before(next) || !now.Before(again) {
+	return background.Job{Name: "close_months", Every: closeInterval, Failing: "months could not be closed; it is tried again",
+		Due: func() bool {
+			now := s.config.Now()
+			return !now.Before(next) || !now.Before(again)
+		},
+		Run: func(ctx context.Context) error {
+			now := s.config.Now()
 			next, again = s.Metering.NextClose(), now.Add(closeAgain)
 			n, err := s.Metering.CloseMonths(ctx)
 			if n > 0 {
@@ -71,19 +75,11 @@ func (s *Server) closeMonths(ctx context.Context) {
 			if err == nil {
 				err = s.Metering.PruneUsage(ctx)
 			}
-			if err != nil && ctx.Err() == nil {
-				s.config.Log.Error("months could not be closed; it is tried again", "error", err)
-			}
 			if err != nil || waits {
 				next = now.Add(10 * closeInterval)
 			}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
+			return err
+		}}
 }
 
 // noteBehind notes what months wait for, if err says so, and logs it when that

@@ -27,6 +27,7 @@ import (
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/api"
 	"github.com/orgd/orgd/internal/auth"
+	"github.com/orgd/orgd/internal/background"
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/ident"
@@ -112,8 +113,7 @@ type Server struct {
 	serving  sync.Mutex
 	outdated bool // guarded by serving: the database is for newer servers
 	started  time.Time
-	stop     context.CancelFunc
-	done     chan struct{}
+	jobs     *background.Runner
 	behind   atomic.Pointer[behind] // what the last attempt to close months waits for
 }
 
@@ -136,7 +136,7 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 	}
 	keepPrivate(c.DataDir, c.Log)
 	lacks := missing(c.DataDir, anchorPath(&c))
-	s := &Server{config: c, gate: gate, started: c.Now(), done: make(chan struct{})}
+	s := &Server{config: c, gate: gate, started: c.Now()}
 	options := store.Options{Log: c.Log, Busy: c.busy, Direct: c.DatabaseDirect, Readers: c.DatabasePool}
 	if c.Demo {
 		options.Mark = "demo"
@@ -167,7 +167,9 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 	if err := s.operatorKey(); err != nil {
 		return nil, err
 	}
-	s.Recorder, err = access.OpenRecorder(ctx, spool, s.Store, access.Options{MaxBytes: c.SpoolMaxBytes, Logger: c.Log, Now: c.Now})
+	alone := func() bool { return s.Store.Processes() == 1 }
+	auditNews, accessNews := org.NewNews(alone), org.NewNews(alone)
+	s.Recorder, err = access.OpenRecorder(ctx, spool, accessNews.Sink(s.Store), access.Options{MaxBytes: c.SpoolMaxBytes, Logger: c.Log, Now: c.Now})
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +187,8 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 		return nil, err
 	}
 	s.Service, err = org.NewService(org.Config{Store: s.Store, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
-		RestoreWindow: c.RestoreWindow, OperatorHash: hash, Drain: s.Recorder.Drain, Keyring: keyring})
+		RestoreWindow: c.RestoreWindow, OperatorHash: hash, Drain: s.Recorder.Drain, Keyring: keyring,
+		AuditNews: auditNews, AccessNews: accessNews})
 	if err != nil {
 		return nil, err
 	}
@@ -235,21 +238,13 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 	if err != nil {
 		return nil, err
 	}
-	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	s.stop = stop
-	go func() {
-		defer close(s.done)
-		var wg sync.WaitGroup
-		wg.Go(func() { s.purge(background) })
-		wg.Go(func() { s.closeMonths(background) })
-		wg.Go(func() { s.settleImports(background) })
-		if c.Database != "" {
-			wg.Go(func() { s.watchSchema(background) })
-		}
-		wg.Wait()
-	}()
+	s.jobs = background.NewRunner(context.WithoutCancel(ctx), c.Log, c.Now, metrics)
+	s.jobs.Start(s.purging(), s.closingMonths(), s.settlingImports())
+	if c.Database != "" {
+		s.jobs.Start(s.watchingSchema())
+	}
 	if c.SignInterval >= 0 {
-		s.log.start(background)
+		s.jobs.Start(s.log.jobs()...)
 	}
 	return s, nil
 }
@@ -350,39 +345,36 @@ func (s *Server) open() {
 // database that another one can bring to a schema that it does not know.
 const schemaInterval = time.Second
 
-// watchSchema ends with the answers of the server, and with its work in the
+// watchingSchema ends with the answers of the server, and with its work in the
 // background, once the database has a schema that it does not know.
-func (s *Server) watchSchema(ctx context.Context) {
-	tick := time.NewTicker(schemaInterval)
-	defer tick.Stop()
-	for {
-		asking, cancel := context.WithTimeout(ctx, 5*schemaInterval)
-		err := s.Store.CheckSchema(asking)
-		cancel()
-		if foreign := new(store.SchemaError); errors.As(err, &foreign) {
-			s.config.Log.Error("nothing is answered any more; replace this server by the newer version", "error", err)
-			s.serving.Lock()
-			s.outdated = true
-			s.gate.Close("The server is too old: " + err.Error() + ".")
-			s.serving.Unlock()
-			s.stop()
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
+func (s *Server) watchingSchema() background.Job {
+	return background.Job{Name: "watch_schema", Every: schemaInterval,
+		Failing: "whether this server may still serve the database could not be seen; it is tried again",
+		Run: func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, 5*schemaInterval)
+			defer cancel()
+			err := s.Store.CheckSchema(ctx)
+			if foreign := new(store.SchemaError); errors.As(err, &foreign) {
+				s.config.Log.Error("nothing is answered any more; replace this server by the newer version", "error", err)
+				s.serving.Lock()
+				s.outdated = true
+				s.gate.Close("The server is too old: " + err.Error() + ".")
+				s.serving.Unlock()
+				s.jobs.Cancel()
+			}
+			return err
+		}}
 }
+
+// stopTimeout is how long a stop waits for what goes on in the background.
+const stopTimeout = 10 * time.Second
 
 // Close stores what was recorded and closes the database.
 func (s *Server) Close() error {
-	s.stop()
-	<-s.done
+	late := s.jobs.Stop(stopTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
-	return errors.Join(s.log.close(ctx), s.closeSpool(ctx), s.Store.Close())
+	return errors.Join(s.log.close(ctx, late), s.closeSpool(ctx), s.Store.Close())
 }
 
 const (
@@ -395,38 +387,33 @@ const (
 	expirePause = 20 * time.Millisecond
 )
 
-func (s *Server) purge(ctx context.Context) {
-	wait := time.NewTimer(time.Minute)
-	defer wait.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-wait.C:
-		}
-		n, err := s.Service.PurgeExpired(ctx)
-		if err != nil && ctx.Err() == nil {
-			s.config.Log.Error("purge failed; it is tried again", "error", err)
-		}
-		if n > 0 {
-			s.config.Log.Info("purged deleted organizations", "organizations", n)
-		}
-		n, err = s.Service.ExpireAnswers(ctx, expirePause)
-		if err != nil && ctx.Err() == nil {
-			s.config.Log.Error("answers kept for Idempotency-Keys could not all be removed; it is tried again", "error", err)
-		}
-		if n > 0 {
-			s.config.Log.Info("removed answers kept for Idempotency-Keys", "answers", n)
-		}
-		n, err = s.Service.ExpireAccess(ctx, expirePause)
-		if err != nil && ctx.Err() == nil {
-			s.config.Log.Error("access events past their retention could not all be removed; it is tried again", "error", err)
-		}
-		if n > 0 {
-			s.config.Log.Info("removed access events past their retention", "events", n)
-		}
-		wait.Reset(purgeInterval)
-	}
+// purging removes what nobody may have or needs any more.
+func (s *Server) purging() background.Job {
+	return background.Job{Name: "purge", First: time.Minute, Every: purgeInterval, Failing: "purge failed; it is tried again",
+		Run: func(ctx context.Context) error {
+			purged, err := s.Service.PurgeExpired(ctx)
+			if err != nil {
+				err = fmt.Errorf("deleted organizations: %w", err)
+			}
+			if purged > 0 {
+				s.config.Log.Info("purged deleted organizations", "organizations", purged)
+			}
+			answers, failed := s.Service.ExpireAnswers(ctx, expirePause)
+			if failed != nil {
+				err = errors.Join(err, fmt.Errorf("answers kept for Idempotency-Keys: %w", failed))
+			}
+			if answers > 0 {
+				s.config.Log.Info("removed answers kept for Idempotency-Keys", "answers", answers)
+			}
+			events, failed := s.Service.ExpireAccess(ctx, expirePause)
+			if failed != nil {
+				err = errors.Join(err, fmt.Errorf("access events past their retention: %w", failed))
+			}
+			if events > 0 {
+				s.config.Log.Info("removed access events past their retention", "events", events)
+			}
+			return err
+		}}
 }
 
 const (
@@ -438,29 +425,22 @@ const (
 	importPatience = 30 * time.Second
 )
 
-// settleImports brings imports to their end that a process has left in the
+// settlingImports brings imports to their end that a process has left in the
 // middle: this one, before it was started again, or another one.
-func (s *Server) settleImports(ctx context.Context) {
+func (s *Server) settlingImports() background.Job {
 	patience := time.Duration(0)
 	if s.config.Database != "" {
 		patience = importPatience
 	}
-	tick := time.NewTicker(settleInterval)
-	defer tick.Stop()
-	for {
-		n, err := s.Service.SettleImports(ctx, patience)
-		if err != nil && ctx.Err() == nil {
-			s.config.Log.Error("an import that was left in the middle could not be brought to its end; it is tried again", "error", err)
-		}
-		if n > 0 {
-			s.config.Log.Info("brought imports to their end that were left in the middle", "imports", n)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
+	return background.Job{Name: "settle_imports", Every: settleInterval,
+		Failing: "an import that was left in the middle could not be brought to its end; it is tried again",
+		Run: func(ctx context.Context) error {
+			n, err := s.Service.SettleImports(ctx, patience)
+			if n > 0 {
+				s.config.Log.Info("brought imports to their end that were left in the middle", "imports", n)
+			}
+			return err
+		}}
 }
 
 // Ready fails if the database cannot be reached or nothing can be recorded.

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/background"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 )
@@ -39,7 +40,7 @@ type witness struct {
 	away wait                  // the witness does not answer at all
 	wake chan struct{}
 
-	sizes map[string]int64 // by origin, what the witness has last cosigned; for run alone
+	sizes map[string]int64 // by origin, what the witness has last cosigned; for its job alone
 }
 
 // witnessed is a log that a witness has not cosigned as far as it is signed.
@@ -175,31 +176,26 @@ func (w *witness) due(now time.Time) (*org.LogState, time.Duration) {
 	return nil, soonest
 }
 
-// run asks for cosignatures until ctx ends.
-func (w *witness) run(ctx context.Context) {
-	for {
-		for {
-			l, _ := w.due(time.Now())
-			if l == nil {
-				break
+// cosigning asks for cosignatures. What the witness fails at it logs itself, by log.
+func (w *witness) cosigning() background.Job {
+	return background.Job{Name: "cosign " + w.name(), Wake: w.wake,
+		Wait: func() time.Duration {
+			_, left := w.due(time.Now())
+			return left
+		},
+		Run: func(ctx context.Context) error {
+			for {
+				l, _ := w.due(time.Now())
+				if l == nil {
+					return w.state()
+				}
+				err := w.cosign(ctx, l)
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				w.done(l, err)
 			}
-			err := w.cosign(ctx, l)
-			if ctx.Err() != nil {
-				return
-			}
-			w.done(l, err)
-		}
-		_, left := w.due(time.Now())
-		timer := time.NewTimer(left)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-w.wake:
-		case <-timer.C:
-		}
-		timer.Stop()
-	}
+		}}
 }
 
 // done notes what became of an attempt.

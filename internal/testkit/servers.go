@@ -181,15 +181,16 @@ func (b *balancer) tell(ctx context.Context) error {
 // They are skipped where a Server is several.
 var OneProcess = map[string]string{
 	// Bounds that each process has for itself.
-	"TestFollowBounded":       "each process bounds the streams of a key",
-	"TestHeavyReadsLeaveRoom": "it takes the connections of one process",
-	"TestRequestsInFlight":    "each process has budgets, and counts refusals",
-	"TestQuotaOnTwoServers":   "each of its two servers is to refuse the second request in a second",
-	"TestIdempotencyBytes":    "for seconds a process does not know what others keep for Idempotency-Keys, and the clock stands still",
-	"TestWhenAKeyWorks":       "processes divide a rate limit",
-	"TestVerify":              "processes divide a rate limit",
-	"TestWhoseEventItIs":      "each process has metrics of its own",
-	"TestRoundTrips":          "it counts what goes between one process and the database",
+	"TestFollowBounded":                      "each process bounds the streams of a key",
+	"TestHeavyReadsLeaveRoom":                "it takes the connections of one process",
+	"TestRequestsInFlight":                   "each process has budgets, and counts refusals",
+	"TestQuotaOnTwoServers":                  "each of its two servers is to refuse the second request in a second",
+	"TestIdempotencyBytes":                   "for seconds a process does not know what others keep for Idempotency-Keys, and the clock stands still",
+	"TestWhenAKeyWorks":                      "processes divide a rate limit",
+	"TestVerify":                             "processes divide a rate limit",
+	"TestWhoseEventItIs":                     "each process has metrics of its own",
+	"TestRoundTrips":                         "it counts what goes between one process and the database",
+	"TestAnIdleStreamLeavesTheDatabaseAlone": "of what another process changes a stream hears by looking",
 	// A hard limit is exact in one process. TestHardLimitOnReplicas says what
 	// several let through.
 	"TestHardLimitIsExact":                     "for a second a process does not know what others have let through",

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -22,6 +23,10 @@ type Feed struct {
 	// it follows. Nothing of the messages is kept until the next call, so they
 	// should be no more than FeedBytes.
 	Next func(ctx context.Context) (Messages, error)
+	// News of RootID says when Next may have messages. Next is called soon after
+	// them, and every now and then without any.
+	News   *org.News
+	RootID string
 }
 
 // FeedBytes is how many bytes of content a feed reads at a time.
@@ -41,9 +46,15 @@ type Messages struct {
 }
 
 const (
-	// feedInterval is how long a feed that has nothing to send waits before it
-	// looks again, and so how long a key that was revoked can still read.
+	// feedInterval is how long a key that was revoked can still read: so often a
+	// feed that has nothing to send checks that its request may still be made,
+	// mostly in memory. It is also the least time between two looks for messages,
+	// if the first has found the last one, and so how late a message is at most.
 	feedInterval = 500 * time.Millisecond
+	// lookInterval is how often a feed looks for messages without news, in case
+	// some were lost: a process that has just come to the database is not known of
+	// at once, and one of an older version never is.
+	lookInterval = 5 * time.Second
 	// heartbeatInterval is how often a feed writes, whether or not there is
 	// something to send, so that proxies keep the connection and a client
 	// that is gone is noticed.
@@ -105,11 +116,20 @@ func (s *Server) follow(w http.ResponseWriter, rt *Route, r *Request, f *Feed) {
 	http.NewResponseController(w).SetReadDeadline(time.Time{})
 	out := &feedWriter{out: &patientWriter{w, stallTimeout}, sent: time.Now()}
 	ctx := r.Context()
+	news := f.News.Listen(f.RootID)
+	defer news.Close()
 	wait := time.NewTimer(feedInterval)
 	defer wait.Stop()
 	out.text("retry: 1000\n")
+	var looked time.Time
+	var last Messages // without their content
+	look := true      // in this round
 	for first := true; ; first = false {
-		more, err := s.sendNext(ctx, r, f, out, first)
+		err := r.Recheck(ctx)
+		if err == nil && look {
+			looked = time.Now()
+			last, err = s.sendNext(ctx, r, f, out)
+		}
 		switch {
 		case ctx.Err() != nil || out.err != nil:
 			return
@@ -120,12 +140,21 @@ func (s *Server) follow(w http.ResponseWriter, rt *Route, r *Request, f *Feed) {
 			out.send()
 			return
 		}
+		if first || len(out.b) == 0 && !out.wrote && time.Since(out.sent) >= heartbeatInterval {
+			out.heartbeat(last.Position)
+		}
 		if out.send(); out.err != nil {
 			return
 		}
-		if more {
+		heard := news.Heard()
+		switch {
+		case last.More:
 			wait.Reset(0)
-		} else {
+			heard = nil
+		case look: // and so not again at once, whatever is told
+			wait.Reset(feedInterval)
+			heard = nil
+		default:
 			wait.Reset(feedInterval)
 		}
 		select {
@@ -133,36 +162,32 @@ func (s *Server) follow(w http.ResponseWriter, rt *Route, r *Request, f *Feed) {
 			return
 		case <-s.stopped:
 			return
+		case <-heard:
+			look = true
 		case <-wait.C:
+			look = last.More || !f.News.Whole() || time.Since(looked) >= lookInterval
+			select {
+			case <-news.Heard():
+				look = true
+			default:
+			}
 		}
 	}
 }
 
-// sendNext checks that the request may still be made, and then writes what the
-// feed has now.
-func (s *Server) sendNext(ctx context.Context, r *Request, f *Feed, out *feedWriter, first bool) (more bool, err error) {
-	if err := r.Recheck(ctx); err != nil {
-		return false, err
-	}
+// sendNext writes what the feed has now, and returns the messages without their
+// content.
+func (s *Server) sendNext(ctx context.Context, r *Request, f *Feed, out *feedWriter) (Messages, error) {
 	m, err := s.nextMessages(ctx, r, f)
 	if err != nil {
-		return false, err
+		return Messages{}, err
 	}
 	for i := range m.Len {
 		if out.message(&m, i); out.err != nil {
-			return false, nil
+			break
 		}
 	}
-	if first || m.Len == 0 && time.Since(out.sent) >= heartbeatInterval {
-		out.text(": following\n")
-		// An id without data is remembered and makes no message.
-		if out.position != m.Position {
-			out.text("id: " + m.Position + "\n")
-			out.position = m.Position
-		}
-		out.text("\n")
-	}
-	return m.More, nil
+	return Messages{Position: m.Position, More: m.More}, nil
 }
 
 // nextMessages asks the feed, in turns of the roots as pages are made.
@@ -203,6 +228,17 @@ func (f *feedWriter) message(m *Messages, i int) {
 	if f.text("\n\n"); len(f.b) >= feedPiece {
 		f.write()
 	}
+}
+
+// heartbeat writes that the feed goes on, and where it has come to.
+func (f *feedWriter) heartbeat(position string) {
+	f.text(": following\n")
+	// An id without data is remembered and makes no message.
+	if f.position != position {
+		f.text("id: " + position + "\n")
+		f.position = position
+	}
+	f.text("\n")
 }
 
 func (f *feedWriter) write() {

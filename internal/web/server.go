@@ -12,13 +12,13 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/auth"
+	"github.com/orgd/orgd/internal/background"
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
@@ -181,8 +181,8 @@ func NewServer(c Config, routes []Route) (*Server, error) {
 
 func (s *Server) handler(rt *Route) http.Handler {
 	duration := s.duration.WithLabelValues(rt.Operation)
-	var failing atomic.Bool // the last probe failed
-	var counters sync.Map   // status → prometheus.Counter
+	var probes background.Spell // those that fail
+	var counters sync.Map       // status → prometheus.Counter
 	maxBody := rt.MaxBody
 	if maxBody == 0 {
 		maxBody = MaxBody
@@ -193,7 +193,7 @@ func (s *Server) handler(rt *Route) http.Handler {
 		defer s.end(r)
 		r.IP, r.Trusted = s.origin(hr)
 		r.address = AddressText(r.IP)
-		r.failsAgain = rt.Probe && failing.Load()
+		r.failsAgain = rt.Probe && probes.Failing()
 		defer r.ticket.Leave()
 		w.Header()["X-Request-Id"] = []string{r.ID}
 		resp, err := s.answer(rt, r)
@@ -234,7 +234,7 @@ func (s *Server) handler(rt *Route) http.Handler {
 		}
 		counter.(prometheus.Counter).Inc()
 		level := slog.LevelInfo
-		if failed := resp.Status >= 400; rt.Probe && failing.Swap(failed) == failed {
+		if rt.Probe && !probes.Turned(resp.Status >= 400) {
 			level = slog.LevelDebug
 		}
 		s.logRequest(level, rt, r, resp.Status, end, took)
