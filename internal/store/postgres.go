@@ -69,6 +69,11 @@ func sessionSettings(version int) [][2]string {
 	return list
 }
 
+// serverKeepAlive has the server notice when a connection is gone of whose end it was
+// not told: the network was away, or this process's machine is. Its transaction would
+// keep its locks for as long as one may be idle.
+var serverKeepAlive = [][2]string{{"tcp_keepalives_idle", "5"}, {"tcp_keepalives_interval", "2"}, {"tcp_keepalives_count", "3"}}
+
 func millis(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 
 // settingsText returns a query that makes the settings for the session, or for
@@ -146,7 +151,7 @@ func OpenPostgres(ctx context.Context, url string, o Options) (*Store, error) {
 	if e.pooled {
 		e.local = settingsText(settings, true)
 	} else {
-		text = settingsText(settings, false)
+		text = settingsText(append(settings, serverKeepAlive...), false)
 	}
 	config.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
 		connected(c)
@@ -198,10 +203,8 @@ func (e *postgresEngine) migrate(ctx context.Context, o Options) error {
 	if !e.pooled {
 		e.follow(config)
 	}
-	// A migration takes the time that it takes. The server, too, notices when this
-	// process is gone.
-	text := settingsText([][2]string{{"statement_timeout", "0"}, {"lock_timeout", "0"}, {"idle_in_transaction_session_timeout", "0"},
-		{"tcp_keepalives_idle", "5"}, {"tcp_keepalives_interval", "2"}, {"tcp_keepalives_count", "3"}}, false)
+	// A migration takes the time that it takes.
+	text := settingsText(append([][2]string{{"statement_timeout", "0"}, {"lock_timeout", "0"}, {"idle_in_transaction_session_timeout", "0"}}, serverKeepAlive...), false)
 	db := stdlib.OpenDB(*config, stdlib.OptionAfterConnect(func(ctx context.Context, c *pgx.Conn) error {
 		_, err := c.Exec(ctx, text, pgx.QueryExecModeSimpleProtocol)
 		return err

@@ -45,6 +45,12 @@ func daemonDir(t testing.TB, name string) string {
 // address; an empty one is not waited for. Its output is in the file log.
 func startDaemon(t testing.TB, dir, address, program string, args ...string) *Daemon {
 	t.Helper()
+	return startDaemonAt(t, loopback, dir, address, program, args...)
+}
+
+// startDaemonAt is startDaemon on a machine.
+func startDaemonAt(t testing.TB, where site, dir, address, program string, args ...string) *Daemon {
+	t.Helper()
 	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +61,7 @@ func startDaemon(t testing.TB, dir, address, program string, args ...string) *Da
 	d.cmd.Dir, d.cmd.Stdout, d.cmd.Stderr = dir, log, log
 	input, err := d.cmd.StdinPipe()
 	if err == nil {
-		err = d.cmd.Start()
+		err = where.launch(d.cmd)
 	}
 	if err != nil {
 		t.Fatal(err)
