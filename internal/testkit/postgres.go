@@ -251,14 +251,16 @@ func (c *PostgresCluster) Pin(t testing.TB, core int) {
 		t.Fatal(err)
 	}
 	first, _, _ := strings.Cut(string(text), "\n")
+	pin := func(pid string) error { return exec.Command(taskset, "-cp", strconv.Itoa(core), pid).Run() }
+	if err := pin(first); err != nil {
+		t.Fatal(err)
+	}
 	children, err := os.ReadFile("/proc/" + first + "/task/" + first + "/children")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, pid := range append(strings.Fields(string(children)), first) {
-		if out, err := exec.Command(taskset, "-cp", strconv.Itoa(core), pid).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+	for pid := range strings.FieldsSeq(string(children)) {
+		_ = pin(pid) // it may have ended, and those that come now are pinned
 	}
 }
 
