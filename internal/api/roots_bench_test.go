@@ -196,7 +196,8 @@ func rename(client *http.Client, s *testkit.Server, id, key string, n int) error
 	return err
 }
 
-// plainChange writes the rows of an update, in as few round trips as can be.
+// plainChange writes the rows of an update, that of its access event too, in as few
+// round trips as can be.
 func plainChange(ctx context.Context, pool *pgxpool.Pool, root string, n int) error {
 	c, err := pool.Acquire(ctx)
 	if err != nil {
@@ -221,6 +222,9 @@ func plainChange(ctx context.Context, pool *pgxpool.Pool, root string, n int) er
 	then.Queue(`INSERT INTO audit_entries (root_id, epoch, seq, id, at, org_id, path, action, actor_id, leaf, leaf_hash) VALUES ($1, $2, $3, $4, $5, $1, $6, 'organization.updated', 'key_1', $7, $8)`,
 		root, epoch, seq, fmt.Sprintf("aud_%s_%d", root, n), at, root+"/", make([]byte, 500), hash)
 	then.Queue(`INSERT INTO audit_values (root_id, epoch, seq, content) VALUES ($1, $2, $3, $4)`, root, epoch, seq, strings.Repeat("x", 100))
+	then.Queue(`INSERT INTO access_events (root_id, at, seq, id, org_id, user_name, action, status, ip, user_agent, method, path, request_id, api_key_id)
+		VALUES ($1, $2, $3, $4, $1, '', 'UPDATE_ORG', 'SUCCESS', '127.0.0.1', 'Go-http-client/1.1', 'PATCH', $5, $6, 'key_1')`,
+		root, at, seq, fmt.Sprintf("evt_%s_%d", root, n), "/orgs/"+root, fmt.Sprintf("req_%d", n))
 	then.Queue(`INSERT INTO changes (tx, process, root_id, org_id) VALUES (pg_current_xact_id()::text::bigint, 'plain', '', $1)`, root)
 	then.Queue(`commit`)
 	return c.SendBatch(ctx, then).Close()

@@ -129,13 +129,6 @@ func (s *Service) AccessEvents(ctx context.Context, q AccessQuery) (AccessPage, 
 	return page, err
 }
 
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
-}
-
 func later(a, b time.Time) time.Time {
 	if a.Before(b) {
 		return b
