@@ -62,7 +62,7 @@ func TestAStartIsDurable(t *testing.T) {
 			}
 			for _, start := range []string{"first", "second"} {
 				log := filepath.Join(t.TempDir(), "trace")
-				cmd := exec.Command(strace, append([]string{"-f", "-y", "-qq", "-s", "300", "-o", log,
+				cmd := exec.Command(strace, append([]string{"-f", "-y", "-qq", "-s", "4096", "-o", log,
 					"-e", "trace=openat,mkdir,mkdirat,rename,renameat,renameat2,fsync,fdatasync,write", orgdProgram(t)}, args...)...)
 				p := startCommand(t, dir, cmd)
 				b, err := os.ReadFile(log)

@@ -227,6 +227,7 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 					must(err)
 					parent["x"] = to
 					actors["x"].Path = id("r") + "/" + id(to) + "/" + id("x") + "/"
+					actors["x"].Grants[0].Path = actors["x"].Path
 					continue
 				}
 				who := rapid.SampledFrom([]string{"a", "b", "x", "y"}).Draw(rt, "sender")
