@@ -20,9 +20,9 @@ import (
 // decisionAtMost is how long a decision may take beside a writer.
 const decisionAtMost = 50 * time.Millisecond
 
-// TestDecisionsBesideWriters measures how long decisions and reads of one customer
-// take on SQLite while another's organizations are imported, deleted, restored and
-// purged. ORGD_TEST_DECISIONS says how many organizations, such as 100000; without
+// TestDecisionsBesideWriters: on SQLite decisions and reads of one customer take no
+// longer than that, but for one of a hundred at most, while another's organizations
+// are imported, deleted, restored and purged. It prints the worst. ORGD_TEST_DECISIONS says how many organizations, such as 100000; without
 // it the test is skipped. The server has the first core, and the test should have
 // another: taskset -c 1 go test …. What the machine itself adds shows in the first
 // line, of a time in which nothing is written.
@@ -98,9 +98,12 @@ func TestDecisionsBesideWriters(t *testing.T) {
 				t.Fatal("nothing was measured")
 			}
 			path, _, _ = strings.Cut(path, "?")
-			worst := took[i][n-1]
+			worst, p99 := took[i][n-1], took[i][n*99/100]
 			t.Logf("%-22s %6.1fs %-13s n=%-6d p50 %7.2f ms  p99 %7.2f ms  max %7.2f ms  over %v: %d %v", what, lasted.Seconds(), path, n,
-				ms(took[i][n/2]), ms(took[i][n*99/100]), ms(worst), decisionAtMost, len(late[i]), late[i])
+				ms(took[i][n/2]), ms(p99), ms(worst), decisionAtMost, len(late[i]), late[i])
+			if p99 > decisionAtMost {
+				t.Errorf("%s: one of a hundred requests to %s takes longer than %v", what, path, decisionAtMost)
+			}
 		}
 	}
 

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/testkit"
 )
 
@@ -82,9 +83,10 @@ func (w *turnout) set(silent bool) {
 	}
 }
 
-// TestPostgresSilence: an address that was silent leads to a server again. Who had
-// begun to connect before that is not waited for.
-func TestPostgresSilence(t *testing.T) {
+// silentServer returns a store that has been in use when the way to its server fell
+// silent, which it has noticed.
+func silentServer(t *testing.T) (*turnout, *store.Store) {
+	t.Helper()
 	u, err := url.Parse(testkit.Postgres(t))
 	if err != nil {
 		t.Fatal(err)
@@ -97,6 +99,13 @@ func TestPostgresSilence(t *testing.T) {
 
 	w.set(true)
 	eventually(t, "doubt", func() bool { return s.Ping(t.Context()) != nil })
+	return w, s
+}
+
+// TestPostgresSilence: an address that was silent leads to a server again. Who had
+// begun to connect before that is not waited for.
+func TestPostgresSilence(t *testing.T) {
+	w, s := silentServer(t)
 	time.Sleep(time.Second) // it connects
 	w.set(false)
 	begin := time.Now()
@@ -112,18 +121,7 @@ func TestPostgresSilence(t *testing.T) {
 // TestPostgresSilenceOfMany: those who ask while an address is silent take no places
 // in the pool that others need when it leads to a server again, and get theirs.
 func TestPostgresSilenceOfMany(t *testing.T) {
-	u, err := url.Parse(testkit.Postgres(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := newTurnout(t, u.Host)
-	u.Host = w.Addr().String()
-	s := openPostgres(t, u.String())
-	plantRoot(t, s, "r")
-	eventually(t, "trust", func() bool { return trusted(s, "r") })
-
-	w.set(true)
-	eventually(t, "doubt", func() bool { return s.Ping(t.Context()) != nil })
+	w, s := silentServer(t)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for range 40 {

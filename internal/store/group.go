@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"runtime"
@@ -39,6 +40,20 @@ const (
 	jobStarted
 	jobAbandoned
 )
+
+// wait returns what became of the change. ctx ends the wait for its start, and not
+// a change that has started.
+func (j *job) wait(ctx context.Context) error {
+	select {
+	case <-j.done:
+	case <-ctx.Done():
+		if j.state.CompareAndSwap(jobQueued, jobAbandoned) {
+			return ctx.Err()
+		}
+		<-j.done
+	}
+	return j.err
+}
 
 // run is the writer goroutine.
 func (e *sqliteEngine) run() {

@@ -295,15 +295,7 @@ func (e *sqliteEngine) write(ctx context.Context, fn func(*tx) error, committed 
 		e.closing.RUnlock()
 		return ctx.Err()
 	}
-	select {
-	case <-j.done:
-	case <-ctx.Done():
-		if j.state.CompareAndSwap(jobQueued, jobAbandoned) {
-			return ctx.Err()
-		}
-		<-j.done
-	}
-	return j.err
+	return j.wait(ctx)
 }
 
 // writeTogether is write: all changes have one writer, which commits many of them

@@ -69,10 +69,17 @@ func (q *rootQueues) leave(rootID string) bool {
 	if len(root.waiting) > 0 {
 		return false
 	}
-	if root.leaders--; root.leaders == 0 && time.Since(root.failed) > failureTime {
+	root.leaders--
+	q.forget(rootID)
+	return true
+}
+
+// forget drops a root of which nothing has to be known any more.
+func (q *rootQueues) forget(rootID string) {
+	root := q.roots[rootID]
+	if root != nil && root.leaders == 0 && time.Since(root.failed) >= failureTime {
 		delete(q.roots, rootID)
 	}
-	return true
 }
 
 // size returns how many changes a transaction of the root may take.
@@ -85,11 +92,16 @@ func (q *rootQueues) size(rootID string) int {
 	return groupSize
 }
 
-// fail says that changes of the root had to be undone, and made again.
+// fail notes that changes of the root had to be undone, and made again.
 func (q *rootQueues) fail(rootID string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.roots[rootID].failed = time.Now()
+	time.AfterFunc(failureTime, func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.forget(rootID)
+	})
 }
 
 // writeTogether runs a change with others of the same root in one transaction.
@@ -104,15 +116,7 @@ func (e *postgresEngine) writeTogether(ctx context.Context, rootID string, fn fu
 	if e.queues.add(rootID, j) {
 		go e.lead(rootID)
 	}
-	select {
-	case <-j.done:
-	case <-ctx.Done():
-		if j.state.CompareAndSwap(jobQueued, jobAbandoned) {
-			return ctx.Err()
-		}
-		<-j.done
-	}
-	return j.err
+	return j.wait(ctx)
 }
 
 // lead runs the changes of a root until none waits.
