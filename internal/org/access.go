@@ -129,13 +129,6 @@ func (s *Service) AccessEvents(ctx context.Context, q AccessQuery) (AccessPage, 
 	return page, err
 }
 
-func later(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return b
-	}
-	return a
-}
-
 // AccessFeed returns the access events that became visible after a position,
 // of those that are kept.
 func (s *Service) AccessFeed(ctx context.Context, q AccessQuery, after int64) (AccessFeed, error) {

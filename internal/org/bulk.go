@@ -56,16 +56,6 @@ type ImportResult struct {
 	DryRun  bool
 }
 
-// OrgState is what tells whether an organization is still the one, and where,
-// that it was.
-type OrgState struct {
-	ID        string
-	Path      string
-	Type      Type
-	CreatedAt time.Time
-	Version   int64
-}
-
 // sameState reports whether rows may still go below an organization that was
 // as before and is as after.
 func sameState(before, after OrgState, settings bool) bool {
@@ -135,8 +125,8 @@ func (s *Service) importAtOnce(ctx context.Context, call *Call, plan *importPlan
 		orgs := plan.orgs(0, len(plan.rows))
 		entries := make([]audit.Draft, len(orgs))
 		for i, o := range orgs {
-			o.stamp(c)
-			entries[i] = c.OrgEntry(o, "organization.created", o.created())
+			stamp(o, c)
+			entries[i] = c.OrgEntry(o, "organization.created", created(o))
 		}
 		if err := c.insert(orgs); err != nil {
 			return nil, nil, err
@@ -256,7 +246,7 @@ func (s *Service) planImport(ctx context.Context, call *Call, rows []ImportRow, 
 		default:
 			p.roots++
 		}
-		if err := (&Organization{ID: row.ID}).place(parent); err != nil {
+		if err := place(&Organization{ID: row.ID}, parent); err != nil {
 			bad.add(row.Line, err)
 			failed[i] = true
 		}

@@ -132,8 +132,8 @@ func (s *Service) reveal(ctx context.Context, call *Call, p *PendingImport, conf
 		}
 		entries := make([]audit.Draft, len(orgs))
 		for i, o := range orgs {
-			o.stamp(c)
-			entries[i] = c.OrgEntry(o, "organization.created", o.created())
+			stamp(o, c)
+			entries[i] = c.OrgEntry(o, "organization.created", created(o))
 			entries[i].Actor = p.Actor
 		}
 		if err := c.RevealOrgs(orgs); err != nil {

@@ -68,7 +68,7 @@ func (p *importPlan) findSettings(c *Change, k *settingsChecker) error {
 				return err
 			}
 			layersOf[o.ID] = layers(o)[0]
-			p.places[o.ID], p.settings[o.ID] = o.state(), true
+			p.places[o.ID], p.settings[o.ID] = stateOf(o), true
 		}
 	}
 	for _, id := range direct {
@@ -102,11 +102,6 @@ func (p *importPlan) findSettings(c *Change, k *settingsChecker) error {
 		}
 	}
 	return nil
-}
-
-// state returns what tells whether the organization stays as it is.
-func (o *Organization) state() OrgState {
-	return OrgState{ID: o.ID, Path: o.Path, Type: o.Type, CreatedAt: o.CreatedAt, Version: o.Version}
 }
 
 // check checks the settings of the rows that have not failed.

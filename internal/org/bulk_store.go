@@ -1,6 +1,10 @@
 package org
 
-import "github.com/orgd/orgd/internal/audit"
+import (
+	"time"
+
+	"github.com/orgd/orgd/internal/audit"
+)
 
 // PendingImport is an import that is written chunk by chunk, see
 // Service.importChunks.
@@ -55,4 +59,19 @@ type ImportTx interface {
 	// Awaited reports whether organizations at or below path are staged by an
 	// import that is decided.
 	Awaited(rootID, path string) (bool, error)
+}
+
+// OrgState is what tells whether an organization is still the one, and where,
+// that it was.
+type OrgState struct {
+	ID        string
+	Path      string
+	Type      Type
+	CreatedAt time.Time
+	Version   int64
+}
+
+// stateOf returns what tells whether the organization stays as it is.
+func stateOf(o *Organization) OrgState {
+	return OrgState{ID: o.ID, Path: o.Path, Type: o.Type, CreatedAt: o.CreatedAt, Version: o.Version}
 }

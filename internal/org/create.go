@@ -71,7 +71,7 @@ func (s *Service) check(in OrgCreate) (*Organization, error) {
 }
 
 // place puts o below its parent, or makes it a root if parent is nil.
-func (o *Organization) place(parent *Organization) error {
+func place(o, parent *Organization) error {
 	if parent == nil {
 		o.RootID, o.Path, o.Depth = o.ID, o.ID+"/", 0
 		return nil
@@ -94,11 +94,11 @@ func tooDeep() *problem.Error {
 }
 
 // created returns the changes that make o out of nothing.
-func (o *Organization) created() []audit.Change { return o.createdWith(o.settingsCreated()) }
+func created(o *Organization) []audit.Change { return createdWith(o, settingsCreated(o)) }
 
 // settingsCreated returns the changes that make the settings of o out of none.
 // It takes as long as they are large.
-func (o *Organization) settingsCreated() []audit.Change {
+func settingsCreated(o *Organization) []audit.Change {
 	if string(o.Settings.Values) == "{}" {
 		return nil
 	}
@@ -106,7 +106,7 @@ func (o *Organization) settingsCreated() []audit.Change {
 }
 
 // createdWith is created with what settingsCreated has returned.
-func (o *Organization) createdWith(settings []audit.Change) []audit.Change {
+func createdWith(o *Organization, settings []audit.Change) []audit.Change {
 	cs := audit.Added(nil, "/name", o.Name, false)
 	cs = audit.Added(cs, "/type", o.Type, false)
 	cs = audit.Added(cs, "/parent_id", o.ParentID, o.ParentID == "")
@@ -117,7 +117,7 @@ func (o *Organization) createdWith(settings []audit.Change) []audit.Change {
 	return audit.Added(cs, "/locked", o.Settings.Locked, len(o.Settings.Locked) == 0)
 }
 
-func (o *Organization) stamp(c *Change) {
+func stamp(o *Organization, c *Change) {
 	o.CreatedAt, o.UpdatedAt, o.Settings.UpdatedAt = c.At, c.At, c.At
 }
 
@@ -134,35 +134,25 @@ func (s *Service) CreateRoot(ctx context.Context, call *Call, in OrgCreate) (*Or
 	if err != nil {
 		return nil, audit.Receipt{}, err
 	}
-	settings := o.settingsCreated()
+	settings := settingsCreated(o)
 	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
-		if err := o.place(nil); err != nil {
+		if err := place(o, nil); err != nil {
 			return nil, nil, err
 		}
-		o.stamp(c)
+		stamp(o, c)
 		if err := c.insert([]*Organization{o}); err != nil {
 			return nil, nil, err
 		}
 		if err := s.startLog(c, o); err != nil {
 			return nil, nil, err
 		}
-		return o, []audit.Draft{c.OrgEntry(o, "organization.created", o.createdWith(settings))}, nil
+		return o, []audit.Draft{c.OrgEntry(o, "organization.created", createdWith(o, settings))}, nil
 	})
 	return o, receipt, err
 }
 
 func errOperatorOnly(what string) *problem.Error {
 	return problem.New(problem.PermissionDenied, "Only the operator may %s.", what)
-}
-
-// startLog starts the audit log of a new root.
-func (s *Service) startLog(c *Change, root *Organization) error {
-	head := audit.NewHead(root.ID, audit.NewLogID(s.rand))
-	if err := c.NewLog(head); err != nil {
-		return err
-	}
-	c.heads[root.ID] = head
-	return nil
 }
 
 // insert inserts organizations; an id that is in use is a problem of the
@@ -216,7 +206,7 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 		receipt, err := s.createChild(ctx, call, parentID, o, nil, nil)
 		return o, receipt, err
 	}
-	diff := o.settingsCreated()
+	diff := settingsCreated(o)
 	var receipt audit.Receipt
 	var rootID string
 	err = s.settled(ctx, func() string { return rootID }, func() error {
@@ -261,7 +251,7 @@ func (c *Change) placeBelow(parentID string, o *Organization) (*Organization, er
 	if err := CheckMatch(c.Call.IfMatch, parent.ETag()); err != nil {
 		return nil, err
 	}
-	return parent, o.place(parent)
+	return parent, place(o, parent)
 }
 
 // createChild creates o. Its settings, if it has any, have been checked against
@@ -272,7 +262,7 @@ func (s *Service) createChild(ctx context.Context, call *Call, parentID string, 
 		if err != nil {
 			return nil, nil, err
 		}
-		o.stamp(c)
+		stamp(o, c)
 		if from != nil {
 			if err := c.confirm(from, parent); err != nil {
 				return nil, nil, err
@@ -281,7 +271,7 @@ func (s *Service) createChild(ctx context.Context, call *Call, parentID string, 
 		if err := c.insert([]*Organization{o}); err != nil {
 			return nil, nil, err
 		}
-		return o, []audit.Draft{c.OrgEntry(o, "organization.created", o.createdWith(settings))}, nil
+		return o, []audit.Draft{c.OrgEntry(o, "organization.created", createdWith(o, settings))}, nil
 	})
 }
 

@@ -395,3 +395,20 @@ func (c *Change) Entry(o *Organization, action string, target audit.Target, chan
 func (c *Change) OrgEntry(o *Organization, action string, changes []audit.Change) audit.Draft {
 	return c.Entry(o, action, audit.Target{Type: "organization", ID: o.ID}, changes)
 }
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+// startLog starts the audit log of a new root.
+func (s *Service) startLog(c *Change, root *Organization) error {
+	head := audit.NewHead(root.ID, audit.NewLogID(s.rand))
+	if err := c.NewLog(head); err != nil {
+		return err
+	}
+	c.heads[root.ID] = head
+	return nil
+}

@@ -511,16 +511,6 @@ func (s *Service) ProveEntry(ctx context.Context, actor *auth.Actor, snap *Snaps
 	return p, err
 }
 
-// TrailSince returns the time from which on entries belong to the audit trail
-// of the organization: its id may have been another one's that was purged. It
-// is zero for a root, whose log is its own.
-func (o *Organization) TrailSince() time.Time {
-	if o.ParentID == "" {
-		return time.Time{}
-	}
-	return o.CreatedAt
-}
-
 // shows reports whether the entry is one that the audit list of the
 // organization shows to the actor.
 func shows(actor *auth.Actor, snap *Snapshot, rec *audit.Record) bool {

@@ -3,7 +3,6 @@ package org
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -203,67 +202,6 @@ func text(v jsontext.Value) (s string, err error) {
 	return s, err
 }
 
-// fold applies the changes of an entry to the organization itself.
-func (o *Organization) fold(e *audit.Entry) error {
-	if slices.Contains(e.Erased, allChanges) {
-		for _, text := range []*string{&o.Name, &o.Description, &o.ExternalID} {
-			*text = ErasedText
-		}
-		o.Tags, o.Settings.Locked, o.Settings.Values = erasedList, erasedList, erasedValue
-		if o.Type == "" {
-			o.Type = ErasedText
-		}
-		return nil
-	}
-	var customized []settings.Change
-	for _, c := range e.Changes {
-		if rest, ok := strings.CutPrefix(c.Pointer, "/customizations"); ok {
-			customized = append(customized, settings.Change{Pointer: rest, Old: c.Old, New: c.New})
-			continue
-		}
-		var p any
-		switch c.Pointer {
-		case "/name":
-			p = &o.Name
-		case "/type":
-			p = &o.Type
-		case "/description":
-			p = &o.Description
-		case "/external_id":
-			p = &o.ExternalID
-		case "/parent_id":
-			p = &o.ParentID
-		case "/tags":
-			o.Tags = nil
-			p = &o.Tags
-		case "/locked":
-			o.Settings.Locked = nil
-			p = &o.Settings.Locked
-		default:
-			return fmt.Errorf("unknown pointer %s", c.Pointer)
-		}
-		v := c.New
-		if v == nil {
-			v = jsontext.Value("null")
-		}
-		if list, ok := p.(*[]string); ok && settings.IsErased(v) {
-			*list = erasedList
-			continue
-		}
-		if err := json.Unmarshal(v, p); err != nil {
-			return err
-		}
-	}
-	if len(customized) > 0 {
-		values, err := settings.Apply(customized, o.Settings.Values)
-		if err != nil {
-			return err
-		}
-		o.Settings.Values = values
-	}
-	return nil
-}
-
 func (f *Fold) foldKey(o *Organization, verb string, e *audit.Entry) error {
 	k := f.Keys[e.Target.ID]
 	if verb == "created" {
@@ -453,41 +391,4 @@ func (f *Fold) Same(stored *Organization) string {
 		return "its times differ"
 	}
 	return ""
-}
-
-// ErasedText is the mark that stands for an erased value. No member of an
-// organization can be this text; if a customization is, it is taken for erased.
-const ErasedText = settings.ErasedText
-
-// allChanges is the slot of an entry with so many changes that they are one
-// erasable value.
-const allChanges = "changes"
-
-var (
-	erasedValue = audit.Value(ErasedText)
-	erasedList  = []string{ErasedText}
-)
-
-// marked returns the entry with the mark of an erased value in the place of
-// each changed value that has been erased. It leaves e alone.
-func marked(e *audit.Entry) *audit.Entry {
-	if len(e.Erased) == 0 {
-		return e
-	}
-	out := *e
-	out.Changes = slices.Clone(e.Changes)
-	for _, slot := range e.Erased {
-		rest, ok := strings.CutPrefix(slot, "changes/")
-		number, which, _ := strings.Cut(rest, "/")
-		i, err := strconv.Atoi(number)
-		if !ok || err != nil || i >= len(out.Changes) {
-			continue
-		}
-		if which == "new" {
-			out.Changes[i].New = erasedValue
-		} else {
-			out.Changes[i].Old = erasedValue
-		}
-	}
-	return &out
 }

@@ -66,3 +66,13 @@ type Counts struct {
 	Organizations int64 `json:"organizations"` // with the organization itself
 	APIKeys       int64 `json:"api_keys"`
 }
+
+// TrailSince returns the time from which on entries belong to the audit trail
+// of the organization: its id may have been another one's that was purged. It
+// is zero for a root, whose log is its own.
+func (o *Organization) TrailSince() time.Time {
+	if o.ParentID == "" {
+		return time.Time{}
+	}
+	return o.CreatedAt
+}

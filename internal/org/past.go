@@ -10,7 +10,6 @@ import (
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
-	"github.com/orgd/orgd/internal/settings"
 )
 
 // PastTx is the part of a Tx that knows where organizations were.
@@ -360,15 +359,6 @@ func (p *past) walk(top *Organization, maxDepth int, after string, limit, maxByt
 	return page, nil
 }
 
-// orgSize is about how many bytes an organization takes in an answer.
-func orgSize(o *Organization) int {
-	n := 300 + len(o.Name) + len(o.Description) + len(o.ExternalID) + len(o.Path) + len(o.Settings.Values)
-	for _, tag := range o.Tags {
-		n += len(tag) + 3
-	}
-	return n
-}
-
 // maxFields bounds the fields of an error.
 const maxFields = 100
 
@@ -383,52 +373,4 @@ func notErased(id string, pointers []string) error {
 		err.Fields = append(err.Fields, problem.Field{Pointer: pointer, Detail: "has been erased"})
 	}
 	return err
-}
-
-// Erased returns the JSON Pointers of the values of an organization, as it was
-// rebuilt from the audit trail, that have been erased.
-func (o *Organization) Erased() []string {
-	var pointers []string
-	for _, m := range []struct{ pointer, text string }{{"/type", string(o.Type)}, {"/name", o.Name}, {"/description", o.Description}, {"/external_id", o.ExternalID}} {
-		if m.text == ErasedText {
-			pointers = append(pointers, m.pointer)
-		}
-	}
-	if slices.Equal(o.Tags, erasedList) {
-		pointers = append(pointers, "/tags")
-	}
-	return append(pointers, o.erasedValues()...)
-}
-
-// erasedSettings returns the pointers of what has been erased of settings and
-// locks.
-func (o *Organization) erasedSettings() []string {
-	pointers := o.erasedValues()
-	if slices.Equal(o.Settings.Locked, erasedList) {
-		pointers = append(pointers, "/locked")
-	}
-	return pointers
-}
-
-func (o *Organization) erasedValues() []string {
-	return settings.Erased("/customizations", o.Settings.Values)
-}
-
-// WithoutErased returns the organization with nothing in the places of the
-// values that have been erased; its type is then organization.
-func (o *Organization) WithoutErased() *Organization {
-	out := *o
-	for _, text := range []*string{&out.Name, &out.Description, &out.ExternalID} {
-		if *text == ErasedText {
-			*text = ""
-		}
-	}
-	if out.Type == ErasedText {
-		out.Type = TypeOrganization
-	}
-	if slices.Equal(out.Tags, erasedList) {
-		out.Tags = nil
-	}
-	out.Settings.Values = settings.WithoutErased(out.Settings.Values)
-	return &out
 }

@@ -119,16 +119,6 @@ type Stamp struct {
 // Stamp returns the stamp of the organization as it is.
 func (o *Organization) Stamp() Stamp { return Stamp{o.Path, o.Version, o.CreatedAt} }
 
-// customizationsTag returns the entity tag of what is effective at the last of a
-// chain of organizations.
-func customizationsTag(chain []*Organization) string {
-	list := make([]Stamp, len(chain))
-	for i, o := range chain {
-		list[i] = o.Stamp()
-	}
-	return ETag("customizations", list...)
-}
-
 // ETag returns the strong entity tag (RFC 9110, section 8.8.3) of a representation
 // of this kind that depends on these states.
 func ETag(kind string, of ...Stamp) string {

@@ -18,52 +18,7 @@ import (
 	"github.com/orgd/orgd/internal/settings"
 )
 
-// Customizations are an organization's own settings and what is in effect
-// after inheritance.
-type Customizations struct {
-	OrgID     string
-	Own       jsontext.Value
-	Locked    []string
-	Effective jsontext.Value
-	Sources   map[string]string // JSON Pointer → id of the organization it comes from
-	UpdatedAt time.Time         // of the own settings
-	ETag      string
-}
-
-// ancestors returns the organizations above o, root first.
-func ancestors(tx Tx, o *Organization) ([]*Organization, error) {
-	ids := o.PathIDs()
-	ids = ids[:len(ids)-1]
-	if len(ids) == 0 {
-		return nil, nil
-	}
-	found, err := tx.OrgsByID(ids)
-	if err != nil {
-		return nil, err
-	}
-	byID := make(map[string]*Organization, len(found))
-	for _, a := range found {
-		byID[a.ID] = a
-	}
-	ordered := make([]*Organization, len(ids))
-	for i, id := range ids {
-		if ordered[i] = byID[id]; ordered[i] == nil {
-			return nil, errors.New("organization " + o.ID + " has no ancestor " + id)
-		}
-	}
-	return ordered, nil
-}
-
 func (c *Change) ancestors(o *Organization) ([]*Organization, error) { return ancestors(c.Tx, o) }
-
-// layers returns the settings of organizations, in their order.
-func layers(orgs ...*Organization) []settings.Layer {
-	ls := make([]settings.Layer, len(orgs))
-	for i, o := range orgs {
-		ls[i] = settings.Layer{OrgID: o.ID, Values: o.Settings.Values, Locked: o.Settings.Locked}
-	}
-	return ls
-}
 
 // schemaText returns the schema of a root, nil if there is none.
 func (c *Change) schemaText(rootID string) ([]byte, error) {
@@ -204,23 +159,6 @@ func (s *Service) CheckCustomizations(ctx context.Context, call *Call, id string
 	})
 }
 
-// customizationsOf returns the settings of the last organization of a path,
-// root first.
-func customizationsOf(chain []*Organization, explain bool) (*Customizations, error) {
-	o := chain[len(chain)-1]
-	out := &Customizations{OrgID: o.ID, Own: o.Settings.Values, Locked: o.Settings.Locked, UpdatedAt: o.Settings.UpdatedAt}
-	if !explain {
-		out.Effective = settings.Effective(layers(chain...))
-		return out, nil
-	}
-	var whole bool
-	if out.Effective, out.Sources, whole = settings.Explain(layers(chain...), settings.MaxSources); !whole {
-		return nil, problem.New(problem.Conflict, "The JSON Pointers of all settings in effect take more than %d MiB.", settings.MaxSources>>20).
-			WithFix("Leave out explain, and look at the settings of each organization above.")
-	}
-	return out, nil
-}
-
 // SettingsPut replaces an organization's own settings. A nil Locked leaves
 // the locks as they are.
 type SettingsPut struct {
@@ -347,14 +285,6 @@ func SchemaETag(schema []byte) string {
 	return `"` + base64.RawURLEncoding.EncodeToString(h[:12]) + `"`
 }
 
-func checkRoot(o *Organization) error {
-	if o.ParentID != "" {
-		return problem.New(problem.Conflict, "Only a root organization has this; %s is not a root.", o.ID).
-			WithFix("Use the root organization, %s.", o.RootID)
-	}
-	return nil
-}
-
 // schemaTarget finds the root whose schema is to be changed, and the schema as
 // it is; nil if there is none.
 func (c *Change) schemaTarget(rootID string) (*Organization, []byte, error) {
@@ -412,26 +342,4 @@ func (s *Service) PutSchema(ctx context.Context, call *Call, rootID string, sche
 		return schema, []audit.Draft{c.Entry(o, action, audit.Target{Type: "customization_schema", ID: rootID},
 			[]audit.Change{{Pointer: "", Old: old, New: schema}})}, nil
 	})
-}
-
-// maxDiff bounds what the changes of one audit entry may take, in bytes: an
-// entry has at most 64 KiB.
-const maxDiff = 16 << 10
-
-// settingsDiff returns what differs between two states of own settings: value
-// by value, or, if that would be too much for an audit entry, as a whole.
-func settingsDiff(old, new jsontext.Value) []audit.Change {
-	if changes, ok := settings.DiffWithin(maxDiff, "/customizations", old, new); ok {
-		return auditChanges(changes)
-	}
-	return []audit.Change{{Pointer: "/customizations", Old: old, New: new}}
-}
-
-// auditChanges returns changes of settings as those of an audit entry.
-func auditChanges(changes []settings.Change) []audit.Change {
-	var out []audit.Change
-	for _, c := range changes {
-		out = append(out, audit.Change(c))
-	}
-	return out
 }
