@@ -59,7 +59,7 @@ func (f *Fold) Add(e *audit.Entry) error {
 }
 
 func (f *Fold) add(e *audit.Entry) error {
-	e = marked(e)
+	e = Marked(e)
 	o := f.Orgs[e.OrgID]
 	if e.Action == "organization.created" {
 		if o != nil {
@@ -72,7 +72,7 @@ func (f *Fold) add(e *audit.Entry) error {
 			o.ParentID = e.Path[o.Depth-1]
 		}
 		f.Orgs[o.ID] = o
-		return o.fold(e)
+		return o.Fold(e)
 	}
 	if o == nil {
 		return fmt.Errorf("its organization does not exist")
@@ -93,7 +93,7 @@ func (f *Fold) add(e *audit.Entry) error {
 		}
 		return f.foldAdjustment(o, e)
 	case "access_log_retention":
-		if slices.Contains(e.Erased, allChanges) {
+		if slices.Contains(e.Erased, AllChanges) {
 			delete(f.AccessRetentions, o.ID)
 			return nil
 		}
@@ -108,8 +108,8 @@ func (f *Fold) add(e *audit.Entry) error {
 		switch {
 		case verb == "deleted":
 			delete(f.Schemas, o.ID)
-		case slices.Contains(e.Erased, allChanges):
-			f.Schemas[o.ID] = erasedValue
+		case slices.Contains(e.Erased, AllChanges):
+			f.Schemas[o.ID] = ErasedValue
 		default:
 			f.Schemas[o.ID] = e.Changes[0].New
 		}
@@ -127,10 +127,10 @@ func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
 				o.Settings.UpdatedAt = e.Timestamp
 			}
 		}
-		if slices.Contains(e.Erased, allChanges) { // only settings are so large
+		if slices.Contains(e.Erased, AllChanges) { // only settings are so large
 			o.Settings.UpdatedAt = e.Timestamp
 		}
-		return o.fold(e)
+		return o.Fold(e)
 	case "moved":
 		newPath := strings.Join(e.Path, "/") + "/"
 		oldPath, delta := o.Path, len(e.Path)-1-o.Depth
@@ -142,7 +142,7 @@ func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
 		}
 		o.Version++
 		o.UpdatedAt = e.Timestamp
-		return o.fold(e)
+		return o.Fold(e)
 	case "deleted":
 		id, err := text(e.Changes[0].New)
 		if err != nil {
@@ -213,7 +213,7 @@ func (f *Fold) foldKey(o *Organization, verb string, e *audit.Entry) error {
 	}
 	k.UpdatedAt = e.Timestamp
 	k.Version++
-	if slices.Contains(e.Erased, allChanges) {
+	if slices.Contains(e.Erased, AllChanges) {
 		f.ErasedKeys[k.ID] = true
 	}
 	for _, c := range e.Changes {
@@ -322,7 +322,7 @@ func (f *Fold) foldMeter(o *Organization, verb string, e *audit.Entry) error {
 	}
 	m.UpdatedAt = e.Timestamp
 	m.Version++
-	if slices.Contains(e.Erased, allChanges) {
+	if slices.Contains(e.Erased, AllChanges) {
 		f.ErasedUsage[m.Slug] = true
 		return nil
 	}
@@ -331,7 +331,7 @@ func (f *Fold) foldMeter(o *Organization, verb string, e *audit.Entry) error {
 }
 
 func (f *Fold) foldAdjustment(o *Organization, e *audit.Entry) error {
-	if slices.Contains(e.Erased, allChanges) {
+	if slices.Contains(e.Erased, AllChanges) {
 		f.ErasedUsage[e.Target.ID] = true
 		return nil
 	}
@@ -370,7 +370,7 @@ func (f *Fold) Same(stored *Organization) string {
 	o := f.Orgs[stored.ID]
 	same := func(folded, stored string) bool { return folded == stored || folded == ErasedText }
 	sameList := func(folded, stored []string) bool {
-		return slices.Equal(folded, stored) || slices.Equal(folded, erasedList)
+		return slices.Equal(folded, stored) || slices.Equal(folded, ErasedList)
 	}
 	switch {
 	case o == nil:

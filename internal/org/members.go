@@ -13,13 +13,13 @@ import (
 	"github.com/orgd/orgd/internal/settings"
 )
 
-// fold applies the changes of an entry to the organization itself.
-func (o *Organization) fold(e *audit.Entry) error {
-	if slices.Contains(e.Erased, allChanges) {
+// Fold applies the changes of an entry to the organization itself.
+func (o *Organization) Fold(e *audit.Entry) error {
+	if slices.Contains(e.Erased, AllChanges) {
 		for _, text := range []*string{&o.Name, &o.Description, &o.ExternalID} {
 			*text = ErasedText
 		}
-		o.Tags, o.Settings.Locked, o.Settings.Values = erasedList, erasedList, erasedValue
+		o.Tags, o.Settings.Locked, o.Settings.Values = ErasedList, ErasedList, ErasedValue
 		if o.Type == "" {
 			o.Type = ErasedText
 		}
@@ -57,7 +57,7 @@ func (o *Organization) fold(e *audit.Entry) error {
 			v = jsontext.Value("null")
 		}
 		if list, ok := p.(*[]string); ok && settings.IsErased(v) {
-			*list = erasedList
+			*list = ErasedList
 			continue
 		}
 		if err := json.Unmarshal(v, p); err != nil {
@@ -78,18 +78,19 @@ func (o *Organization) fold(e *audit.Entry) error {
 // organization can be this text; if a customization is, it is taken for erased.
 const ErasedText = settings.ErasedText
 
-// allChanges is the slot of an entry with so many changes that they are one
+// AllChanges is the slot of an entry with so many changes that they are one
 // erasable value.
-const allChanges = "changes"
+const AllChanges = "changes"
 
+// What stands in the place of erased values that are no text.
 var (
-	erasedValue = audit.Value(ErasedText)
-	erasedList  = []string{ErasedText}
+	ErasedValue = audit.Value(ErasedText)
+	ErasedList  = []string{ErasedText}
 )
 
-// marked returns the entry with the mark of an erased value in the place of
+// Marked returns the entry with the mark of an erased value in the place of
 // each changed value that has been erased. It leaves e alone.
-func marked(e *audit.Entry) *audit.Entry {
+func Marked(e *audit.Entry) *audit.Entry {
 	if len(e.Erased) == 0 {
 		return e
 	}
@@ -103,16 +104,16 @@ func marked(e *audit.Entry) *audit.Entry {
 			continue
 		}
 		if which == "new" {
-			out.Changes[i].New = erasedValue
+			out.Changes[i].New = ErasedValue
 		} else {
-			out.Changes[i].Old = erasedValue
+			out.Changes[i].Old = ErasedValue
 		}
 	}
 	return &out
 }
 
-// orgSize is about how many bytes an organization takes in an answer.
-func orgSize(o *Organization) int {
+// OrgSize is about how many bytes an organization takes in an answer.
+func OrgSize(o *Organization) int {
 	n := 300 + len(o.Name) + len(o.Description) + len(o.ExternalID) + len(o.Path) + len(o.Settings.Values)
 	for _, tag := range o.Tags {
 		n += len(tag) + 3
@@ -129,17 +130,17 @@ func (o *Organization) Erased() []string {
 			pointers = append(pointers, m.pointer)
 		}
 	}
-	if slices.Equal(o.Tags, erasedList) {
+	if slices.Equal(o.Tags, ErasedList) {
 		pointers = append(pointers, "/tags")
 	}
 	return append(pointers, o.erasedValues()...)
 }
 
-// erasedSettings returns the pointers of what has been erased of settings and
+// ErasedSettings returns the pointers of what has been erased of settings and
 // locks.
-func (o *Organization) erasedSettings() []string {
+func (o *Organization) ErasedSettings() []string {
 	pointers := o.erasedValues()
-	if slices.Equal(o.Settings.Locked, erasedList) {
+	if slices.Equal(o.Settings.Locked, ErasedList) {
 		pointers = append(pointers, "/locked")
 	}
 	return pointers
@@ -161,7 +162,7 @@ func (o *Organization) WithoutErased() *Organization {
 	if out.Type == ErasedText {
 		out.Type = TypeOrganization
 	}
-	if slices.Equal(out.Tags, erasedList) {
+	if slices.Equal(out.Tags, ErasedList) {
 		out.Tags = nil
 	}
 	out.Settings.Values = settings.WithoutErased(out.Settings.Values)

@@ -230,7 +230,7 @@ func (s *Service) CustomizationsAt(ctx context.Context, actor *auth.Actor, now *
 			return err
 		}
 		for _, o := range chain {
-			if err := notErased(o.ID, o.erasedSettings()); err != nil {
+			if err := notErased(o.ID, o.ErasedSettings()); err != nil {
 				return err
 			}
 		}
@@ -347,7 +347,7 @@ func (p *past) walk(top *Organization, maxDepth int, after string, limit, maxByt
 		} else {
 			o = below(frame.org, o)
 			page.Orgs = append(page.Orgs, o)
-			size += orgSize(o)
+			size += OrgSize(o)
 			stack = append(stack, &pastFrame{org: o, more: true})
 			page.Next = position("")
 		}

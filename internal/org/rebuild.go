@@ -183,7 +183,7 @@ func (w *wanted) decode() error {
 		return err
 	}
 	w.record.Values = nil
-	w.entry, w.record = marked(e), nil
+	w.entry, w.record = Marked(e), nil
 	for i := range w.entry.Changes {
 		c := &w.entry.Changes[i]
 		if c.Old = nil; w.changes != nil && !slices.Contains(w.changes, i) {
@@ -286,10 +286,10 @@ func (b *rebuilding) overridden(pointer string) bool {
 // take applies what counts of an entry.
 func (b *rebuilding) take(w *wanted) error {
 	e := w.entry
-	if slices.Contains(e.Erased, allChanges) {
-		erased := audit.Entry{Erased: []string{allChanges}}
+	if slices.Contains(e.Erased, AllChanges) {
+		erased := audit.Entry{Erased: []string{AllChanges}}
 		whole := b.o
-		if err := whole.fold(&erased); err != nil {
+		if err := whole.Fold(&erased); err != nil {
 			return err
 		}
 		b.tune(e.Timestamp)
@@ -334,7 +334,7 @@ func (b *rebuilding) take(w *wanted) error {
 			b.known[e.Changes[i].Pointer] = true
 		}
 	}
-	return b.o.fold(&scalars)
+	return b.o.Fold(&scalars)
 }
 
 // done returns the organization.
