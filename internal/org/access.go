@@ -4,39 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 
-	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 )
-
-// AccessRetention is how long the access events of a root are kept.
-type AccessRetention struct {
-	RootID    string
-	Days      int
-	UpdatedAt time.Time // zero for the default
-}
-
-// Bounds of a retention, in days.
-const (
-	DefaultAccessRetention = 400
-	maxAccessRetention     = 36_500
-)
-
-// since returns the time from which on events are kept.
-func (r *AccessRetention) since(now time.Time) time.Time { return now.AddDate(0, 0, -r.Days) }
-
-// ETag returns the strong entity tag of the retention.
-func (r *AccessRetention) ETag() string {
-	return ETag("access retention", Stamp{Path: r.RootID, Version: int64(r.Days), At: r.UpdatedAt})
-}
 
 func accessRetention(tx Tx, rootID string) (*AccessRetention, error) {
 	r, err := tx.AccessRetention(rootID)
@@ -92,8 +68,8 @@ func (s *Service) CheckAccessRetention(ctx context.Context, call *Call, rootID s
 // PutAccessRetention sets how long the access events of a root are kept. What
 // is older than that is gone for readers when it returns.
 func (s *Service) PutAccessRetention(ctx context.Context, call *Call, rootID string, days int) (*AccessRetention, audit.Receipt, error) {
-	if days < 1 || days > maxAccessRetention {
-		return nil, audit.Receipt{}, problem.Body("/days", "must be a whole number from 1 to %d", maxAccessRetention)
+	if days < 1 || days > MaxAccessRetention {
+		return nil, audit.Receipt{}, problem.Body("/days", "must be a whole number from 1 to %d", MaxAccessRetention)
 	}
 	var out *AccessRetention
 	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
@@ -122,7 +98,7 @@ func (s *Service) AccessEvents(ctx context.Context, q AccessQuery) (AccessPage, 
 		if err != nil {
 			return err
 		}
-		q.From = later(q.From, r.since(s.Now()))
+		q.From = later(q.From, r.Since(s.Now()))
 		page, err = tx.AccessEvents(q)
 		return err
 	})
@@ -142,7 +118,7 @@ func (s *Service) AccessFeed(ctx context.Context, q AccessQuery, after int64) (A
 		if err != nil {
 			return err
 		}
-		q.From = later(q.From, r.since(s.Now()))
+		q.From = later(q.From, r.Since(s.Now()))
 		feed, err = tx.AccessFeed(q, after)
 		return err
 	})
@@ -162,13 +138,6 @@ func (s *Service) AccessHead(ctx context.Context, rootID string) (int64, error) 
 		return err
 	})
 	return last, err
-}
-
-// IncomingEvent is an access event that a product sends.
-type IncomingEvent struct {
-	access.Event
-	Line  int  // of the request body, 1-based; 0 if it has no lines
-	Named bool // the product gave the event its id
 }
 
 // maxAhead is how far in the future the time of an event may lie: clocks
@@ -233,7 +202,7 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 				bad.Add(i, e.Line, problem.Body("/org_id", "is not an organization at or below %s that this key can see", orgID))
 			case e.Timestamp.After(now.Add(maxAhead)):
 				bad.Add(i, e.Line, problem.Body("/timestamp", "is more than 5 minutes in the future"))
-			case e.Timestamp.Before(retention.since(now)):
+			case e.Timestamp.Before(retention.Since(now)):
 				bad.Add(i, e.Line, problem.Body("/timestamp", "is older than the %d days for which %s keeps its access log", retention.Days, target.RootID))
 			}
 		}
@@ -341,8 +310,8 @@ func (s *Service) ExpireAccess(ctx context.Context, pause time.Duration) (remove
 					return err
 				}
 				retentions[rootID] = r
-				if r.since(now).Before(longest) {
-					longest = r.since(now)
+				if r.Since(now).Before(longest) {
+					longest = r.Since(now)
 				}
 			}
 			return nil
@@ -364,7 +333,7 @@ func (s *Service) ExpireAccess(ctx context.Context, pause time.Duration) (remove
 		floor = longest
 	}
 	for _, rootID := range roots {
-		claims := retentions[rootID].since(now)
+		claims := retentions[rootID].Since(now)
 		events := claims
 		if events.Equal(longest) {
 			events = floor
@@ -389,64 +358,6 @@ func (s *Service) ExpireAccess(ctx context.Context, pause time.Duration) (remove
 		}
 	}
 	return removed, failed
-}
-
-// Bounds of the members of an incoming event, in bytes.
-const (
-	maxEventID        = 128
-	maxEventUser      = 256
-	maxEventAction    = 64
-	maxEventUserAgent = 512
-	maxEventMethod    = 32
-	maxEventPath      = 2048
-	maxEventRequestID = 128
-)
-
-// Check checks the members that a product gives an event, apart from its place
-// and its time, and brings them into their final form.
-func (e *IncomingEvent) Check() *problem.Error {
-	for _, m := range []struct {
-		name, value string
-		most        int
-		required    bool
-	}{
-		{"id", e.ID, maxEventID, false}, {"user", e.User, maxEventUser, true}, {"action", e.Action, maxEventAction, true},
-		{"status", e.Status, maxEventAction, true}, {"user_agent", e.UserAgent, maxEventUserAgent, false},
-		{"method", e.Method, maxEventMethod, false}, {"path", e.Path, maxEventPath, false}, {"request_id", e.RequestID, maxEventRequestID, false},
-	} {
-		switch {
-		case m.required && m.value == "":
-			return problem.Body("/"+m.name, "is missing")
-		case len(m.value) > m.most:
-			return problem.Body("/"+m.name, "is longer than %d bytes", m.most)
-		case strings.ContainsFunc(m.value, unicode.IsControl):
-			return problem.Body("/"+m.name, "holds a control character")
-		}
-	}
-	if key.Holds(e.ID) {
-		return problem.Body("/id", key.SecretInID)
-	}
-	for _, text := range []*string{&e.User, &e.Action, &e.UserAgent, &e.Method, &e.Path, &e.RequestID} {
-		*text = key.Redact(*text)
-	}
-	if e.OrgID != "" {
-		if p := CheckID("/org_id", e.OrgID); p != nil {
-			return p
-		}
-	}
-	switch e.Status {
-	case access.Success, access.Failure, access.Denied:
-	default:
-		return problem.Body("/status", "must be SUCCESS, FAILURE or DENIED")
-	}
-	if e.IP != "" {
-		ip, err := netip.ParseAddr(e.IP)
-		if err != nil || ip.Zone() != "" {
-			return problem.Body("/ip", "must be an IPv4 or IPv6 address")
-		}
-		e.IP = ip.Unmap().String()
-	}
-	return nil
 }
 
 // SenderOf returns in whose namespace the ids are that the actor gives to

@@ -194,38 +194,6 @@ func (c *Change) restorable(id string) (*Organization, error) {
 	return o, nil
 }
 
-// PurgeTx is the part of a Tx that removes deleted organizations for good.
-//
-// A purge is what BeginPurge and as many calls of Purge as it takes do, each
-// in a transaction of its own. Once it has begun, what it removes is restored no
-// more; until an organization's row is removed its id stays in use, and when
-// that happens nothing is left that anybody finds by the id.
-type PurgeTx interface {
-	// Expired returns up to limit organizations that were the top of a delete
-	// made before the given time whose purge has not begun, oldest first.
-	Expired(before time.Time, limit int) ([]*Organization, error)
-	// Purging returns up to limit organizations that were the top of a delete
-	// whose purge has begun and is not complete, oldest first.
-	Purging(limit int) ([]*Organization, error)
-	// PurgeBegun reports whether the purge of what one delete removed has begun
-	// and is not complete.
-	PurgeBegun(rootID, deletionID string) (bool, error)
-	// BeginPurge begins to purge what one delete removed. It reports whether it
-	// did: not if there is no such delete, if its purge has begun, or if what it
-	// removed lies below something whose purge has. If it removed a root, the
-	// root's audit log is closed: its entries are kept, but an organization that
-	// later takes the same id gets a new log.
-	BeginPurge(rootID, deletionID string, at time.Time) (bool, error)
-	// Purge goes on with a purge that has begun. It removes organizations, from
-	// the deepest on, with their keys, tags, limits, access events and
-	// idempotency records, whether or not they were moved, and those that were
-	// deleted earlier below them. Audit entries stay, and consumption, which the
-	// ancestors' totals hold, under names that are no ids; that of a root goes
-	// with it. It changes hardly more than limit rows, returns the organizations
-	// that are gone, and says whether all are.
-	Purge(rootID, deletionID string, limit int, at time.Time) (gone []string, done bool, err error)
-}
-
 const (
 	// purgeStep is how many rows one transaction of a purge changes.
 	purgeStep = 1000

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -17,45 +16,6 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
-
-// ErasureTx is the part of a Tx that finds and erases values of somebody who
-// asks to be forgotten.
-type ErasureTx interface {
-	// PutAuditValues replaces the values of entries of a root's log. Erasure
-	// is all that it is for. ErrStale if an entry does not exist.
-	PutAuditValues(rootID string, records []audit.Record) error
-	// AccessEvent returns an event.
-	AccessEvent(rootID string, at time.Time, seq int64) (access.Event, error)
-	// BlankReasons removes the reasons of adjustments, which RootID, OrgID and
-	// ID name.
-	BlankReasons(adjustments []usage.Adjustment) error
-	// PutAccessEvents replaces user, address, user agent, path and request id
-	// of events. ErrStale if one does not exist.
-	PutAccessEvents(events []access.Event) error
-	// PutKeyUse replaces the addresses from which keys were last used, and
-	// their names; versions stay. ErrStale if a key does not exist.
-	PutKeyUse(keys []*key.Key) error
-	// KeysHolding returns a page of keys, revoked ones too, that contain the
-	// needle in their name, their CIDRs or an address of their last use.
-	KeysHolding(q HoldingQuery) (keys []*key.Key, next []string, err error)
-	// OrgsHolding returns a page of organizations, deleted ones too, that
-	// contain the needle.
-	OrgsHolding(q HoldingQuery) (orgs []*Organization, next []string, err error)
-}
-
-// HoldingQuery selects what holds a text among what the organization at Path
-// and those below it own, as the tree is now.
-type HoldingQuery struct {
-	RootID string
-	OrgID  string
-	Path   string
-	Self   bool   // only the organization itself
-	Needle string // in lower case; may be empty
-	After  []string
-	Limit  int
-	// MaxBytes bounds the page in bytes.
-	MaxBytes int
-}
 
 // Erasure says what was erased, or would be.
 type Erasure struct {

@@ -12,24 +12,6 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 )
 
-// PastTx is the part of a Tx that knows where organizations were.
-type PastTx interface {
-	// ChildrenAt returns a page of the ids of the organizations whose parent
-	// was parentID at a moment, deleted ones too, ascending. Organizations
-	// that have been purged since are not among them. The page starts after
-	// an id, or where an earlier page said that it ended (next). more says
-	// that there may be others after next; a page may be short and still have
-	// more.
-	ChildrenAt(rootID, parentID string, at time.Time, after string, limit int) (ids []string, next string, more bool, err error)
-	// AuditPositionAt returns the position in a root's open log after all its
-	// entries that had been made at a moment; 0 if there were none.
-	AuditPositionAt(rootID string, at time.Time) (int64, error)
-	// AuditValues returns the values of the entries of a root's open log at some
-	// positions, in their order: as many of the first ones as make maxBytes, and
-	// one at least.
-	AuditValues(rootID string, positions []int64, maxBytes int) ([][]byte, error)
-}
-
 // maxHistory bounds the audit entries that one request reads to rebuild a past
 // state, and maxHistoryBytes what it reads of them.
 const (

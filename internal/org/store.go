@@ -463,3 +463,92 @@ type Place struct {
 	RootID string
 	Path   string
 }
+
+// ErasureTx is the part of a Tx that finds and erases values of somebody who
+// asks to be forgotten.
+type ErasureTx interface {
+	// PutAuditValues replaces the values of entries of a root's log. Erasure
+	// is all that it is for. ErrStale if an entry does not exist.
+	PutAuditValues(rootID string, records []audit.Record) error
+	// AccessEvent returns an event.
+	AccessEvent(rootID string, at time.Time, seq int64) (access.Event, error)
+	// BlankReasons removes the reasons of adjustments, which RootID, OrgID and
+	// ID name.
+	BlankReasons(adjustments []usage.Adjustment) error
+	// PutAccessEvents replaces user, address, user agent, path and request id
+	// of events. ErrStale if one does not exist.
+	PutAccessEvents(events []access.Event) error
+	// PutKeyUse replaces the addresses from which keys were last used, and
+	// their names; versions stay. ErrStale if a key does not exist.
+	PutKeyUse(keys []*key.Key) error
+	// KeysHolding returns a page of keys, revoked ones too, that contain the
+	// needle in their name, their CIDRs or an address of their last use.
+	KeysHolding(q HoldingQuery) (keys []*key.Key, next []string, err error)
+	// OrgsHolding returns a page of organizations, deleted ones too, that
+	// contain the needle.
+	OrgsHolding(q HoldingQuery) (orgs []*Organization, next []string, err error)
+}
+
+// HoldingQuery selects what holds a text among what the organization at Path
+// and those below it own, as the tree is now.
+type HoldingQuery struct {
+	RootID string
+	OrgID  string
+	Path   string
+	Self   bool   // only the organization itself
+	Needle string // in lower case; may be empty
+	After  []string
+	Limit  int
+	// MaxBytes bounds the page in bytes.
+	MaxBytes int
+}
+
+// PastTx is the part of a Tx that knows where organizations were.
+type PastTx interface {
+	// ChildrenAt returns a page of the ids of the organizations whose parent
+	// was parentID at a moment, deleted ones too, ascending. Organizations
+	// that have been purged since are not among them. The page starts after
+	// an id, or where an earlier page said that it ended (next). more says
+	// that there may be others after next; a page may be short and still have
+	// more.
+	ChildrenAt(rootID, parentID string, at time.Time, after string, limit int) (ids []string, next string, more bool, err error)
+	// AuditPositionAt returns the position in a root's open log after all its
+	// entries that had been made at a moment; 0 if there were none.
+	AuditPositionAt(rootID string, at time.Time) (int64, error)
+	// AuditValues returns the values of the entries of a root's open log at some
+	// positions, in their order: as many of the first ones as make maxBytes, and
+	// one at least.
+	AuditValues(rootID string, positions []int64, maxBytes int) ([][]byte, error)
+}
+
+// PurgeTx is the part of a Tx that removes deleted organizations for good.
+//
+// A purge is what BeginPurge and as many calls of Purge as it takes do, each
+// in a transaction of its own. Once it has begun, what it removes is restored no
+// more; until an organization's row is removed its id stays in use, and when
+// that happens nothing is left that anybody finds by the id.
+type PurgeTx interface {
+	// Expired returns up to limit organizations that were the top of a delete
+	// made before the given time whose purge has not begun, oldest first.
+	Expired(before time.Time, limit int) ([]*Organization, error)
+	// Purging returns up to limit organizations that were the top of a delete
+	// whose purge has begun and is not complete, oldest first.
+	Purging(limit int) ([]*Organization, error)
+	// PurgeBegun reports whether the purge of what one delete removed has begun
+	// and is not complete.
+	PurgeBegun(rootID, deletionID string) (bool, error)
+	// BeginPurge begins to purge what one delete removed. It reports whether it
+	// did: not if there is no such delete, if its purge has begun, or if what it
+	// removed lies below something whose purge has. If it removed a root, the
+	// root's audit log is closed: its entries are kept, but an organization that
+	// later takes the same id gets a new log.
+	BeginPurge(rootID, deletionID string, at time.Time) (bool, error)
+	// Purge goes on with a purge that has begun. It removes organizations, from
+	// the deepest on, with their keys, tags, limits, access events and
+	// idempotency records, whether or not they were moved, and those that were
+	// deleted earlier below them. Audit entries stay, and consumption, which the
+	// ancestors' totals hold, under names that are no ids; that of a root goes
+	// with it. It changes hardly more than limit rows, returns the organizations
+	// that are gone, and says whether all are.
+	Purge(rootID, deletionID string, limit int, at time.Time) (gone []string, done bool, err error)
+}
