@@ -12,6 +12,7 @@ import (
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/web"
 )
 
@@ -97,7 +98,7 @@ func (a *API) getAccessLog(r *web.Request) (*web.Response, error) {
 	}
 	fetch := func(ctx context.Context, n int) ([]access.Event, []string, error) {
 		aq.Limit, aq.MaxBytes = n, r.PageBytes()
-		page, err := a.service.AccessEvents(ctx, aq)
+		page, err := a.trail.AccessEvents(ctx, aq)
 		if err != nil || page.Next == nil {
 			return page.Events, nil, err
 		}
@@ -138,15 +139,15 @@ func (a *API) followAccessLog(r *web.Request) (*web.Response, error) {
 	if lastID != "" {
 		position, err = a.openPosition(lastID, scope)
 	} else if err = a.caughtUp(r.Context()); err == nil {
-		position, err = a.service.AccessHead(r.Context(), r.Org.RootID)
+		position, err = a.trail.AccessHead(r.Context(), r.Org.RootID)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return web.Follow(&web.Feed{News: a.service.AccessNews(), RootID: r.Org.RootID, Next: func(ctx context.Context) (web.Messages, error) {
+	return web.Follow(&web.Feed{News: a.trail.AccessNews(), RootID: r.Org.RootID, Next: func(ctx context.Context) (web.Messages, error) {
 		aq := within(selected, r)
 		aq.Limit, aq.MaxBytes = feedPage, web.FeedBytes
-		feed, err := a.service.AccessFeed(ctx, aq, position)
+		feed, err := a.trail.AccessFeed(ctx, aq, position)
 		if err != nil {
 			return web.Messages{}, err
 		}
@@ -219,13 +220,13 @@ func (a *API) ingestAccessLog(r *web.Request) (*web.Response, error) {
 		return nil, err
 	}
 	render := func(result any) *web.Response {
-		n := result.(*org.Ingested)
+		n := result.(*trail.Ingested)
 		return web.JSON(http.StatusOK, struct {
 			Accepted   int64 `json:"accepted"`
 			Duplicates int64 `json:"duplicates"`
 		}{n.Accepted, n.Duplicates})
 	}
-	n, err := a.service.IngestAccess(r.Context(), r.Call(render), r.Org.ID, events)
+	n, err := a.trail.IngestAccess(r.Context(), r.Call(render), r.Org.ID, events)
 	if err != nil {
 		return nil, err
 	}
@@ -334,7 +335,7 @@ func (a *API) getAccessRetention(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	retention, err := a.service.AccessRetention(r.Context(), r.Actor, r.Org.ID)
+	retention, err := a.trail.AccessRetention(r.Context(), r.Actor, r.Org.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -345,7 +346,7 @@ func (a *API) putAccessRetention(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	if err := a.service.CheckAccessRetention(r.Context(), r.Call(nil), r.Org.ID); err != nil {
+	if err := a.trail.CheckAccessRetention(r.Context(), r.Call(nil), r.Org.ID); err != nil {
 		return nil, err
 	}
 	var in struct {
@@ -357,7 +358,7 @@ func (a *API) putAccessRetention(r *web.Request) (*web.Response, error) {
 	if in.Days == nil {
 		return nil, problem.Body("/days", "is missing")
 	}
-	retention, receipt, err := a.service.PutAccessRetention(r.Context(), r.Call(nil), r.Org.ID, *in.Days)
+	retention, receipt, err := a.trail.PutAccessRetention(r.Context(), r.Call(nil), r.Org.ID, *in.Days)
 	if err != nil {
 		return nil, err
 	}

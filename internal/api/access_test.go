@@ -420,7 +420,7 @@ func TestAccessLogRetention(t *testing.T) {
 			t.Errorf("as CSV: %s", csv.Body)
 		}
 		s.Must(400, "POST", path, secret, old("older", 31))
-		if n, err := s.Service.ExpireAccess(t.Context(), 0); err != nil || n != 2 {
+		if n, err := s.Trail.ExpireAccess(t.Context(), 0); err != nil || n != 2 {
 			t.Errorf("removed %d (%v)", n, err)
 		}
 		s.Must(200, "PUT", path+"/retention", secret, `{"days":5000}`)

@@ -16,15 +16,19 @@ import (
 
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/budget"
+	"github.com/orgd/orgd/internal/evidence"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/web"
 )
 
 // API holds what the handlers work with.
 type API struct {
 	service  *org.Service
+	trail    *trail.Service
+	evidence *evidence.Service
 	metering *metering.Service
 	flusher  Flusher
 	limiter  *auth.Limiter
@@ -51,6 +55,8 @@ type Flusher interface {
 // Config is what an API works with.
 type Config struct {
 	Service  *org.Service
+	Trail    *trail.Service
+	Evidence *evidence.Service
 	Metering *metering.Service
 	Flusher  Flusher
 	Limiter  *auth.Limiter // of the keys that are verified; the server's own
@@ -86,7 +92,7 @@ func New(c Config) (*API, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &API{service: c.Service, metering: c.Metering, flusher: c.Flusher, limiter: c.Limiter, queries: queries, status: c.Status, log: c.Log, now: c.Now, basePath: c.BasePath,
+	return &API{service: c.Service, trail: c.Trail, evidence: c.Evidence, metering: c.Metering, flusher: c.Flusher, limiter: c.Limiter, queries: queries, status: c.Status, log: c.Log, now: c.Now, basePath: c.BasePath,
 		sealer: sealer, document: doc, metrics: c.Metrics, budget: c.Budget}, nil
 }
 

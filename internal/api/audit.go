@@ -55,7 +55,7 @@ func (a *API) followChildrenAudit(r *web.Request) (*web.Response, error) {
 	if _, err := withinAudit(selected, r); err != nil {
 		return nil, err
 	}
-	head, err := a.service.AuditHead(r.Context(), r.Org.RootID)
+	head, err := a.trail.AuditHead(r.Context(), r.Org.RootID)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +76,7 @@ func (a *API) followChildrenAudit(r *web.Request) (*web.Response, error) {
 			return web.Messages{}, err
 		}
 		aq.After, aq.Limit, aq.MaxBytes = position, feedPage, web.FeedBytes
-		entries, next, more, err := a.service.AuditFeed(ctx, aq)
+		entries, next, more, err := a.trail.AuditFeed(ctx, aq)
 		if err != nil {
 			return web.Messages{}, err
 		}
@@ -93,7 +93,7 @@ func (a *API) getEntry(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	e, err := a.service.AuditEntry(r.Context(), r.Actor, r.Org, r.PathValue("entry_id"))
+	e, err := a.trail.AuditEntry(r.Context(), r.Actor, r.Org, r.PathValue("entry_id"))
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/evidence"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
@@ -18,7 +19,7 @@ import (
 type Log interface {
 	// Refused returns the logs that are not signed, by root: the database
 	// lacks what was signed before, or the server lacks the key.
-	Refused() []org.Refusal
+	Refused() []evidence.Refusal
 	// OpenEpoch opens a new epoch of a log that is refused.
 	OpenEpoch(ctx context.Context, call *org.Call, rootID, reason string) (origin string, receipt audit.Receipt, err error)
 	// Abandon gives up a refused log that the database does not have.
@@ -74,7 +75,7 @@ func (a *API) getCheckpoint(r *web.Request) (*web.Response, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	l, err := a.service.Log(r.Context(), r.Org.RootID, epoch)
+	l, err := a.evidence.Log(r.Context(), r.Org.RootID, epoch)
 	if err != nil {
 		return nil, err
 	}
@@ -85,11 +86,11 @@ func (a *API) getVerifierKey(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	l, err := a.service.Log(r.Context(), r.Org.RootID, -1)
+	l, err := a.evidence.Log(r.Context(), r.Org.RootID, -1)
 	if err != nil {
 		return nil, err
 	}
-	vkey, err := a.service.VerifierKey(l)
+	vkey, err := a.evidence.VerifierKey(l)
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +106,7 @@ func (a *API) getConsistency(r *web.Request) (*web.Response, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	proof, err := a.service.Consistency(r.Context(), r.Org.RootID, epoch, from, to)
+	proof, err := a.evidence.Consistency(r.Context(), r.Org.RootID, epoch, from, to)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +127,7 @@ func (a *API) getTile(r *web.Request) (*web.Response, error) {
 		return nil, problem.New(problem.NotFound, "This is not the path of a tile.").
 			WithFix("Tiles are at tile/<level>/<index> and tile/entries/<index>, as C2SP tlog-tiles describes it.")
 	}
-	b, err := a.service.Tile(r.Context(), r.Org.RootID, epoch, tile)
+	b, err := a.evidence.Tile(r.Context(), r.Org.RootID, epoch, tile)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +143,7 @@ func (a *API) exportLog(r *web.Request) (*web.Response, error) {
 	if err := whole(r); err != nil {
 		return nil, err
 	}
-	x, err := a.service.ExportLog(r.Context(), r.Org.RootID, epoch, seq)
+	x, err := a.evidence.ExportLog(r.Context(), r.Org.RootID, epoch, seq)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +156,7 @@ func (a *API) getProof(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	p, err := a.service.ProveEntry(r.Context(), r.Actor, r.Org, r.PathValue("entry_id"))
+	p, err := a.evidence.ProveEntry(r.Context(), r.Actor, r.Org, r.PathValue("entry_id"))
 	if err != nil {
 		return nil, err
 	}
@@ -219,7 +220,7 @@ func (a *API) rotateLogKey(r *web.Request) (*web.Response, error) {
 		return nil, problem.Body("/overlap_seconds", "must be a whole number from 0 to %d", int64(maxKeyOverlap/time.Second))
 	}
 	render := func(result any) *web.Response { return web.JSON(http.StatusOK, result) }
-	rotated, receipt, err := a.service.RotateLogKey(r.Context(), r.Call(render), r.Org.ID, time.Duration(body.OverlapSeconds)*time.Second)
+	rotated, receipt, err := a.evidence.RotateLogKey(r.Context(), r.Call(render), r.Org.ID, time.Duration(body.OverlapSeconds)*time.Second)
 	if err != nil {
 		return nil, err
 	}

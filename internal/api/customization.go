@@ -30,7 +30,7 @@ func (a *API) getCustomizations(r *web.Request) (*web.Response, error) {
 		return nil, err
 	}
 	if !at.IsZero() {
-		c, err := a.service.CustomizationsAt(r.Watched(), r.Actor, r.Org.Organization, at, explain)
+		c, err := a.trail.CustomizationsAt(r.Watched(), r.Actor, r.Org.Organization, at, explain)
 		if err != nil {
 			return nil, err
 		}

@@ -8,8 +8,8 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/web"
 )
 
@@ -47,7 +47,7 @@ func (a *API) eraseSubject(r *web.Request) (*web.Response, error) {
 	} else if err := a.caughtUp(r.Context()); err != nil {
 		return nil, err
 	}
-	e, receipt, err := a.service.Erase(r.Context(), r.Call(renderErasure), r.Org.ID, body.Subject, body.Basis, dryRun)
+	e, receipt, err := a.trail.Erase(r.Context(), r.Call(renderErasure), r.Org.ID, body.Subject, body.Basis, dryRun)
 	r.Receipt = receipt
 	if err != nil {
 		return nil, err
@@ -73,7 +73,7 @@ func (a *API) forget(r *web.Request) error {
 }
 
 func renderErasure(result any) *web.Response {
-	e := result.(*org.Erasure)
+	e := result.(*trail.Erasure)
 	type counts struct {
 		AuditEntries int64 `json:"audit_entries"`
 		AuditValues  int64 `json:"audit_values"`
@@ -81,8 +81,8 @@ func renderErasure(result any) *web.Response {
 		APIKeys      int64 `json:"api_keys"`
 	}
 	return web.JSON(http.StatusOK, struct {
-		DryRun    bool          `json:"dry_run,omitzero"`
-		Erased    counts        `json:"erased"`
-		Remaining org.Remaining `json:"remaining"`
+		DryRun    bool            `json:"dry_run,omitzero"`
+		Erased    counts          `json:"erased"`
+		Remaining trail.Remaining `json:"remaining"`
 	}{e.DryRun, counts{e.AuditEntries, e.Values, e.AccessEvents, e.APIKeys}, e.Remaining})
 }

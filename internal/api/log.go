@@ -60,7 +60,7 @@ func (a *API) getChildrenAudit(r *web.Request) (*web.Response, error) {
 	}
 	fetch := func(ctx context.Context, n int) ([]*audit.Entry, []string, error) {
 		aq.Limit, aq.MaxBytes = n, r.PageBytes()
-		entries, next, err := a.service.AuditEntries(ctx, aq)
+		entries, next, err := a.trail.AuditEntries(ctx, aq)
 		if err != nil || next < 0 {
 			return entries, nil, err
 		}

@@ -15,7 +15,7 @@ func asOf(q *query) (time.Time, error) {
 }
 
 func (a *API) getOrgAt(r *web.Request, at time.Time) (*web.Response, error) {
-	o, err := a.service.OrgAt(r.Watched(), r.Actor, r.Org.Organization, at)
+	o, err := a.trail.OrgAt(r.Watched(), r.Actor, r.Org.Organization, at)
 	if err != nil {
 		return nil, err
 	}
@@ -32,7 +32,7 @@ func (a *API) listDescendantsAt(r *web.Request, q *query, depth int) (*web.Respo
 	if after == nil {
 		after = []string{""}
 	}
-	page, err := a.service.DescendantsAt(r.Watched(), r.Actor, r.Org.Organization, at, depth, after[0], limit, r.PageBytes())
+	page, err := a.trail.DescendantsAt(r.Watched(), r.Actor, r.Org.Organization, at, depth, after[0], limit, r.PageBytes())
 	if err != nil {
 		return nil, err
 	}

@@ -13,10 +13,10 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/orgd/orgd/internal/audit"
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/server"
 	"github.com/orgd/orgd/internal/settings"
 	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/trail"
 )
 
 // entriesOf returns the audit entries of a root, oldest first.
@@ -81,7 +81,7 @@ func TestAsOf(t *testing.T) {
 				}
 			}
 			for _, at := range moments {
-				fold := org.NewFold()
+				fold := trail.NewFold()
 				for _, e := range entries {
 					if !e.Timestamp.After(at) {
 						if err := fold.Add(e); err != nil {

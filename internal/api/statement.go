@@ -28,7 +28,7 @@ func (a *API) getStatement(r *web.Request) (*web.Response, error) {
 	}
 	resp := &web.Response{Status: http.StatusOK, ContentType: "application/json"}
 	resp.With("Orgd-Audit-Entry", st.EntryID)
-	switch proof, err := a.service.ProveEntry(r.Context(), r.Actor, r.Org, st.EntryID); {
+	switch proof, err := a.evidence.ProveEntry(r.Context(), r.Actor, r.Org, st.EntryID); {
 	case err == nil:
 		resp.With("Orgd-Audit-Proof", base64.StdEncoding.EncodeToString(proof.Text()))
 	case !problem.Is(err, problem.Unavailable): // then the entry is not signed yet

@@ -20,12 +20,14 @@ import (
 	"github.com/orgd/orgd/internal/api"
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
+	"github.com/orgd/orgd/internal/evidence"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/web"
 )
 
@@ -78,11 +80,11 @@ func (s *unsureMetering) Write(ctx context.Context, fn func(metering.Tx) error) 
 // refusedLog is a log of which the database lacks what was signed, so that it
 // takes a new epoch and can be abandoned. It changes what a server would.
 type refusedLog struct {
-	service *org.Service
+	service *evidence.Service
 	store   *unsureStore
 }
 
-func (l *refusedLog) Refused() []org.Refusal { return nil }
+func (l *refusedLog) Refused() []evidence.Refusal { return nil }
 
 func (l *refusedLog) OpenEpoch(ctx context.Context, call *org.Call, rootID, reason string) (origin string, receipt audit.Receipt, err error) {
 	head, err := l.service.LogHead(ctx, rootID)
@@ -124,7 +126,7 @@ func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder
 	}
 	recorder, store := &deafRecorder{Recorder: s.Recorder}, &unsureStore{Store: s.Store}
 	service, err := org.NewService(org.Config{Store: store, Now: s.Config.Now, NewID: ident.New, Rand: rand.Reader,
-		RestoreWindow: time.Hour, OperatorHash: hash, Drain: s.Recorder.Drain, Keyring: keyring})
+		RestoreWindow: time.Hour, OperatorHash: hash, Drain: s.Recorder.Drain})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,8 +134,9 @@ func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder
 	if err != nil {
 		t.Fatal(err)
 	}
+	proof := evidence.NewService(service, store, keyring)
 	metrics, limiter := prometheus.NewRegistry(), auth.NewLimiter(time.Time{}, func() int { return 1 })
-	a, err := api.New(api.Config{Service: service, Metering: meters, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Log: &refusedLog{service, store}})
+	a, err := api.New(api.Config{Service: service, Trail: trail.NewService(trail.Config{Orgs: service, Store: store, NewID: ident.New}), Evidence: proof, Metering: meters, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Log: &refusedLog{proof, store}})
 	if err != nil {
 		t.Fatal(err)
 	}

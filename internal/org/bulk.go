@@ -133,7 +133,7 @@ func (s *Service) importAtOnce(ctx context.Context, call *Call, plan *importPlan
 		}
 		for _, o := range orgs {
 			if o.ParentID == "" {
-				if err := s.startLog(c, o); err != nil {
+				if err := c.StartLog(audit.NewHead(o.ID, audit.NewLogID(s.rand))); err != nil {
 					return nil, nil, err
 				}
 			}

@@ -174,7 +174,7 @@ func (s *Service) lockRoots(c *Change, orgs []*Organization) error {
 		}
 	}
 	for _, root := range fresh {
-		if err := s.startLog(c, root); err != nil {
+		if err := c.StartLog(audit.NewHead(root.ID, audit.NewLogID(s.rand))); err != nil {
 			return err
 		}
 	}

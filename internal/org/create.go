@@ -102,7 +102,7 @@ func settingsCreated(o *Organization) []audit.Change {
 	if string(o.Settings.Values) == "{}" {
 		return nil
 	}
-	return settingsDiff(jsontext.Value("{}"), o.Settings.Values)
+	return SettingsDiff(jsontext.Value("{}"), o.Settings.Values)
 }
 
 // createdWith is created with what settingsCreated has returned.
@@ -143,7 +143,7 @@ func (s *Service) CreateRoot(ctx context.Context, call *Call, in OrgCreate) (*Or
 		if err := c.insert([]*Organization{o}); err != nil {
 			return nil, nil, err
 		}
-		if err := s.startLog(c, o); err != nil {
+		if err := c.StartLog(audit.NewHead(o.ID, audit.NewLogID(s.rand))); err != nil {
 			return nil, nil, err
 		}
 		return o, []audit.Draft{c.OrgEntry(o, "organization.created", createdWith(o, settings))}, nil

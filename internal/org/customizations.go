@@ -58,7 +58,7 @@ func layers(orgs ...*Organization) []settings.Layer {
 
 // customizationsOf returns the settings of the last organization of a path,
 // root first.
-func customizationsOf(chain []*Organization, explain bool) (*Customizations, error) {
+func CustomizationsOf(chain []*Organization, explain bool) (*Customizations, error) {
 	o := chain[len(chain)-1]
 	out := &Customizations{OrgID: o.ID, Own: o.Settings.Values, Locked: o.Settings.Locked, UpdatedAt: o.Settings.UpdatedAt}
 	if !explain {
@@ -73,7 +73,7 @@ func customizationsOf(chain []*Organization, explain bool) (*Customizations, err
 	return out, nil
 }
 
-func checkRoot(o *Organization) error {
+func CheckRoot(o *Organization) error {
 	if o.ParentID != "" {
 		return problem.New(problem.Conflict, "Only a root organization has this; %s is not a root.", o.ID).
 			WithFix("Use the root organization, %s.", o.RootID)
@@ -87,15 +87,15 @@ const maxDiff = 16 << 10
 
 // settingsDiff returns what differs between two states of own settings: value
 // by value, or, if that would be too much for an audit entry, as a whole.
-func settingsDiff(old, new jsontext.Value) []audit.Change {
+func SettingsDiff(old, new jsontext.Value) []audit.Change {
 	if changes, ok := settings.DiffWithin(maxDiff, "/customizations", old, new); ok {
-		return auditChanges(changes)
+		return AuditChanges(changes)
 	}
 	return []audit.Change{{Pointer: "/customizations", Old: old, New: new}}
 }
 
 // auditChanges returns changes of settings as those of an audit entry.
-func auditChanges(changes []settings.Change) []audit.Change {
+func AuditChanges(changes []settings.Change) []audit.Change {
 	var out []audit.Change
 	for _, c := range changes {
 		out = append(out, audit.Change(c))

@@ -274,7 +274,7 @@ func (c *Change) lockFor(rootID, soon string) error {
 		if err != nil {
 			return err
 		}
-		c.At = later(c.At, last)
+		c.At = Later(c.At, last)
 	}
 	c.heads[rootID] = head
 	if first && c.present != nil {
@@ -396,19 +396,22 @@ func (c *Change) OrgEntry(o *Organization, action string, changes []audit.Change
 	return c.Entry(o, action, audit.Target{Type: "organization", ID: o.ID}, changes)
 }
 
-func later(a, b time.Time) time.Time {
+func Later(a, b time.Time) time.Time {
 	if a.Before(b) {
 		return b
 	}
 	return a
 }
 
-// startLog starts the audit log of a new root.
-func (s *Service) startLog(c *Change, root *Organization) error {
-	head := audit.NewHead(root.ID, audit.NewLogID(s.rand))
+// StartLog starts the audit log of a new root, or the next epoch of one that was
+// closed, in which the entries of the change then are.
+func (c *Change) StartLog(head *audit.Head) error {
 	if err := c.NewLog(head); err != nil {
 		return err
 	}
-	c.heads[root.ID] = head
+	c.heads[head.RootID] = head
 	return nil
 }
+
+// LogHead returns the head of the audit log of a root that the change has locked.
+func (c *Change) LogHead(rootID string) *audit.Head { return c.heads[rootID] }

@@ -142,7 +142,7 @@ func (s *Service) PreviewMove(ctx context.Context, call *Call, id, newParentID s
 			return err
 		}
 		after = append(after, m.to)
-		p.Settings = auditChanges(settings.Diff("", settings.Effective(layers(append(before, m.org)...)), settings.Effective(layers(append(after, m.org)...))))
+		p.Settings = AuditChanges(settings.Diff("", settings.Effective(layers(append(before, m.org)...)), settings.Effective(layers(append(after, m.org)...))))
 		if p.Lose, err = c.reaching(before, after); err != nil {
 			return err
 		}

@@ -152,3 +152,6 @@ func (s tellingSink) Flush(ctx context.Context, b access.Batch) error {
 	s.news.Tell(slices.Collect(maps.Keys(roots))...)
 	return err
 }
+
+// AuditNews tells of the roots whose audit logs this service has appended to.
+func (s *Service) AuditNews() *News { return s.changed }

@@ -8,6 +8,9 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/auth"
 )
 
 // MaxDepth is the depth of the deepest organization allowed; a root has
@@ -75,4 +78,16 @@ func (o *Organization) TrailSince() time.Time {
 		return time.Time{}
 	}
 	return o.CreatedAt
+}
+
+// Shows reports whether the entry is one that the audit list of the organization
+// shows to the actor.
+func (o *Organization) Shows(actor *auth.Actor, rec *audit.Record) bool {
+	if rec.Timestamp.Before(o.TrailSince()) {
+		return false
+	}
+	if rec.OrgID == o.ID {
+		return true
+	}
+	return actor.SeesBelow(o.Path) && len(rec.Path) > len(o.Path) && rec.Path[:len(o.Path)] == o.Path
 }

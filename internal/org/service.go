@@ -8,12 +8,10 @@ import (
 	"encoding/binary"
 	"io"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/maypok86/otter/v2"
 
-	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -40,11 +38,8 @@ type Service struct {
 	// at once, bulk those of many events.
 	turns, together, settling, bulk turns
 
-	keyring *audit.Keyring
 	changed *News // of audit logs
-	visible *News // of access events
 	imports imports
-	refused sync.Map // ids of logs that are signed no further
 }
 
 // Config is what a Service works with.
@@ -57,11 +52,9 @@ type Config struct {
 	OperatorHash  [32]byte      // SHA-256 of the operator key
 	// Drain returns once all that was recorded of requests before the call is
 	// stored.
-	Drain   func(ctx context.Context) error
-	Keyring *audit.Keyring // the keys that sign the audit logs
-	// AuditNews and AccessNews are told of what the service makes visible in the
-	// logs of a root; nil for news of its own.
-	AuditNews, AccessNews *News
+	Drain func(ctx context.Context) error
+	// AuditNews is told of the roots whose audit logs grow; nil for news of its own.
+	AuditNews *News
 }
 
 // NewService returns a service.
@@ -89,7 +82,7 @@ func NewService(c Config) (*Service, error) {
 	return &Service{quotas: quotas, kept: kept, ends: &logEnds{byRoot: map[string]logEnd{}}, store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
 		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
 		drain: c.Drain, purged: func(string, []string) {}, turns: turns{most: c.Store.WritersPerRoot()}, together: turns{most: together}, settling: turns{most: 1}, bulk: turns{most: 1},
-		keyring: c.Keyring, changed: cmp.Or(c.AuditNews, NewNews(nil)), visible: cmp.Or(c.AccessNews, NewNews(nil))}, nil
+		changed: cmp.Or(c.AuditNews, NewNews(nil))}, nil
 }
 
 // OnPurged has fn called with organizations that are gone for good: whoever takes

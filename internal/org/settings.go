@@ -135,7 +135,7 @@ func (s *Service) Customizations(ctx context.Context, actor *auth.Actor, id stri
 	if err != nil {
 		return nil, err
 	}
-	out, err := customizationsOf(chain, explain)
+	out, err := CustomizationsOf(chain, explain)
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +236,7 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 // changed, and its customizations then.
 func (in *SettingsPut) apply(ctx context.Context, from *basis, values jsontext.Value, locked []string) (Organization, []audit.Change, *Customizations, error) {
 	before, after := from.org, *from.org
-	changes := settingsDiff(before.Settings.Values, values)
+	changes := SettingsDiff(before.Settings.Values, values)
 	if len(changes) > 0 {
 		after.Settings.Values = values
 	}
@@ -245,7 +245,7 @@ func (in *SettingsPut) apply(ctx context.Context, from *basis, values jsontext.V
 		after.Settings.Locked = locked
 	}
 	if len(changes) == 0 {
-		out, err := customizationsOf(append(slices.Clone(from.above), before), false)
+		out, err := CustomizationsOf(append(slices.Clone(from.above), before), false)
 		return after, nil, out, err
 	}
 	effective, err := settings.Check(ctx, layers(from.above...), layers(&after)[0], before.Settings.Values, from.schema)
@@ -261,7 +261,7 @@ func (s *Service) Schema(ctx context.Context, actor *auth.Actor, rootID string) 
 	if err != nil {
 		return nil, err
 	}
-	if err := checkRoot(snap.Organization); err != nil {
+	if err := CheckRoot(snap.Organization); err != nil {
 		return nil, err
 	}
 	var schema []byte
@@ -292,7 +292,7 @@ func (c *Change) schemaTarget(rootID string) (*Organization, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := checkRoot(o); err != nil {
+	if err := CheckRoot(o); err != nil {
 		return nil, nil, err
 	}
 	schema, err := c.Schema(rootID)

@@ -52,9 +52,9 @@ func TestDiffIsBounded(t *testing.T) {
 	locked := []settings.Layer{{OrgID: "r", Values: jsontext.Value(`{}`), Locked: []string{"/a"}}}
 	below := func(v jsontext.Value) jsontext.Value { return jsontext.Value(`{"a":` + string(v) + `}`) }
 	for name, f := range map[string]func(){
-		"equal":         func() { settingsDiff(object(1), object(1)) },
-		"all different": func() { settingsDiff(object(1), object(2)) },
-		"new":           func() { settingsDiff(jsontext.Value("{}"), object(1)) },
+		"equal":         func() { SettingsDiff(object(1), object(1)) },
+		"all different": func() { SettingsDiff(object(1), object(2)) },
+		"new":           func() { SettingsDiff(jsontext.Value("{}"), object(1)) },
 		"below a lock":  func() { settings.CheckLocked(locked, below(object(1)), below(object(1))) },
 	} {
 		var before, after runtime.MemStats
@@ -65,7 +65,7 @@ func TestDiffIsBounded(t *testing.T) {
 			t.Errorf("%s: %d MiB are allocated", name, bytes>>20)
 		}
 	}
-	if changes := settingsDiff(object(1), object(2)); len(changes) != 1 || changes[0].Pointer != "/customizations" {
+	if changes := SettingsDiff(object(1), object(2)); len(changes) != 1 || changes[0].Pointer != "/customizations" {
 		t.Errorf("%d changes", len(changes))
 	}
 }

@@ -82,7 +82,7 @@ func (s *Service) mergeSettings(ctx context.Context, call *Call, id string, u *O
 		return nil, err
 	}
 	before := from.org.Settings.Values
-	m := &settingsMerge{from: from, values: before, diff: settingsDiff(before, after.Settings.Values)}
+	m := &settingsMerge{from: from, values: before, diff: SettingsDiff(before, after.Settings.Values)}
 	if len(m.diff) > 0 {
 		m.values = after.Settings.Values
 		_, err = settings.Check(ctx, layers(from.above...), layers(after)[0], before, from.schema)

@@ -17,7 +17,7 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/durable"
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/evidence"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -30,7 +30,7 @@ import (
 //
 //	{"at":"2026-11-25T09:30:00Z","root_id":"acme","log_id":"…","abandoned":"a backup was restored"}
 //
-// It implements org.Anchors and is safe for concurrent use.
+// It implements evidence.Anchors and is safe for concurrent use.
 type anchor struct {
 	now  func() time.Time
 	path string
@@ -160,7 +160,7 @@ func (a *anchor) take(rootID string, signed []byte) error {
 	return nil
 }
 
-// Anchored implements org.Anchors.
+// Anchored implements evidence.Anchors.
 func (a *anchor) Anchored(logID string) (audit.Checkpoint, bool) {
 	if l := a.last(logID); l != nil {
 		return l.Checkpoint, true
@@ -175,8 +175,8 @@ func (a *anchor) last(logID string) *anchored {
 	return a.logs[logID]
 }
 
-// Keep implements org.Anchors.
-func (a *anchor) Keep(signed []*org.LogState) error {
+// Keep implements evidence.Anchors.
+func (a *anchor) Keep(signed []*evidence.LogState) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	lines := make([]anchorLine, len(signed))

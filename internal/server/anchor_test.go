@@ -14,12 +14,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/evidence"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
 // signedLog returns a signed log of n entries.
-func signedLog(t testing.TB, rootID, logID string, epoch int64, n int) *org.LogState {
+func signedLog(t testing.TB, rootID, logID string, epoch int64, n int) *evidence.LogState {
 	t.Helper()
 	h := audit.NewHead(rootID, logID)
 	h.Epoch = epoch
@@ -34,7 +35,7 @@ func signedLog(t testing.TB, rootID, logID string, epoch int64, n int) *org.LogS
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &org.LogState{Head: h, Signature: &org.Signature{Size: h.Size, Checkpoint: signed, SignedAt: time.Unix(1_700_000_000, 0).UTC()}}
+	return &evidence.LogState{Head: h, Signature: &org.Signature{Size: h.Size, Checkpoint: signed, SignedAt: time.Unix(1_700_000_000, 0).UTC()}}
 }
 
 func TestAnchor(t *testing.T) {
@@ -50,7 +51,7 @@ func TestAnchor(t *testing.T) {
 		return a
 	}
 	one, two := strings.Repeat("1", 32), strings.Repeat("2", 32)
-	want := func(a *anchor, logID string, l *org.LogState) {
+	want := func(a *anchor, logID string, l *evidence.LogState) {
 		t.Helper()
 		c, ok := a.Anchored(logID)
 		if l == nil && !ok {
@@ -64,8 +65,8 @@ func TestAnchor(t *testing.T) {
 	want(a, one, nil)
 	first, second := signedLog(t, "r", one, 0, 3), signedLog(t, "r", one, 0, 5)
 	other, later := signedLog(t, "q", two, 0, 9), signedLog(t, "q", two, 1, 2)
-	for _, l := range []*org.LogState{first, second, first, other, later} {
-		if err := a.Keep([]*org.LogState{l}); err != nil {
+	for _, l := range []*evidence.LogState{first, second, first, other, later} {
+		if err := a.Keep([]*evidence.LogState{l}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -91,7 +92,7 @@ func TestAnchor(t *testing.T) {
 	if !strings.Contains(log.String(), "cannot be read") {
 		t.Error("nobody is told of a line that is cut short")
 	}
-	if err := a.Keep([]*org.LogState{third}); err != nil {
+	if err := a.Keep([]*evidence.LogState{third}); err != nil {
 		t.Fatal(err)
 	}
 	want(open(), one, third)
@@ -123,7 +124,7 @@ func TestAnchorBeginsAgain(t *testing.T) {
 	}
 	defer a.file.Close()
 	l := signedLog(t, "r", id, 0, 3)
-	if err := a.Keep([]*org.LogState{l}); err != nil {
+	if err := a.Keep([]*evidence.LogState{l}); err != nil {
 		t.Fatal(err)
 	}
 	if files, err := filepath.Glob(path + "*"); err != nil || len(files) != 2 {
@@ -154,11 +155,11 @@ func TestAnchorAfterFailedWrite(t *testing.T) {
 	}
 	id := strings.Repeat("1", 32)
 	first, second := signedLog(t, "r", id, 0, 3), signedLog(t, "r", id, 0, 5)
-	if err := a.Keep([]*org.LogState{first}); err != nil {
+	if err := a.Keep([]*evidence.LogState{first}); err != nil {
 		t.Fatal(err)
 	}
 	a.file.Close()
-	if err := a.Keep([]*org.LogState{second}); err == nil {
+	if err := a.Keep([]*evidence.LogState{second}); err == nil {
 		t.Fatal("a failed write is not told")
 	}
 	if c, _ := a.Anchored(id); c != first.Head.Checkpoint() {
@@ -168,7 +169,7 @@ func TestAnchorAfterFailedWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := a.Keep([]*org.LogState{second}); err != nil {
+	if err := a.Keep([]*evidence.LogState{second}); err != nil {
 		t.Fatal(err)
 	}
 	defer a.file.Close()
@@ -239,11 +240,11 @@ func TestAnchorCannotTellThatALogIsAbandoned(t *testing.T) {
 				return a
 			}
 			a := open()
-			if err := a.Keep([]*org.LogState{signedLog(t, "r", id, 0, 3), signedLog(t, "q", kept, 0, 2)}); err != nil {
+			if err := a.Keep([]*evidence.LogState{signedLog(t, "r", id, 0, 3), signedLog(t, "q", kept, 0, 2)}); err != nil {
 				t.Fatal(err)
 			}
 			c := newCheckpointer(nil, a, nil, time.Hour, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-			c.refused[id] = org.Refusal{RootID: "r", LogID: id, Missing: true}
+			c.refused[id] = evidence.Refusal{RootID: "r", LogID: id, Missing: true}
 			a.file.Close()
 			a.file = test.file(t, path)
 			if err := c.Abandon(id, "gone"); !problem.Is(err, test.code) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/background"
+	"github.com/orgd/orgd/internal/evidence"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
@@ -41,7 +42,7 @@ const (
 // it has signed, and has it cosigned. It never signs a log that lacks what was
 // signed before.
 type checkpointer struct {
-	service   *org.Service
+	service   *evidence.Service
 	anchor    *anchor
 	witnesses []*witness
 	log       *slog.Logger
@@ -55,15 +56,15 @@ type checkpointer struct {
 	signing sync.Mutex
 
 	mu      sync.Mutex
-	failure error                  // of the last pass
-	refused map[string]org.Refusal // by log id
+	failure error                       // of the last pass
+	refused map[string]evidence.Refusal // by log id
 
 	signed prometheus.Counter
 }
 
-func newCheckpointer(service *org.Service, a *anchor, witnesses []*witness, interval time.Duration, log *slog.Logger, metrics prometheus.Registerer) *checkpointer {
+func newCheckpointer(service *evidence.Service, a *anchor, witnesses []*witness, interval time.Duration, log *slog.Logger, metrics prometheus.Registerer) *checkpointer {
 	c := &checkpointer{service: service, anchor: a, witnesses: witnesses, interval: cmp.Or(interval, signInterval), log: log,
-		refused: map[string]org.Refusal{},
+		refused: map[string]evidence.Refusal{},
 		signed:  prometheus.NewCounter(prometheus.CounterOpts{Name: "orgd_audit_checkpoints_total", Help: "Checkpoints of audit logs that were signed."})}
 	metrics.MustRegister(c.signed, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_audit_refused_logs",
 		Help: "Audit logs that are not signed, because the database lacks what was signed before."},
@@ -91,7 +92,7 @@ const (
 
 // jobs returns what signs in the background, and goes with that.
 func (c *checkpointer) jobs() []background.Job {
-	c.changed = c.service.AuditNews().Listen("")
+	c.changed = c.service.News().Listen("")
 	list := []background.Job{c.signingLogs()}
 	if c.shared {
 		list = append(list, c.anchoringLogs())
@@ -151,7 +152,7 @@ func (c *checkpointer) anchoringLogs() background.Job {
 }
 
 // anchorSigned anchors signatures that go beyond what is anchored.
-func (c *checkpointer) anchorSigned(ctx context.Context, logs []*org.LogState) error {
+func (c *checkpointer) anchorSigned(ctx context.Context, logs []*evidence.LogState) error {
 	for _, l := range logs {
 		if a := c.anchor.last(l.Head.LogID); l.Signature.Size == 0 || a != nil &&
 			(a.epoch > l.Head.Epoch || a.epoch == l.Head.Epoch && a.Size >= l.Signature.Size) {
@@ -164,7 +165,7 @@ func (c *checkpointer) anchorSigned(ctx context.Context, logs []*org.LogState) e
 	return nil
 }
 
-func (c *checkpointer) anchorOne(ctx context.Context, l *org.LogState) error {
+func (c *checkpointer) anchorOne(ctx context.Context, l *evidence.LogState) error {
 	c.signing.Lock()
 	defer c.signing.Unlock()
 	r, err := c.service.CheckAnchor(ctx, l.Head.RootID, l.Head.LogID, c.anchor)
@@ -175,7 +176,7 @@ func (c *checkpointer) anchorOne(ctx context.Context, l *org.LogState) error {
 		c.refuse(*r)
 		return nil
 	}
-	if err := c.anchor.Keep([]*org.LogState{l}); err != nil {
+	if err := c.anchor.Keep([]*evidence.LogState{l}); err != nil {
 		return err
 	}
 	c.accept(l.Head.LogID) // a new epoch may have been opened at the other server
@@ -273,7 +274,7 @@ func (c *checkpointer) sign(ctx context.Context, heads []*audit.Head) error {
 	return nil
 }
 
-func (c *checkpointer) refuse(r org.Refusal) {
+func (c *checkpointer) refuse(r evidence.Refusal) {
 	c.mu.Lock()
 	_, known := c.refused[r.LogID]
 	c.refused[r.LogID] = r
@@ -315,14 +316,14 @@ func (c *checkpointer) checkAnchors(ctx context.Context) {
 }
 
 // Refused implements api.Log.
-func (c *checkpointer) Refused() []org.Refusal {
+func (c *checkpointer) Refused() []evidence.Refusal {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	list := make([]org.Refusal, 0, len(c.refused))
+	list := make([]evidence.Refusal, 0, len(c.refused))
 	for _, r := range c.refused {
 		list = append(list, r)
 	}
-	slices.SortFunc(list, func(a, b org.Refusal) int { return strings.Compare(a.RootID+"/"+a.LogID, b.RootID+"/"+b.LogID) })
+	slices.SortFunc(list, func(a, b evidence.Refusal) int { return strings.Compare(a.RootID+"/"+a.LogID, b.RootID+"/"+b.LogID) })
 	return list
 }
 

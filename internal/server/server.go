@@ -30,11 +30,13 @@ import (
 	"github.com/orgd/orgd/internal/background"
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/durable"
+	"github.com/orgd/orgd/internal/evidence"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/store"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/web"
 )
 
@@ -97,6 +99,8 @@ var ErrNotDemo = errors.New("the database has organizations that no demo has loa
 // Server is a running orgd. Close must be called in the end.
 type Server struct {
 	Service     *org.Service
+	Trail       *trail.Service
+	Evidence    *evidence.Service
 	Metering    *metering.Service
 	Store       *store.Store
 	Recorder    *access.Recorder
@@ -187,11 +191,12 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 		return nil, err
 	}
 	s.Service, err = org.NewService(org.Config{Store: s.Store, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
-		RestoreWindow: c.RestoreWindow, OperatorHash: hash, Drain: s.Recorder.Drain, Keyring: keyring,
-		AuditNews: auditNews, AccessNews: accessNews})
+		RestoreWindow: c.RestoreWindow, OperatorHash: hash, Drain: s.Recorder.Drain, AuditNews: auditNews})
 	if err != nil {
 		return nil, err
 	}
+	s.Trail = trail.NewService(trail.Config{Orgs: s.Service, Store: s.Store, NewID: ident.New, AccessNews: accessNews})
+	s.Evidence = evidence.NewService(s.Service, s.Store, keyring)
 	s.Metering, err = metering.NewService(metering.Config{Orgs: s.Service, Store: s.Store.Metering(), Spool: s.Recorder, Now: c.Now,
 		MonthCloseAfter: c.MonthCloseAfter})
 	if err != nil {
@@ -224,7 +229,7 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 	case bound == nil:
 		bound = budget.New(budget.ThisMachine())
 	}
-	a, err := api.New(api.Config{Service: s.Service, Metering: s.Metering, Flusher: s.Recorder, Limiter: limiter, Status: s, Log: s.log, Now: c.Now,
+	a, err := api.New(api.Config{Service: s.Service, Trail: s.Trail, Evidence: s.Evidence, Metering: s.Metering, Flusher: s.Recorder, Limiter: limiter, Status: s, Log: s.log, Now: c.Now,
 		BasePath: c.BasePath, Secret: []byte(s.OperatorKey), Metrics: metrics, Budget: bound})
 	if err != nil {
 		return nil, err
@@ -259,7 +264,7 @@ func (s *Server) openLog(metrics prometheus.Registerer) error {
 	if err != nil {
 		return err
 	}
-	s.log = newCheckpointer(s.Service, a, witnesses, s.config.SignInterval, s.config.Log, metrics)
+	s.log = newCheckpointer(s.Evidence, a, witnesses, s.config.SignInterval, s.config.Log, metrics)
 	s.log.shared = s.config.Database != ""
 	return nil
 }
@@ -405,7 +410,7 @@ func (s *Server) purging() background.Job {
 			if answers > 0 {
 				s.config.Log.Info("removed answers kept for Idempotency-Keys", "answers", answers)
 			}
-			events, failed := s.Service.ExpireAccess(ctx, expirePause)
+			events, failed := s.Trail.ExpireAccess(ctx, expirePause)
 			if failed != nil {
 				err = errors.Join(err, fmt.Errorf("access events past their retention: %w", failed))
 			}

@@ -18,8 +18,8 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/background"
+	"github.com/orgd/orgd/internal/evidence"
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/org"
 )
 
 // A witness cosigns checkpoints (C2SP tlog-witness): it keeps of each log the
@@ -31,7 +31,7 @@ import (
 type witness struct {
 	url      string
 	verifier note.Verifier
-	service  *org.Service
+	service  *evidence.Service
 	log      *slog.Logger
 	client   *http.Client
 
@@ -45,7 +45,7 @@ type witness struct {
 
 // witnessed is a log that a witness has not cosigned as far as it is signed.
 type witnessed struct {
-	state *org.LogState // the last one signed
+	state *evidence.LogState // the last one signed
 	wait
 	// disputed says that the witness claims to know another history of the log.
 	disputed bool
@@ -134,7 +134,7 @@ func (w *witness) name() string {
 
 // submit asks the witness, soon, for its cosignatures. A log that it did not
 // cosign before is not asked about any sooner for that.
-func (w *witness) submit(signed []*org.LogState) {
+func (w *witness) submit(signed []*evidence.LogState) {
 	w.mu.Lock()
 	for _, l := range signed {
 		if x := w.logs[l.Head.LogID]; x != nil {
@@ -156,7 +156,7 @@ func (w *witness) rouse() {
 
 // due returns a log that is to be cosigned now; if there is none, how long it is
 // until there may be one.
-func (w *witness) due(now time.Time) (*org.LogState, time.Duration) {
+func (w *witness) due(now time.Time) (*evidence.LogState, time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.logs) == 0 {
@@ -199,7 +199,7 @@ func (w *witness) cosigning() background.Job {
 }
 
 // done notes what became of an attempt.
-func (w *witness) done(l *org.LogState, err error) {
+func (w *witness) done(l *evidence.LogState, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	x := w.logs[l.Head.LogID]
@@ -275,7 +275,7 @@ func (w *witness) state() error {
 // cosign asks for one cosignature. The first question says from which size on
 // the witness knows the log; if that is not so, its answer says which size it
 // is.
-func (w *witness) cosign(ctx context.Context, l *org.LogState) error {
+func (w *witness) cosign(ctx context.Context, l *evidence.LogState) error {
 	for range 2 {
 		old := min(w.sizes[l.Origin()], l.Signature.Size)
 		proof, err := w.service.ProveGrowth(ctx, l.Head, old)
@@ -317,7 +317,7 @@ func (w *witness) cosign(ctx context.Context, l *org.LogState) error {
 // ahead handles a witness that says that it has seen a longer log: it may be
 // one that another server has signed meanwhile, which is then asked about by
 // that server.
-func (w *witness) ahead(ctx context.Context, l *org.LogState, size int64) error {
+func (w *witness) ahead(ctx context.Context, l *evidence.LogState, size int64) error {
 	sig, err := w.service.LastSignature(ctx, l.Head)
 	if err != nil {
 		return err

@@ -133,7 +133,7 @@ func CheckLogs(t testing.TB, s *Server) {
 	}
 	anchored := Anchored(t, s)
 	for _, rootID := range liveRoots(t, s.Store.Metering()) {
-		l, err := s.Service.Log(ctx, rootID, -1)
+		l, err := s.Evidence.Log(ctx, rootID, -1)
 		if err != nil {
 			t.Errorf("the log of %s: %v", rootID, err)
 			continue
@@ -141,13 +141,13 @@ func CheckLogs(t testing.TB, s *Server) {
 		if l.Signature.Size != l.Head.Size {
 			t.Errorf("the log of %s has %d entries, of which %d are signed", rootID, l.Head.Size, l.Signature.Size)
 		}
-		vkey, err := s.Service.VerifierKey(l)
+		vkey, err := s.Evidence.VerifierKey(l)
 		if err != nil {
 			t.Errorf("the log of %s: %v", rootID, err)
 			continue
 		}
 		var export bytes.Buffer
-		x, err := s.Service.ExportLog(ctx, rootID, 0, 0)
+		x, err := s.Evidence.ExportLog(ctx, rootID, 0, 0)
 		if err == nil {
 			err = x.Write(ctx, &export)
 		}

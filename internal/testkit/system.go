@@ -16,6 +16,7 @@ import (
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/settings"
+	"github.com/orgd/orgd/internal/trail"
 )
 
 // CheckSystem checks what must hold of a store at every moment: its tree is a
@@ -109,10 +110,10 @@ func checkPlace(t testing.TB, o *org.Organization, live map[string]*org.Organiza
 
 // checkLog recomputes the log of a root from its leaves and folds its entries.
 // It also returns how many organizations have had each id.
-func checkLog(t testing.TB, s metering.Store, rootID string) (fold *org.Fold, seen map[string]int) {
+func checkLog(t testing.TB, s metering.Store, rootID string) (fold *trail.Fold, seen map[string]int) {
 	t.Helper()
 	ctx := context.Background()
-	fold, seen = org.NewFold(), map[string]int{}
+	fold, seen = trail.NewFold(), map[string]int{}
 	tree := newTree()
 	var epoch int64
 	q := org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Scope: org.ScopeSubtree, Ascending: true, Limit: 1000}
@@ -162,7 +163,7 @@ func checkLog(t testing.TB, s metering.Store, rootID string) (fold *org.Fold, se
 }
 
 // checkFold looks the folded state up in the store.
-func checkFold(t testing.TB, s metering.Store, fold *org.Fold) {
+func checkFold(t testing.TB, s metering.Store, fold *trail.Fold) {
 	t.Helper()
 	if err := s.Read(context.Background(), func(tx metering.Tx) error {
 		for id := range fold.Orgs {

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/orgd/orgd/internal/metering"
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -52,7 +52,7 @@ func (x *sums) check(t testing.TB) {
 // of organizations that have been purged is under names that nobody finds by an
 // id. seen says how many organizations of the tree have had each id: an event
 // does not say which of several it was about.
-func checkUsage(t testing.TB, s metering.Store, rootID string, seen map[string]int, fold *org.Fold) {
+func checkUsage(t testing.TB, s metering.Store, rootID string, seen map[string]int, fold *trail.Fold) {
 	t.Helper()
 	read := func(fn func(tx metering.Tx) error) {
 		t.Helper()

@@ -1,4 +1,4 @@
-package org
+package evidence
 
 import (
 	"context"
@@ -12,16 +12,14 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
-
-// AuditNews tells of the roots whose audit logs this service has appended to.
-func (s *Service) AuditNews() *News { return s.changed }
 
 // LogState is an epoch of a log with its last signature.
 type LogState struct {
 	Head      *audit.Head
-	Signature *Signature // size 0 if it was never signed
+	Signature *org.Signature // size 0 if it was never signed
 }
 
 // Origin names the epoch of the log.
@@ -36,14 +34,14 @@ func (l *LogState) signed() audit.Checkpoint {
 	return c
 }
 
-func readLog(tx Tx, rootID, logID string, epoch int64) (*LogState, error) {
+func readLog(tx org.Tx, rootID, logID string, epoch int64) (*LogState, error) {
 	head, err := tx.Head(rootID, logID, epoch)
 	if err != nil {
 		return nil, err
 	}
 	sig, err := tx.Signature(head)
-	if errors.Is(err, ErrAbsent) {
-		sig, err = &Signature{}, nil
+	if errors.Is(err, org.ErrAbsent) {
+		sig, err = &org.Signature{}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -51,7 +49,7 @@ func readLog(tx Tx, rootID, logID string, epoch int64) (*LogState, error) {
 	return &LogState{Head: head, Signature: sig}, nil
 }
 
-func hashSource(tx Tx, head *audit.Head) audit.HashSource {
+func hashSource(tx org.Tx, head *audit.Head) audit.HashSource {
 	return func(level int, from, to int64) ([]audit.Hash, error) { return tx.LogHashes(head, level, from, to) }
 }
 
@@ -73,7 +71,7 @@ type Refusal struct {
 // UnsignedHeads returns heads with entries that are not signed; see
 // Tx.UnsignedHeads.
 func (s *Service) UnsignedHeads(ctx context.Context, rootID string, after *audit.Head, limit int) (heads []*audit.Head, err error) {
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
+	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
 		heads, err = tx.UnsignedHeads(rootID, after, limit)
 		return err
 	})
@@ -83,7 +81,7 @@ func (s *Service) UnsignedHeads(ctx context.Context, rootID string, after *audit
 // SignedLogs returns logs that were signed at or after a time, by any server,
 // the earliest first, at most limit.
 func (s *Service) SignedLogs(ctx context.Context, since time.Time, limit int) (logs []*LogState, err error) {
-	err = s.store.Read(ctx, func(tx Tx) error {
+	err = s.store.Read(ctx, func(tx org.Tx) error {
 		logs = nil
 		heads, err := tx.SignedHeads(since, limit)
 		if err != nil {
@@ -107,8 +105,8 @@ func (s *Service) SignedLogs(ctx context.Context, since time.Time, limit int) (l
 // published. Logs of which that does not hold, or whose key is not at hand,
 // are refused.
 func (s *Service) SignLogs(ctx context.Context, heads []*audit.Head, anchors Anchors) (signed []*LogState, refused []Refusal, err error) {
-	at := s.Now()
-	err = s.store.Read(ctx, func(tx Tx) error {
+	at := s.orgs.Now()
+	err = s.store.Read(ctx, func(tx org.Tx) error {
 		signed, refused = nil, nil
 		for _, h := range heads {
 			l, err := readLog(tx, h.RootID, h.LogID, h.Epoch)
@@ -135,11 +133,11 @@ func (s *Service) SignLogs(ctx context.Context, heads []*audit.Head, anchors Anc
 		return nil, refused, err
 	}
 	var stored []*LogState
-	err = s.store.Write(ctx, func(tx Tx) error {
+	err = s.store.Write(ctx, func(tx org.Tx) error {
 		stored = nil
 		for _, l := range signed {
 			err := tx.PutSignature(l.Head, l.Signature)
-			if errors.Is(err, ErrStale) {
+			if errors.Is(err, org.ErrStale) {
 				continue // another server has signed as much or more
 			}
 			if err != nil {
@@ -153,9 +151,9 @@ func (s *Service) SignLogs(ctx context.Context, heads []*audit.Head, anchors Anc
 }
 
 // sign checks a log and replaces its signature; false if it is signed as it is.
-func (s *Service) sign(tx Tx, l *LogState, anchors Anchors, at time.Time) (bool, error) {
+func (s *Service) sign(tx org.Tx, l *LogState, anchors Anchors, at time.Time) (bool, error) {
 	if l.Signature.Keys.Now.Version == 0 {
-		l.Signature.Keys.Now = KeyName{Seed: s.keyring.Newest(), Version: 1}
+		l.Signature.Keys.Now = org.KeyName{Seed: s.keyring.Newest(), Version: 1}
 	}
 	if err := s.checkLog(tx, l, anchors); err != nil {
 		return false, err
@@ -165,7 +163,7 @@ func (s *Service) sign(tx Tx, l *LogState, anchors Anchors, at time.Time) (bool,
 	}
 	keys := l.Signature.Keys
 	var signers []note.Signer
-	for _, name := range keys.at(at) {
+	for _, name := range signersAt(keys, at) {
 		k, err := s.keyring.Key(name.Seed, l.Head.LogID, l.Head.Epoch, name.Version)
 		if err != nil {
 			return false, err
@@ -176,20 +174,20 @@ func (s *Service) sign(tx Tx, l *LogState, anchors Anchors, at time.Time) (bool,
 	if err != nil {
 		return false, err
 	}
-	l.Signature = &Signature{Size: l.Head.Size, Checkpoint: checkpoint, SignedAt: at, Keys: keys}
+	l.Signature = &org.Signature{Size: l.Head.Size, Checkpoint: checkpoint, SignedAt: at, Keys: keys}
 	return true, nil
 }
 
-// at returns the keys that sign at a time.
-func (k LogKeys) at(now time.Time) []KeyName {
+// signersAt returns the keys that sign at a time.
+func signersAt(k org.LogKeys, now time.Time) []org.KeyName {
 	if k.Old.Version > 0 && now.Before(k.OldUntil) {
-		return []KeyName{k.Now, k.Old}
+		return []org.KeyName{k.Now, k.Old}
 	}
-	return []KeyName{k.Now}
+	return []org.KeyName{k.Now}
 }
 
 // checkLog checks that a log goes on from its last signature and its anchor.
-func (s *Service) checkLog(tx Tx, l *LogState, anchors Anchors) error {
+func (s *Service) checkLog(tx org.Tx, l *LogState, anchors Anchors) error {
 	hashes := hashSource(tx, l.Head)
 	if l.Signature.Size > 0 {
 		if _, err := s.signingKey(l); err != nil {
@@ -215,13 +213,13 @@ func (s *Service) checkLog(tx Tx, l *LogState, anchors Anchors) error {
 
 // checkOpening checks that the log's epoch was opened by somebody who knew all
 // that had been anchored of an earlier one.
-func (s *Service) checkOpening(tx Tx, l *LogState, anchored audit.Checkpoint) error {
+func (s *Service) checkOpening(tx org.Tx, l *LogState, anchored audit.Checkpoint) error {
 	_, epoch, err := audit.ParseOrigin(anchored.Origin)
 	if err != nil {
 		return err
 	}
-	page, err := tx.AuditEntries(AuditQuery{RootID: l.Head.RootID, OrgID: l.Head.RootID, Path: l.Head.RootID + "/", Scope: ScopeSubtree,
-		Ascending: true, After: AuditPosition(epoch+1, 0), Limit: 1})
+	page, err := tx.AuditEntries(org.AuditQuery{RootID: l.Head.RootID, OrgID: l.Head.RootID, Path: l.Head.RootID + "/", Scope: org.ScopeSubtree,
+		Ascending: true, After: org.AuditPosition(epoch+1, 0), Limit: 1})
 	if err != nil {
 		return err
 	}
@@ -249,7 +247,7 @@ func (s *Service) checkOpening(tx Tx, l *LogState, anchored audit.Checkpoint) er
 // signingKey returns the key that has signed the last checkpoint of a log,
 // the newer one if there were two.
 func (s *Service) signingKey(l *LogState) (*audit.Key, error) {
-	for _, name := range []KeyName{l.Signature.Keys.Now, l.Signature.Keys.Old} {
+	for _, name := range []org.KeyName{l.Signature.Keys.Now, l.Signature.Keys.Old} {
 		if name.Version == 0 {
 			break
 		}
@@ -269,9 +267,9 @@ func (s *Service) signingKey(l *LogState) (*audit.Key, error) {
 // nothing to sign; it returns nil if so.
 func (s *Service) CheckAnchor(ctx context.Context, rootID, logID string, anchors Anchors) (*Refusal, error) {
 	r := &Refusal{RootID: rootID, LogID: logID}
-	err := s.store.Read(ctx, func(tx Tx) error {
+	err := s.store.Read(ctx, func(tx org.Tx) error {
 		l, err := readLog(tx, rootID, logID, -1)
-		if errors.Is(err, ErrAbsent) {
+		if errors.Is(err, org.ErrAbsent) {
 			r.Missing = true
 			return problem.New(problem.Conflict, "The audit log %s of the root %s was signed, but the database does not have it.", logID, rootID).
 				WithFix("If an old backup was restored on purpose, give the log up: orgd audit new-epoch --reason …")
@@ -290,12 +288,12 @@ func (s *Service) CheckAnchor(ctx context.Context, rootID, logID string, anchors
 
 // LogHead returns the head of the open log of a root.
 func (s *Service) LogHead(ctx context.Context, rootID string) (h *audit.Head, err error) {
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
+	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
 		h, err = tx.Head(rootID, "", -1)
 		return err
 	})
-	if errors.Is(err, ErrAbsent) {
-		err = NotFound()
+	if errors.Is(err, org.ErrAbsent) {
+		err = org.NotFound()
 	}
 	return h, err
 }
@@ -304,7 +302,7 @@ func (s *Service) LogHead(ctx context.Context, rootID string) (h *audit.Head, er
 // when the log had the given size. It does nothing if the log has been signed
 // again since.
 func (s *Service) AddCosignatures(ctx context.Context, head *audit.Head, size int64, answer []byte, witnesses ...note.Verifier) error {
-	err := s.store.Write(ctx, func(tx Tx) error {
+	err := s.store.Write(ctx, func(tx org.Tx) error {
 		sig, err := tx.Signature(head)
 		if err != nil || sig.Size != size {
 			return err
@@ -315,7 +313,7 @@ func (s *Service) AddCosignatures(ctx context.Context, head *audit.Head, size in
 		}
 		return tx.PutCosignatures(head, size, checkpoint)
 	})
-	if errors.Is(err, ErrStale) {
+	if errors.Is(err, org.ErrStale) {
 		return nil
 	}
 	return err
@@ -333,16 +331,16 @@ func (s *Service) Log(ctx context.Context, rootID string, epoch int64) (l *LogSt
 }
 
 func (s *Service) logNow(ctx context.Context, rootID string, epoch int64) (l *LogState, err error) {
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
+	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
 		l, err = s.signedLog(tx, rootID, epoch)
 		return err
 	})
 	return l, err
 }
 
-func (s *Service) signedLog(tx Tx, rootID string, epoch int64) (*LogState, error) {
+func (s *Service) signedLog(tx org.Tx, rootID string, epoch int64) (*LogState, error) {
 	l, err := readLog(tx, rootID, "", epoch)
-	if errors.Is(err, ErrAbsent) {
+	if errors.Is(err, org.ErrAbsent) {
 		return nil, problem.New(problem.NotFound, "The audit log has no epoch %d.", epoch)
 	}
 	if err != nil {
@@ -387,9 +385,9 @@ func (s *Service) VerifierKey(l *LogState) (string, error) {
 }
 
 // readSigned runs fn with an epoch of a log as it was last signed.
-func (s *Service) readSigned(ctx context.Context, rootID string, epoch int64, fn func(tx Tx, l *LogState) error) error {
+func (s *Service) readSigned(ctx context.Context, rootID string, epoch int64, fn func(tx org.Tx, l *LogState) error) error {
 	return s.await(ctx, func() error {
-		return s.store.ReadHeavy(ctx, func(tx Tx) error {
+		return s.store.ReadHeavy(ctx, func(tx org.Tx) error {
 			l, err := s.signedLog(tx, rootID, epoch)
 			if err != nil {
 				return err
@@ -402,7 +400,7 @@ func (s *Service) readSigned(ctx context.Context, rootID string, epoch int64, fn
 // Tile returns a tile of hashes or a bundle of entries of the part of a log
 // that is signed.
 func (s *Service) Tile(ctx context.Context, rootID string, epoch int64, t audit.Tile) (b []byte, err error) {
-	err = s.readSigned(ctx, rootID, epoch, func(tx Tx, l *LogState) error {
+	err = s.readSigned(ctx, rootID, epoch, func(tx org.Tx, l *LogState) error {
 		if !t.In(l.Signature.Size) {
 			return problem.New(problem.NotFound, "The log has %d signed entries; it does not have this tile.", l.Signature.Size)
 		}
@@ -426,7 +424,7 @@ func (s *Service) Tile(ctx context.Context, rootID string, epoch int64, t audit.
 // Consistency returns the proof that the signed log of size to goes on from
 // that of size from. A negative to stands for all that is signed.
 func (s *Service) Consistency(ctx context.Context, rootID string, epoch, from, to int64) (proof []audit.Hash, err error) {
-	err = s.readSigned(ctx, rootID, epoch, func(tx Tx, l *LogState) error {
+	err = s.readSigned(ctx, rootID, epoch, func(tx org.Tx, l *LogState) error {
 		if to < 0 {
 			to = l.Signature.Size
 		}
@@ -445,7 +443,7 @@ func (s *Service) Consistency(ctx context.Context, rootID string, epoch, from, t
 // ProveGrowth returns the proof that a log, as it was when it had the head,
 // goes on from what it was at size from.
 func (s *Service) ProveGrowth(ctx context.Context, head *audit.Head, from int64) (proof []audit.Hash, err error) {
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
+	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
 		proof, err = audit.ProveConsistency(from, head.Size, hashSource(tx, head))
 		return err
 	})
@@ -453,8 +451,8 @@ func (s *Service) ProveGrowth(ctx context.Context, head *audit.Head, from int64)
 }
 
 // LastSignature returns the last signature of the epoch with the head.
-func (s *Service) LastSignature(ctx context.Context, head *audit.Head) (sig *Signature, err error) {
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
+func (s *Service) LastSignature(ctx context.Context, head *audit.Head) (sig *org.Signature, err error) {
+	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
 		sig, err = tx.Signature(head)
 		return err
 	})
@@ -486,11 +484,11 @@ func (s *Service) await(ctx context.Context, fn func() error) error {
 // ProveEntry returns an entry that belongs to what the actor sees of an
 // organization, with the proof that it is in the signed log. It waits a little
 // for the signature of an entry that was just made.
-func (s *Service) ProveEntry(ctx context.Context, actor *auth.Actor, snap *Snapshot, entryID string) (p *audit.Proof, err error) {
+func (s *Service) ProveEntry(ctx context.Context, actor *auth.Actor, snap *org.Snapshot, entryID string) (p *audit.Proof, err error) {
 	err = s.await(ctx, func() error {
-		return s.store.Read(ctx, func(tx Tx) error {
+		return s.store.Read(ctx, func(tx org.Tx) error {
 			rec, err := tx.AuditEntry(snap.RootID, entryID)
-			if errors.Is(err, ErrAbsent) || err == nil && !shows(actor, snap, rec) {
+			if errors.Is(err, org.ErrAbsent) || err == nil && !snap.Shows(actor, rec) {
 				return problem.New(problem.NotFound, "There is no such audit entry, or it is not one of this organization.")
 			}
 			if err != nil {
@@ -511,18 +509,6 @@ func (s *Service) ProveEntry(ctx context.Context, actor *auth.Actor, snap *Snaps
 	return p, err
 }
 
-// shows reports whether the entry is one that the audit list of the
-// organization shows to the actor.
-func shows(actor *auth.Actor, snap *Snapshot, rec *audit.Record) bool {
-	if rec.Timestamp.Before(snap.TrailSince()) {
-		return false
-	}
-	if rec.OrgID == snap.ID {
-		return true
-	}
-	return actor.SeesBelow(snap.Path) && len(rec.Path) > len(snap.Path) && rec.Path[:len(snap.Path)] == snap.Path
-}
-
 // LogExport is an export of a log that is about to be written.
 type LogExport struct {
 	service    *Service
@@ -540,17 +526,17 @@ func (s *Service) ExportLog(ctx context.Context, rootID string, epoch, seq int64
 	if err != nil {
 		return nil, err
 	}
-	if AuditPosition(epoch, seq) > AuditPosition(now.Epoch, now.Size) {
+	if org.AuditPosition(epoch, seq) > org.AuditPosition(now.Epoch, now.Size) {
 		return nil, problem.Param("seq", "lies behind the end of the log, which is entry %d of epoch %d", now.Size, now.Epoch)
 	}
 	err = s.await(ctx, func() (err error) {
-		if x.until, err = s.logNow(ctx, rootID, -1); err == nil && x.end() < AuditPosition(now.Epoch, now.Size) {
+		if x.until, err = s.logNow(ctx, rootID, -1); err == nil && x.end() < org.AuditPosition(now.Epoch, now.Size) {
 			err = s.unsigned(now.LogID)
 		}
 		return err
 	})
 	// What is signed can be had of a log that is signed no further.
-	if err != nil && (x.until == nil || x.end() < AuditPosition(epoch, seq)) {
+	if err != nil && (x.until == nil || x.end() < org.AuditPosition(epoch, seq)) {
 		return nil, err
 	}
 	x.key, err = s.VerifierKey(x.until)
@@ -558,7 +544,7 @@ func (s *Service) ExportLog(ctx context.Context, rootID string, epoch, seq int64
 }
 
 // end returns the position after the last entry of the export.
-func (x *LogExport) end() int64 { return AuditPosition(x.until.Head.Epoch, x.until.Signature.Size) }
+func (x *LogExport) end() int64 { return org.AuditPosition(x.until.Head.Epoch, x.until.Signature.Size) }
 
 // exportPage is how many entries an export reads at a time, and exportBytes
 // about how many bytes of them.
@@ -574,8 +560,8 @@ func (x *LogExport) Write(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	q := AuditQuery{RootID: x.rootID, OrgID: x.rootID, Path: x.rootID + "/", Scope: ScopeSubtree, Ascending: true, Limit: exportPage, MaxBytes: exportBytes,
-		After: AuditPosition(x.epoch, x.seq)}
+	q := org.AuditQuery{RootID: x.rootID, OrgID: x.rootID, Path: x.rootID + "/", Scope: org.ScopeSubtree, Ascending: true, Limit: exportPage, MaxBytes: exportBytes,
+		After: org.AuditPosition(x.epoch, x.seq)}
 	for {
 		end := x.end()
 		if q.After, err = x.entries(ctx, out, q, end); err != nil {
@@ -607,7 +593,7 @@ func (x *LogExport) Write(ctx context.Context, w io.Writer) error {
 
 // entries writes the entries from q.After to before end, and returns the place
 // after the last one.
-func (x *LogExport) entries(ctx context.Context, out *audit.Export, q AuditQuery, end int64) (int64, error) {
+func (x *LogExport) entries(ctx context.Context, out *audit.Export, q org.AuditQuery, end int64) (int64, error) {
 	for q.After < end {
 		page, err := x.page(ctx, q)
 		if err != nil {
@@ -615,7 +601,7 @@ func (x *LogExport) entries(ctx context.Context, out *audit.Export, q AuditQuery
 		}
 		for i := range page.Records {
 			r := &page.Records[i]
-			if AuditPosition(r.Epoch, r.Seq) >= end {
+			if org.AuditPosition(r.Epoch, r.Seq) >= end {
 				return end, nil
 			}
 			if err := out.Entry(r); err != nil {
@@ -623,7 +609,7 @@ func (x *LogExport) entries(ctx context.Context, out *audit.Export, q AuditQuery
 			}
 		}
 		if page.Next < 0 {
-			if last := len(page.Records) - 1; last < 0 || AuditPosition(page.Records[last].Epoch, page.Records[last].Seq)+1 != end {
+			if last := len(page.Records) - 1; last < 0 || org.AuditPosition(page.Records[last].Epoch, page.Records[last].Seq)+1 != end {
 				return 0, errors.New("the audit log of " + x.rootID + " has lost entries that were signed")
 			}
 			return end, nil
@@ -633,11 +619,11 @@ func (x *LogExport) entries(ctx context.Context, out *audit.Export, q AuditQuery
 	return end, nil
 }
 
-func (x *LogExport) page(ctx context.Context, q AuditQuery) (page AuditPage, err error) {
-	if err := GoOn(ctx); err != nil {
+func (x *LogExport) page(ctx context.Context, q org.AuditQuery) (page org.AuditPage, err error) {
+	if err := org.GoOn(ctx); err != nil {
 		return page, err
 	}
-	err = x.service.store.ReadHeavy(ctx, func(tx Tx) (err error) {
+	err = x.service.store.ReadHeavy(ctx, func(tx org.Tx) (err error) {
 		page, err = tx.AuditEntries(q)
 		return err
 	})
@@ -646,7 +632,7 @@ func (x *LogExport) page(ctx context.Context, q AuditQuery) (page AuditPage, err
 
 // erasedSince returns the place of the last erasure from q.After on, -1 if
 // there is none.
-func (x *LogExport) erasedSince(ctx context.Context, q AuditQuery) (int64, error) {
+func (x *LogExport) erasedSince(ctx context.Context, q org.AuditQuery) (int64, error) {
 	q.Action = audit.ActionErasure
 	found := int64(-1)
 	for {
@@ -655,7 +641,7 @@ func (x *LogExport) erasedSince(ctx context.Context, q AuditQuery) (int64, error
 			return 0, err
 		}
 		if n := len(page.Records); n > 0 {
-			found = AuditPosition(page.Records[n-1].Epoch, page.Records[n-1].Seq)
+			found = org.AuditPosition(page.Records[n-1].Epoch, page.Records[n-1].Seq)
 		}
 		if page.Next < 0 {
 			return found, nil
@@ -665,12 +651,12 @@ func (x *LogExport) erasedSince(ctx context.Context, q AuditQuery) (int64, error
 }
 
 // logEntry drafts an entry about the log itself.
-func (c *Change) logEntry(rootID, action string, changes []audit.Change) (audit.Draft, error) {
+func logEntry(c *org.Change, rootID, action string, changes []audit.Change) (audit.Draft, error) {
 	o, err := c.Org(rootID)
 	if err != nil {
 		return audit.Draft{}, err
 	}
-	return c.Entry(o, action, audit.Target{Type: "audit_log", ID: c.heads[rootID].LogID}, changes), nil
+	return c.Entry(o, action, audit.Target{Type: "audit_log", ID: c.LogHead(rootID).LogID}, changes), nil
 }
 
 // RotatedLogKey is what a rotation of a log's key led to.
@@ -681,24 +667,24 @@ type RotatedLogKey struct {
 
 // RotateLogKey lets another key sign a root's log from now on: one of the newest
 // seed. The old key signs too until overlap has passed.
-func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, overlap time.Duration) (rotated *RotatedLogKey, receipt audit.Receipt, err error) {
-	receipt, err = s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+func (s *Service) RotateLogKey(ctx context.Context, call *org.Call, rootID string, overlap time.Duration) (rotated *RotatedLogKey, receipt audit.Receipt, err error) {
+	receipt, err = s.orgs.Change(ctx, call, func(c *org.Change) (any, []audit.Draft, error) {
 		o, err := c.Target(rootID, key.AuditRead)
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := checkRoot(o); err != nil {
+		if err := org.CheckRoot(o); err != nil {
 			return nil, nil, err
 		}
-		head := c.heads[o.RootID]
+		head := c.LogHead(o.RootID)
 		sig, err := c.Signature(head)
-		if errors.Is(err, ErrAbsent) {
+		if errors.Is(err, org.ErrAbsent) {
 			return nil, nil, s.unsigned(head.LogID)
 		}
 		if err != nil {
 			return nil, nil, err
 		}
-		keys := LogKeys{Now: KeyName{Seed: s.keyring.Newest(), Version: sig.Keys.Now.Version + 1}, Old: sig.Keys.Now, OldUntil: c.At.Add(overlap)}
+		keys := org.LogKeys{Now: org.KeyName{Seed: s.keyring.Newest(), Version: sig.Keys.Now.Version + 1}, Old: sig.Keys.Now, OldUntil: c.At.Add(overlap)}
 		from, err := s.keyring.Key(keys.Old.Seed, head.LogID, head.Epoch, keys.Old.Version)
 		if err != nil {
 			return nil, nil, err
@@ -722,7 +708,7 @@ func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, o
 		if err := c.PutKeys(head, keys); err != nil {
 			return nil, nil, err
 		}
-		entry, err := c.logEntry(o.RootID, audit.ActionKeyRotated, changes)
+		entry, err := logEntry(c, o.RootID, audit.ActionKeyRotated, changes)
 		return rotated, []audit.Draft{entry}, err
 	})
 	return rotated, receipt, err
@@ -733,15 +719,15 @@ func (s *Service) RotateLogKey(ctx context.Context, call *Call, rootID string, o
 // that was signed. The keys of the log go on signing; if the server lacks the
 // seed of the present one, the next key of its newest seed does, and the entry
 // says so.
-func (s *Service) OpenEpoch(ctx context.Context, call *Call, rootID string, checkpoint []byte, reason string) (origin string, receipt audit.Receipt, err error) {
-	receipt, err = s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+func (s *Service) OpenEpoch(ctx context.Context, call *org.Call, rootID string, checkpoint []byte, reason string) (origin string, receipt audit.Receipt, err error) {
+	receipt, err = s.orgs.Change(ctx, call, func(c *org.Change) (any, []audit.Draft, error) {
 		if err := c.LockRoot(rootID); err != nil {
 			return nil, nil, err
 		}
-		old := c.heads[rootID]
+		old := c.LogHead(rootID)
 		sig, err := c.Signature(old)
-		if errors.Is(err, ErrAbsent) {
-			sig, err = &Signature{Keys: LogKeys{Now: KeyName{Seed: s.keyring.Newest(), Version: 1}}}, nil
+		if errors.Is(err, org.ErrAbsent) {
+			sig, err = &org.Signature{Keys: org.LogKeys{Now: org.KeyName{Seed: s.keyring.Newest(), Version: 1}}}, nil
 		}
 		if err != nil {
 			return nil, nil, err
@@ -758,16 +744,15 @@ func (s *Service) OpenEpoch(ctx context.Context, call *Call, rootID string, chec
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := errors.Join(c.CloseLog(old, c.At), c.NewLog(head)); err != nil {
+		if err := errors.Join(c.CloseLog(old, c.At), c.StartLog(head)); err != nil {
 			return nil, nil, err
 		}
 		// Nothing is signed yet.
-		if err := c.PutSignature(head, &Signature{SignedAt: c.At, Keys: keys}); err != nil {
+		if err := c.PutSignature(head, &org.Signature{SignedAt: c.At, Keys: keys}); err != nil {
 			return nil, nil, err
 		}
-		c.heads[rootID] = head
 		origin = audit.Origin(head.LogID, head.Epoch)
-		entry, err := c.logEntry(rootID, audit.ActionEpochOpened, changes)
+		entry, err := logEntry(c, rootID, audit.ActionEpochOpened, changes)
 		return origin, []audit.Draft{entry}, err
 	})
 	return origin, receipt, err
@@ -777,12 +762,12 @@ func (s *Service) OpenEpoch(ctx context.Context, call *Call, rootID string, chec
 // sign: the same, but for an old one that the server lacks. If it lacks the
 // present one, it is a key that never signed the log before, which is returned
 // as fresh.
-func (s *Service) nextKeys(keys LogKeys, old *audit.Head) (_ LogKeys, fresh *audit.Key, err error) {
+func (s *Service) nextKeys(keys org.LogKeys, old *audit.Head) (_ org.LogKeys, fresh *audit.Key, err error) {
 	if !s.keyring.Has(keys.Now.Seed) {
-		keys = LogKeys{Now: KeyName{Seed: s.keyring.Newest(), Version: keys.Now.Version + 1}}
+		keys = org.LogKeys{Now: org.KeyName{Seed: s.keyring.Newest(), Version: keys.Now.Version + 1}}
 		fresh, err = s.keyring.Key(keys.Now.Seed, old.LogID, old.Epoch+1, keys.Now.Version)
 	} else if !s.keyring.Has(keys.Old.Seed) {
-		keys = LogKeys{Now: keys.Now}
+		keys = org.LogKeys{Now: keys.Now}
 	}
 	return keys, fresh, err
 }

@@ -1,4 +1,4 @@
-package org
+package trail
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -28,14 +29,14 @@ const (
 // WithRecheck.
 type past struct {
 	ctx     context.Context
-	store   Store
+	store   org.Store
 	rootID  string
 	at      time.Time
-	before  int64                    // the position in the log after all that had been made
-	states  map[string]*Organization // nil for one that did not exist
-	pages   map[string]AuditPage     // the newest entries of organizations that were read ahead
-	entries int                      // that were read
-	bytes   int                      // of them
+	before  int64                        // the position in the log after all that had been made
+	states  map[string]*org.Organization // nil for one that did not exist
+	pages   map[string]org.AuditPage     // the newest entries of organizations that were read ahead
+	entries int                          // that were read
+	bytes   int                          // of them
 }
 
 func longHistory() error {
@@ -44,8 +45,8 @@ func longHistory() error {
 }
 
 // run runs fn on the store.
-func (p *past) run(fn func(Tx) error) error {
-	if err := GoOn(p.ctx); err != nil {
+func (p *past) run(fn func(org.Tx) error) error {
+	if err := org.GoOn(p.ctx); err != nil {
 		return err
 	}
 	return p.store.ReadHeavy(p.ctx, fn)
@@ -53,7 +54,7 @@ func (p *past) run(fn func(Tx) error) error {
 
 // own returns an organization as its own entries say; nil if it did not exist.
 // Its path and depth are not set right.
-func (p *past) own(id string) (*Organization, error) {
+func (p *past) own(id string) (*org.Organization, error) {
 	if o, ok := p.states[id]; ok {
 		return o, nil
 	}
@@ -67,9 +68,9 @@ func (p *past) own(id string) (*Organization, error) {
 
 // chain returns the organizations from the root down to one of them, with
 // their paths; nil if that one did not exist or was deleted.
-func (p *past) chain(id string) ([]*Organization, error) {
-	var chain []*Organization
-	for next := id; next != "" && len(chain) <= MaxDepth; {
+func (p *past) chain(id string) ([]*org.Organization, error) {
+	var chain []*org.Organization
+	for next := id; next != "" && len(chain) <= org.MaxDepth; {
 		o, err := p.own(next)
 		if err != nil {
 			return nil, err
@@ -82,7 +83,7 @@ func (p *past) chain(id string) ([]*Organization, error) {
 	}
 	slices.Reverse(chain)
 	for i := range chain {
-		var parent *Organization
+		var parent *org.Organization
 		if i > 0 {
 			parent = chain[i-1]
 		}
@@ -92,7 +93,7 @@ func (p *past) chain(id string) ([]*Organization, error) {
 }
 
 // below returns o in its place below its parent.
-func below(parent, o *Organization) *Organization {
+func below(parent, o *org.Organization) *org.Organization {
 	out := *o
 	out.Path, out.Depth = o.ID+"/", 0
 	if parent != nil {
@@ -106,17 +107,17 @@ func below(parent, o *Organization) *Organization {
 // the key's own now and below that one itself, or for the reach self the key's
 // own. So whoever has taken an organization over by a move does not see through
 // a key of it what those above it set before.
-func (p *past) reached(a *auth.Actor, chain []*Organization) (bool, error) {
+func (p *past) reached(a *auth.Actor, chain []*org.Organization) (bool, error) {
 	if a.Everywhere() {
 		return true, nil
 	}
 	place, ok := a.Place()
-	ids := SplitPath(place.Path)
+	ids := org.SplitPath(place.Path)
 	if !ok || len(chain) < len(ids) || place.Self && len(chain) > len(ids) {
 		return false, nil
 	}
-	var now []*Organization
-	err := p.run(func(tx Tx) (err error) {
+	var now []*org.Organization
+	err := p.run(func(tx org.Tx) (err error) {
 		now, err = tx.OrgsByID(ids)
 		return err
 	})
@@ -141,7 +142,7 @@ func (p *past) reached(a *auth.Actor, chain []*Organization) (bool, error) {
 // visible returns the chain of an organization that the actor sees now, if it
 // was in the actor's reach at that time too. Whether it was elsewhere, not at
 // all, or another one with its id, the answer is the same.
-func (p *past) visible(actor *auth.Actor, now *Organization) ([]*Organization, error) {
+func (p *past) visible(actor *auth.Actor, now *org.Organization) ([]*org.Organization, error) {
 	chain, err := p.chain(now.ID)
 	if err != nil {
 		return nil, err
@@ -160,18 +161,18 @@ func (p *past) visible(actor *auth.Actor, now *Organization) ([]*Organization, e
 
 // readPast runs fn on the past of a root. History tells more than the present:
 // it takes audit:read too.
-func (s *Service) readPast(ctx context.Context, actor *auth.Actor, now *Organization, at time.Time, fn func(*past) error) error {
+func (s *Service) readPast(ctx context.Context, actor *auth.Actor, now *org.Organization, at time.Time, fn func(*past) error) error {
 	if err := actor.Demand(now.Path, key.AuditRead); err != nil {
 		return err
 	}
 	rootID := now.RootID
-	p := &past{ctx: ctx, store: s.store, rootID: rootID, at: at, states: map[string]*Organization{}, pages: map[string]AuditPage{}}
-	present := s.Now()
-	err := p.run(func(tx Tx) (err error) {
+	p := &past{ctx: ctx, store: s.store, rootID: rootID, at: at, states: map[string]*org.Organization{}, pages: map[string]org.AuditPage{}}
+	present := s.orgs.Now()
+	err := p.run(func(tx org.Tx) (err error) {
 		if at.After(present) {
 			// Entries may be later than the clock says now, if it went back.
 			last, err := tx.LastAudit(rootID)
-			if err != nil && !errors.Is(err, ErrAbsent) {
+			if err != nil && !errors.Is(err, org.ErrAbsent) {
 				return err
 			}
 			if at.After(last) {
@@ -189,8 +190,8 @@ func (s *Service) readPast(ctx context.Context, actor *auth.Actor, now *Organiza
 
 // OrgAt returns an organization, which the actor sees now, as it was. The
 // error is ValuesErased if a value of it has been erased.
-func (s *Service) OrgAt(ctx context.Context, actor *auth.Actor, now *Organization, at time.Time) (*Organization, error) {
-	var o *Organization
+func (s *Service) OrgAt(ctx context.Context, actor *auth.Actor, now *org.Organization, at time.Time) (*org.Organization, error) {
+	var o *org.Organization
 	err := s.readPast(ctx, actor, now, at, func(p *past) error {
 		chain, err := p.visible(actor, now)
 		if err != nil {
@@ -204,8 +205,8 @@ func (s *Service) OrgAt(ctx context.Context, actor *auth.Actor, now *Organizatio
 
 // CustomizationsAt returns an organization's settings as they were, and those
 // in effect then. The error is ValuesErased if a value of them has been erased.
-func (s *Service) CustomizationsAt(ctx context.Context, actor *auth.Actor, now *Organization, at time.Time, explain bool) (*Customizations, error) {
-	var out *Customizations
+func (s *Service) CustomizationsAt(ctx context.Context, actor *auth.Actor, now *org.Organization, at time.Time, explain bool) (*org.Customizations, error) {
+	var out *org.Customizations
 	err := s.readPast(ctx, actor, now, at, func(p *past) error {
 		chain, err := p.visible(actor, now)
 		if err != nil {
@@ -216,7 +217,7 @@ func (s *Service) CustomizationsAt(ctx context.Context, actor *auth.Actor, now *
 				return err
 			}
 		}
-		out, err = customizationsOf(chain, explain)
+		out, err = org.CustomizationsOf(chain, explain)
 		return err
 	})
 	return out, err
@@ -226,7 +227,7 @@ func (s *Service) CustomizationsAt(ctx context.Context, actor *auth.Actor, now *
 // the page after it, empty at the end; a page may be short, even empty, and
 // still have a Next.
 type PastPage struct {
-	Orgs []*Organization // Organization.Erased tells what has been erased of them
+	Orgs []*org.Organization // Organization.Erased tells what has been erased of them
 	Next string
 }
 
@@ -235,7 +236,7 @@ type PastPage struct {
 // below it, 0 for all.
 //
 // maxBytes bounds the page as in queries.
-func (s *Service) DescendantsAt(ctx context.Context, actor *auth.Actor, now *Organization, at time.Time, depth int, after string, limit, maxBytes int) (PastPage, error) {
+func (s *Service) DescendantsAt(ctx context.Context, actor *auth.Actor, now *org.Organization, at time.Time, depth int, after string, limit, maxBytes int) (PastPage, error) {
 	var page PastPage
 	err := s.readPast(ctx, actor, now, at, func(p *past) error {
 		chain, err := p.visible(actor, now)
@@ -246,7 +247,7 @@ func (s *Service) DescendantsAt(ctx context.Context, actor *auth.Actor, now *Org
 		if !actor.SeesBelow(now.Path) {
 			return nil
 		}
-		maxDepth := MaxDepth
+		maxDepth := org.MaxDepth
 		if depth > 0 {
 			maxDepth = top.Depth + depth
 		}
@@ -258,7 +259,7 @@ func (s *Service) DescendantsAt(ctx context.Context, actor *auth.Actor, now *Org
 
 // pastFrame is an organization whose children are being walked.
 type pastFrame struct {
-	org  *Organization
+	org  *org.Organization
 	ids  []string // children that were fetched
 	next string   // the child after which to go on
 	more bool     // there may be children after ids
@@ -267,10 +268,10 @@ type pastFrame struct {
 // walk lists what was below top. A position is the ids from top's child down
 // to where the walk has come, with a slash behind each; without the last slash
 // the walk goes on beside that organization, not below it.
-func (p *past) walk(top *Organization, maxDepth int, after string, limit, maxBytes int) (PastPage, error) {
+func (p *past) walk(top *org.Organization, maxDepth int, after string, limit, maxBytes int) (PastPage, error) {
 	stack := []*pastFrame{{org: top, more: true}}
 	if after != "" {
-		ids := SplitPath(after)
+		ids := org.SplitPath(after)
 		for i, id := range ids {
 			frame := stack[len(stack)-1]
 			frame.next = id
@@ -293,7 +294,7 @@ func (p *past) walk(top *Organization, maxDepth int, after string, limit, maxByt
 	for len(stack) > 0 {
 		frame := stack[len(stack)-1]
 		if len(frame.ids) == 0 && frame.more && frame.org.Depth < maxDepth {
-			err := p.run(func(tx Tx) (err error) {
+			err := p.run(func(tx org.Tx) (err error) {
 				frame.ids, frame.next, frame.more, err = tx.ChildrenAt(p.rootID, frame.org.ID, p.at, frame.next, 100)
 				return err
 			})
@@ -329,7 +330,7 @@ func (p *past) walk(top *Organization, maxDepth int, after string, limit, maxByt
 		} else {
 			o = below(frame.org, o)
 			page.Orgs = append(page.Orgs, o)
-			size += OrgSize(o)
+			size += org.OrgSize(o)
 			stack = append(stack, &pastFrame{org: o, more: true})
 			page.Next = position("")
 		}

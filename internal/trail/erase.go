@@ -1,4 +1,4 @@
-package org
+package trail
 
 import (
 	"bytes"
@@ -13,6 +13,7 @@ import (
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -52,7 +53,7 @@ const erasePage = 4 << 20
 // eraseRun is a search for a subject, and what it has found.
 type eraseRun struct {
 	s       *Service
-	call    *Call
+	call    *org.Call
 	orgID   string
 	subject audit.Subject
 	basis   string
@@ -77,12 +78,12 @@ type eraseRun struct {
 // It covers what was stored before it was called. Values of different kinds
 // that are erased in different transactions are each covered by an entry; if
 // it fails on the way, calling it again erases the rest.
-func (s *Service) Erase(ctx context.Context, call *Call, orgID, subject, basis string, dryRun bool) (*Erasure, audit.Receipt, error) {
+func (s *Service) Erase(ctx context.Context, call *org.Call, orgID, subject, basis string, dryRun bool) (*Erasure, audit.Receipt, error) {
 	who, p := audit.NewSubject(subject)
 	if p != nil {
 		return nil, audit.Receipt{}, p
 	}
-	if basis, p = CheckDescription("/basis", strings.TrimSpace(basis)); p != nil {
+	if basis, p = org.CheckDescription("/basis", strings.TrimSpace(basis)); p != nil {
 		return nil, audit.Receipt{}, p
 	}
 	switch {
@@ -110,21 +111,21 @@ func (s *Service) Erase(ctx context.Context, call *Call, orgID, subject, basis s
 // search goes through everything, and erases on the way what is more than one
 // step takes.
 func (run *eraseRun) search(ctx context.Context) error {
-	snap, err := run.s.Find(ctx, run.call.Actor, run.orgID)
+	snap, err := run.s.orgs.Find(ctx, run.call.Actor, run.orgID)
 	if err != nil {
 		return err
 	}
 	self := !run.call.Actor.SeesBelow(snap.Path)
-	scope := ScopeSubtree
+	scope := org.ScopeSubtree
 	if self {
-		scope = ScopeSelf
+		scope = org.ScopeSelf
 	}
 	needle := run.subject.Needle()
 
-	aq := AuditQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, From: snap.TrailSince(), Holding: needle, Ascending: true, Limit: 100, MaxBytes: erasePage}
+	aq := org.AuditQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, From: snap.TrailSince(), Holding: needle, Ascending: true, Limit: 100, MaxBytes: erasePage}
 	for aq.After >= 0 {
-		var page AuditPage
-		if err := run.read(ctx, func(tx Tx) (err error) {
+		var page org.AuditPage
+		if err := run.read(ctx, func(tx org.Tx) (err error) {
 			page, err = tx.AuditEntries(aq)
 			return err
 		}); err != nil {
@@ -138,10 +139,10 @@ func (run *eraseRun) search(ctx context.Context) error {
 		aq.After = page.Next
 	}
 
-	eq := AccessQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, Holding: needle, Limit: 1000, MaxBytes: erasePage}
+	eq := org.AccessQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, Holding: needle, Limit: 1000, MaxBytes: erasePage}
 	for more := true; more; {
-		var page AccessPage
-		if err := run.read(ctx, func(tx Tx) (err error) {
+		var page org.AccessPage
+		if err := run.read(ctx, func(tx org.Tx) (err error) {
 			page, err = tx.AccessEvents(eq)
 			return err
 		}); err != nil {
@@ -157,10 +158,10 @@ func (run *eraseRun) search(ctx context.Context) error {
 		}
 	}
 
-	hq := HoldingQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Self: self, Needle: needle, Limit: 1000, MaxBytes: erasePage}
+	hq := org.HoldingQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Self: self, Needle: needle, Limit: 1000, MaxBytes: erasePage}
 	for more := true; more; more = hq.After != nil {
 		var keys []*key.Key
-		if err := run.read(ctx, func(tx Tx) (err error) {
+		if err := run.read(ctx, func(tx org.Tx) (err error) {
 			keys, hq.After, err = tx.KeysHolding(hq)
 			return err
 		}); err != nil {
@@ -174,8 +175,8 @@ func (run *eraseRun) search(ctx context.Context) error {
 	}
 	hq.After = nil
 	for more := true; more; more = hq.After != nil {
-		var orgs []*Organization
-		if err := run.read(ctx, func(tx Tx) (err error) {
+		var orgs []*org.Organization
+		if err := run.read(ctx, func(tx org.Tx) (err error) {
 			orgs, hq.After, err = tx.OrgsHolding(hq)
 			return err
 		}); err != nil {
@@ -190,18 +191,18 @@ func (run *eraseRun) search(ctx context.Context) error {
 	if self || snap.ParentID != "" {
 		return nil
 	}
-	return run.read(ctx, func(tx Tx) error {
+	return run.read(ctx, func(tx org.Tx) error {
 		schema, err := tx.Schema(snap.RootID)
 		if err == nil && holdsJSON(run.subject, schema) {
 			run.done.Remaining.CustomizationSchemas++
-		} else if errors.Is(err, ErrAbsent) {
+		} else if errors.Is(err, org.ErrAbsent) {
 			err = nil
 		}
 		return err
 	})
 }
 
-func (run *eraseRun) read(ctx context.Context, fn func(Tx) error) error {
+func (run *eraseRun) read(ctx context.Context, fn func(org.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -283,11 +284,11 @@ func (run *eraseRun) key(ctx context.Context, k *key.Key) error {
 
 // step erases what was found. Everything is looked at again under the lock of
 // the root, since another erasure may have been faster.
-func (run *eraseRun) step(ctx context.Context, idem *Idempotency) error {
+func (run *eraseRun) step(ctx context.Context, idem *org.Idempotency) error {
 	call := *run.call
 	call.Idempotent = idem
 	var after Erasure
-	receipt, err := run.s.Change(ctx, &call, func(c *Change) (any, []audit.Draft, error) {
+	receipt, err := run.s.orgs.Change(ctx, &call, func(c *org.Change) (any, []audit.Draft, error) {
 		after = run.done
 		o, err := c.Target(run.orgID, key.AuditErase)
 		if err != nil {
@@ -337,7 +338,7 @@ func (run *eraseRun) step(ctx context.Context, idem *Idempotency) error {
 
 // entry drafts the erasure entry. The subject may be the one who asks: what
 // the entry would say of them again is left out.
-func (run *eraseRun) entry(c *Change, o *Organization, changes []audit.Change) audit.Draft {
+func (run *eraseRun) entry(c *org.Change, o *org.Organization, changes []audit.Change) audit.Draft {
 	d := c.OrgEntry(o, audit.ActionErasure, changes)
 	if run.subject.In(d.Actor.Name) {
 		d.Actor.Name, d.IP, d.UserAgent = "", "", ""
@@ -352,7 +353,7 @@ func (run *eraseRun) entry(c *Change, o *Organization, changes []audit.Change) a
 
 // recordsNow erases what was found from records as they are now. The reason of
 // an adjustment is kept beside its entry too: adjustments are those that lose it.
-func (run *eraseRun) recordsNow(c *Change, rootID string) (records []audit.Record, places []audit.Place, adjustments []usage.Adjustment, err error) {
+func (run *eraseRun) recordsNow(c *org.Change, rootID string) (records []audit.Record, places []audit.Place, adjustments []usage.Adjustment, err error) {
 	for _, id := range run.records {
 		r, err := c.AuditEntry(rootID, id)
 		if err != nil {
@@ -383,10 +384,10 @@ func (run *eraseRun) recordsNow(c *Change, rootID string) (records []audit.Recor
 	return records, places, adjustments, nil
 }
 
-func (run *eraseRun) eventsNow(c *Change) (events []access.Event, err error) {
+func (run *eraseRun) eventsNow(c *org.Change) (events []access.Event, err error) {
 	for _, e := range run.events {
 		e, err := c.AccessEvent(e.RootID, e.Timestamp, e.Seq)
-		if errors.Is(err, ErrAbsent) {
+		if errors.Is(err, org.ErrAbsent) {
 			continue // its retention has ended
 		} else if err != nil {
 			return nil, err
@@ -398,10 +399,10 @@ func (run *eraseRun) eventsNow(c *Change) (events []access.Event, err error) {
 	return events, nil
 }
 
-func (run *eraseRun) keysNow(c *Change) (keys []*key.Key, err error) {
+func (run *eraseRun) keysNow(c *org.Change) (keys []*key.Key, err error) {
 	for _, k := range run.keys {
 		k, err := c.Key(k.ID)
-		if errors.Is(err, ErrAbsent) {
+		if errors.Is(err, org.ErrAbsent) {
 			continue // it was purged
 		} else if err != nil {
 			return nil, err
@@ -506,7 +507,7 @@ func blankKey(k *key.Key, subject audit.Subject) (out *key.Key, changed, stays b
 	return out, changed, stays
 }
 
-func holdsOrg(subject audit.Subject, o *Organization) bool {
+func holdsOrg(subject audit.Subject, o *org.Organization) bool {
 	texts := append([]string{o.ID, o.Name, o.Description, o.ExternalID}, o.Tags...)
 	for _, text := range append(texts, o.Settings.Locked...) {
 		if subject.In(text) {

@@ -1,4 +1,4 @@
-package org
+package trail
 
 import (
 	"context"
@@ -6,12 +6,13 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
 // AuditHead returns the head of a root's audit log.
 func (s *Service) AuditHead(ctx context.Context, rootID string) (head *audit.Head, err error) {
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
+	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
 		head, err = tx.Head(rootID, "", -1)
 		return err
 	})
@@ -21,23 +22,23 @@ func (s *Service) AuditHead(ctx context.Context, rootID string) (head *audit.Hea
 // AuditFeed returns the audit entries from the position q.After on, in the
 // order of their log, and the position after them. more says that there may be
 // others now.
-func (s *Service) AuditFeed(ctx context.Context, q AuditQuery) (entries []*audit.Entry, position int64, more bool, err error) {
+func (s *Service) AuditFeed(ctx context.Context, q org.AuditQuery) (entries []*audit.Entry, position int64, more bool, err error) {
 	q.Ascending = true
 	// Most of the time there is nothing, which is quickly seen.
 	head, err := s.AuditHead(ctx, q.RootID)
 	if err != nil {
 		return nil, 0, false, err
 	}
-	if AuditPosition(head.Epoch, head.Size) <= q.After {
+	if org.AuditPosition(head.Epoch, head.Size) <= q.After {
 		return nil, q.After, false, nil
 	}
-	page := AuditPage{Next: -1}
-	err = s.store.ReadHeavy(ctx, func(tx Tx) error {
+	page := org.AuditPage{Next: -1}
+	err = s.store.ReadHeavy(ctx, func(tx org.Tx) error {
 		head, err := tx.Head(q.RootID, "", -1)
 		if err != nil {
 			return err
 		}
-		position = max(AuditPosition(head.Epoch, head.Size), q.After)
+		position = max(org.AuditPosition(head.Epoch, head.Size), q.After)
 		page, err = tx.AuditEntries(q)
 		return err
 	})
@@ -64,13 +65,13 @@ func entriesOf(records []audit.Record) ([]*audit.Entry, error) {
 
 // AuditEntry returns an entry that the audit list of the organization shows to
 // the actor.
-func (s *Service) AuditEntry(ctx context.Context, actor *auth.Actor, snap *Snapshot, entryID string) (*audit.Entry, error) {
+func (s *Service) AuditEntry(ctx context.Context, actor *auth.Actor, snap *org.Snapshot, entryID string) (*audit.Entry, error) {
 	var rec *audit.Record
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
+	err := s.store.Read(ctx, func(tx org.Tx) (err error) {
 		rec, err = tx.AuditEntry(snap.RootID, entryID)
 		return err
 	})
-	if errors.Is(err, ErrAbsent) || err == nil && !shows(actor, snap, rec) {
+	if errors.Is(err, org.ErrAbsent) || err == nil && !snap.Shows(actor, rec) {
 		return nil, problem.New(problem.NotFound, "There is no such audit entry, or it is not one of this organization.")
 	} else if err != nil {
 		return nil, err

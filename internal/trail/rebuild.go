@@ -1,4 +1,4 @@
-package org
+package trail
 
 import (
 	"slices"
@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/settings"
 )
 
@@ -24,15 +25,15 @@ const (
 
 // history is the query for the entries about an organization itself, those that
 // the past has, newest first.
-func (p *past) history(id string) AuditQuery {
-	return AuditQuery{RootID: p.rootID, OrgID: id, Scope: ScopeSelf, Noun: "organization", Before: p.before,
+func (p *past) history(id string) org.AuditQuery {
+	return org.AuditQuery{RootID: p.rootID, OrgID: id, Scope: org.ScopeSelf, Noun: "organization", Before: p.before,
 		Limit: historyPage, MaxBytes: historyBytes, SmallValues: smallValues}
 }
 
 // prefetch reads the newest entries of organizations that are about to be
 // rebuilt, as far as they fit into one short read.
 func (p *past) prefetch(ids []string) error {
-	return p.run(func(tx Tx) error {
+	return p.run(func(tx org.Tx) error {
 		size := 0
 		for _, id := range ids {
 			if _, ok := p.states[id]; ok || size >= historyBytes {
@@ -61,12 +62,12 @@ func (p *past) prefetch(ids []string) error {
 // Each page is one read of the store, and what is read is decoded after it.
 // Entries only come, and none that is in the past. A value that is erased while
 // this goes on is either read or erased.
-func (p *past) rebuild(id string) (*Organization, error) {
-	b := &rebuilding{o: Organization{ID: id, RootID: p.rootID}, known: map[string]bool{}}
+func (p *past) rebuild(id string) (*org.Organization, error) {
+	b := &rebuilding{o: org.Organization{ID: id, RootID: p.rootID}, known: map[string]bool{}}
 	for q := p.history(id); q.Before > 0; {
 		page, ok := p.pages[id]
 		if delete(p.pages, id); !ok {
-			err := p.run(func(tx Tx) (err error) {
+			err := p.run(func(tx org.Tx) (err error) {
 				page, err = tx.AuditEntries(q)
 				return err
 			})
@@ -136,10 +137,10 @@ func (p *past) open(batch []wanted) error {
 	for len(missing) > 0 {
 		positions := make([]int64, len(missing))
 		for i, at := range missing {
-			positions[i] = AuditPosition(batch[at].record.Epoch, batch[at].record.Seq)
+			positions[i] = org.AuditPosition(batch[at].record.Epoch, batch[at].record.Seq)
 		}
 		var values [][]byte
-		err := p.run(func(tx Tx) (err error) {
+		err := p.run(func(tx org.Tx) (err error) {
 			values, err = tx.AuditValues(p.rootID, positions, historyBytes)
 			return err
 		})
@@ -183,7 +184,7 @@ func (w *wanted) decode() error {
 		return err
 	}
 	w.record.Values = nil
-	w.entry, w.record = Marked(e), nil
+	w.entry, w.record = org.Marked(e), nil
 	for i := range w.entry.Changes {
 		c := &w.entry.Changes[i]
 		if c.Old = nil; w.changes != nil && !slices.Contains(w.changes, i) {
@@ -195,7 +196,7 @@ func (w *wanted) decode() error {
 
 // rebuilding is an organization on the way from its last entry to its first.
 type rebuilding struct {
-	o       Organization
+	o       org.Organization
 	created bool              // its first entry has been seen
 	placed  bool              // and so on: its newest entry
 	updated bool              // the last change of it
@@ -286,8 +287,8 @@ func (b *rebuilding) overridden(pointer string) bool {
 // take applies what counts of an entry.
 func (b *rebuilding) take(w *wanted) error {
 	e := w.entry
-	if slices.Contains(e.Erased, AllChanges) {
-		erased := audit.Entry{Erased: []string{AllChanges}}
+	if slices.Contains(e.Erased, org.AllChanges) {
+		erased := audit.Entry{Erased: []string{org.AllChanges}}
 		whole := b.o
 		if err := whole.Fold(&erased); err != nil {
 			return err
@@ -338,7 +339,7 @@ func (b *rebuilding) take(w *wanted) error {
 }
 
 // done returns the organization.
-func (b *rebuilding) done() (*Organization, error) {
+func (b *rebuilding) done() (*org.Organization, error) {
 	slices.Reverse(b.patches)
 	values, err := settings.Replay(b.patches)
 	if err != nil {
@@ -346,7 +347,7 @@ func (b *rebuilding) done() (*Organization, error) {
 	}
 	b.o.Settings.Values = values
 	if b.typed && b.o.Type == "" {
-		b.o.Type = ErasedText
+		b.o.Type = org.ErasedText
 	}
 	return &b.o, nil
 }

@@ -1,4 +1,4 @@
-package org
+package trail
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/settings"
 )
@@ -23,8 +24,8 @@ import (
 // trail is the audit log of a root, as far as the past needs it. It counts what
 // is read of it.
 type trail struct {
-	Store
-	Tx
+	org.Store
+	org.Tx
 	head    *audit.Head
 	records []audit.Record
 	reads   int
@@ -52,7 +53,7 @@ func moment(n int) time.Time {
 	return time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(n) * time.Second)
 }
 
-func (s *trail) ReadHeavy(_ context.Context, fn func(Tx) error) error {
+func (s *trail) ReadHeavy(_ context.Context, fn func(org.Tx) error) error {
 	s.reads++
 	return fn(s)
 }
@@ -65,8 +66,8 @@ func (s *trail) AuditPositionAt(_ string, at time.Time) (int64, error) {
 	return int64(n), nil
 }
 
-func (s *trail) AuditEntries(q AuditQuery) (AuditPage, error) {
-	page := AuditPage{Next: -1}
+func (s *trail) AuditEntries(q org.AuditQuery) (org.AuditPage, error) {
+	page := org.AuditPage{Next: -1}
 	size := 0
 	for i := q.Before - 1; i >= 0; i-- {
 		r := s.records[i]
@@ -101,9 +102,9 @@ func (s *trail) AuditValues(_ string, positions []int64, maxBytes int) (values [
 }
 
 // at returns the organization as it was at a moment.
-func (s *trail) at(ctx context.Context, at time.Time) (*Organization, error) {
-	p := &past{ctx: ctx, store: s, rootID: "r", at: at, states: map[string]*Organization{}, pages: map[string]AuditPage{}}
-	if err := p.run(func(tx Tx) (err error) {
+func (s *trail) at(ctx context.Context, at time.Time) (*org.Organization, error) {
+	p := &past{ctx: ctx, store: s, rootID: "r", at: at, states: map[string]*org.Organization{}, pages: map[string]org.AuditPage{}}
+	if err := p.run(func(tx org.Tx) (err error) {
 		p.before, err = tx.AuditPositionAt("r", at)
 		return err
 	}); err != nil {
@@ -158,7 +159,7 @@ func TestRebuildIsTheFold(t *testing.T) {
 			if !exists {
 				own, exists = settingsGenerator(rt), true
 				changes := []audit.Change{{Pointer: "/name", New: text("name")}, {Pointer: "/type", New: audit.Value("group")}}
-				s.add(rt, "organization.created", append(changes, settingsDiff(jsontext.Value("{}"), own)...)...)
+				s.add(rt, "organization.created", append(changes, org.SettingsDiff(jsontext.Value("{}"), own)...)...)
 				continue
 			}
 			switch rapid.IntRange(0, 7).Draw(rt, "action") {
@@ -170,9 +171,9 @@ func TestRebuildIsTheFold(t *testing.T) {
 					audit.Change{Pointer: "/tags", Old: audit.Value([]string{"t"})})
 			case 2, 3, 4:
 				next := settingsGenerator(rt)
-				changes := auditChanges(settings.Diff("/customizations", own, next))
+				changes := org.AuditChanges(settings.Diff("/customizations", own, next))
 				if len(changes) > 2000 {
-					changes = settingsDiff(own, next)
+					changes = org.SettingsDiff(own, next)
 				}
 				if own = next; len(changes) > 0 {
 					s.add(rt, "organization.customized", changes...)
@@ -292,8 +293,8 @@ func TestRebuildReadsWhatCounts(t *testing.T) {
 		revoked := errors.New("the key was revoked")
 		asked := 0
 		for name, ctx := range map[string]context.Context{
-			"the client is gone": WithRecheck(gone, func(context.Context) error { cancel(); return nil }),
-			"the key is revoked": WithRecheck(t.Context(), func(context.Context) error {
+			"the client is gone": org.WithRecheck(gone, func(context.Context) error { cancel(); return nil }),
+			"the key is revoked": org.WithRecheck(t.Context(), func(context.Context) error {
 				if asked++; asked > 2 {
 					return revoked
 				}

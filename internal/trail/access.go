@@ -1,9 +1,8 @@
-package org
+package trail
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -11,28 +10,29 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
-func accessRetention(tx Tx, rootID string) (*AccessRetention, error) {
+func accessRetention(tx org.Tx, rootID string) (*org.AccessRetention, error) {
 	r, err := tx.AccessRetention(rootID)
-	if errors.Is(err, ErrAbsent) {
-		return &AccessRetention{RootID: rootID, Days: DefaultAccessRetention}, nil
+	if errors.Is(err, org.ErrAbsent) {
+		return &org.AccessRetention{RootID: rootID, Days: org.DefaultAccessRetention}, nil
 	}
 	return r, err
 }
 
 // AccessRetention returns how long the access events of a root are kept.
-func (s *Service) AccessRetention(ctx context.Context, actor *auth.Actor, rootID string) (*AccessRetention, error) {
-	snap, err := s.Find(ctx, actor, rootID)
+func (s *Service) AccessRetention(ctx context.Context, actor *auth.Actor, rootID string) (*org.AccessRetention, error) {
+	snap, err := s.orgs.Find(ctx, actor, rootID)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkRoot(snap.Organization); err != nil {
+	if err := org.CheckRoot(snap.Organization); err != nil {
 		return nil, err
 	}
-	var r *AccessRetention
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
+	var r *org.AccessRetention
+	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
 		r, err = accessRetention(tx, rootID)
 		return err
 	})
@@ -41,46 +41,46 @@ func (s *Service) AccessRetention(ctx context.Context, actor *auth.Actor, rootID
 
 // retentionTarget finds the root whose retention is to be changed, and the
 // retention as it is.
-func (c *Change) retentionTarget(rootID string) (*Organization, *AccessRetention, error) {
+func retentionTarget(c *org.Change, rootID string) (*org.Organization, *org.AccessRetention, error) {
 	o, err := c.Target(rootID, key.AccessLogWrite)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := checkRoot(o); err != nil {
+	if err := org.CheckRoot(o); err != nil {
 		return nil, nil, err
 	}
 	r, err := accessRetention(c.Tx, rootID)
 	if err != nil {
 		return nil, nil, err
 	}
-	return o, r, CheckMatch(c.Call.IfMatch, r.ETag())
+	return o, r, org.CheckMatch(c.Call.IfMatch, r.ETag())
 }
 
 // CheckAccessRetention checks whether the actor may change the retention of a
 // root, and whether it is as the call says.
-func (s *Service) CheckAccessRetention(ctx context.Context, call *Call, rootID string) error {
-	return s.Precheck(ctx, call, func(c *Change) error {
-		_, _, err := c.retentionTarget(rootID)
+func (s *Service) CheckAccessRetention(ctx context.Context, call *org.Call, rootID string) error {
+	return s.orgs.Precheck(ctx, call, func(c *org.Change) error {
+		_, _, err := retentionTarget(c, rootID)
 		return err
 	})
 }
 
 // PutAccessRetention sets how long the access events of a root are kept. What
 // is older than that is gone for readers when it returns.
-func (s *Service) PutAccessRetention(ctx context.Context, call *Call, rootID string, days int) (*AccessRetention, audit.Receipt, error) {
-	if days < 1 || days > MaxAccessRetention {
-		return nil, audit.Receipt{}, problem.Body("/days", "must be a whole number from 1 to %d", MaxAccessRetention)
+func (s *Service) PutAccessRetention(ctx context.Context, call *org.Call, rootID string, days int) (*org.AccessRetention, audit.Receipt, error) {
+	if days < 1 || days > org.MaxAccessRetention {
+		return nil, audit.Receipt{}, problem.Body("/days", "must be a whole number from 1 to %d", org.MaxAccessRetention)
 	}
-	var out *AccessRetention
-	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
-		o, before, err := c.retentionTarget(rootID)
+	var out *org.AccessRetention
+	receipt, err := s.orgs.Change(ctx, call, func(c *org.Change) (any, []audit.Draft, error) {
+		o, before, err := retentionTarget(c, rootID)
 		if err != nil {
 			return nil, nil, err
 		}
 		if out = before; before.Days == days {
 			return nil, nil, nil
 		}
-		out = &AccessRetention{RootID: rootID, Days: days, UpdatedAt: c.At}
+		out = &org.AccessRetention{RootID: rootID, Days: days, UpdatedAt: c.At}
 		if err := c.PutAccessRetention(out); err != nil {
 			return nil, nil, err
 		}
@@ -91,14 +91,14 @@ func (s *Service) PutAccessRetention(ctx context.Context, call *Call, rootID str
 }
 
 // AccessEvents returns one page of access events, of those that are kept.
-func (s *Service) AccessEvents(ctx context.Context, q AccessQuery) (AccessPage, error) {
-	var page AccessPage
-	err := s.store.ReadHeavy(ctx, func(tx Tx) error {
+func (s *Service) AccessEvents(ctx context.Context, q org.AccessQuery) (org.AccessPage, error) {
+	var page org.AccessPage
+	err := s.store.ReadHeavy(ctx, func(tx org.Tx) error {
 		r, err := accessRetention(tx, q.RootID)
 		if err != nil {
 			return err
 		}
-		q.From = later(q.From, r.Since(s.Now()))
+		q.From = org.Later(q.From, r.Since(s.orgs.Now()))
 		page, err = tx.AccessEvents(q)
 		return err
 	})
@@ -107,33 +107,29 @@ func (s *Service) AccessEvents(ctx context.Context, q AccessQuery) (AccessPage, 
 
 // AccessFeed returns the access events that became visible after a position,
 // of those that are kept.
-func (s *Service) AccessFeed(ctx context.Context, q AccessQuery, after int64) (AccessFeed, error) {
+func (s *Service) AccessFeed(ctx context.Context, q org.AccessQuery, after int64) (org.AccessFeed, error) {
 	last, err := s.AccessHead(ctx, q.RootID)
 	if err != nil || last <= after {
-		return AccessFeed{Position: after}, err
+		return org.AccessFeed{Position: after}, err
 	}
-	var feed AccessFeed
-	err = s.store.ReadHeavy(ctx, func(tx Tx) error {
+	var feed org.AccessFeed
+	err = s.store.ReadHeavy(ctx, func(tx org.Tx) error {
 		r, err := accessRetention(tx, q.RootID)
 		if err != nil {
 			return err
 		}
-		q.From = later(q.From, r.Since(s.Now()))
+		q.From = org.Later(q.From, r.Since(s.orgs.Now()))
 		feed, err = tx.AccessFeed(q, after)
 		return err
 	})
 	return feed, err
 }
 
-// AccessNews tells of the roots in which access events became visible by this
-// service, or by a sink of the news.
-func (s *Service) AccessNews() *News { return s.visible }
-
 // AccessHead returns the position after the access events of a root that are
 // visible now.
 func (s *Service) AccessHead(ctx context.Context, rootID string) (int64, error) {
 	var last int64
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
+	err := s.store.Read(ctx, func(tx org.Tx) (err error) {
 		last, err = tx.AccessHead(rootID)
 		return err
 	})
@@ -156,19 +152,19 @@ type Ingested struct {
 // left out: see SenderOf.
 // The error EventInvalid names the bad ones. An event without an organization
 // is the target's, and one without a time of now.
-func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, events []IncomingEvent) (*Ingested, error) {
-	leave, err := s.BulkTurn(ctx, call, len(events))
+func (s *Service) IngestAccess(ctx context.Context, call *org.Call, orgID string, events []org.IncomingEvent) (*Ingested, error) {
+	leave, err := s.orgs.BulkTurn(ctx, call, len(events))
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
 	var out *Ingested
 	var rootID string
-	err = s.Deliver(ctx, call, key.AccessLogWrite, func(tx Tx, call *Call) (any, string, error) {
-		now := s.Now()
+	err = s.orgs.Deliver(ctx, call, key.AccessLogWrite, func(tx org.Tx, call *org.Call) (any, string, error) {
+		now := s.orgs.Now()
 		target, err := tx.Org(orgID)
-		if errors.Is(err, ErrAbsent) || err == nil && (target.DeletedAt != nil || !call.Actor.Sees(target.Path)) {
-			return nil, "", NotFound()
+		if errors.Is(err, org.ErrAbsent) || err == nil && (target.DeletedAt != nil || !call.Actor.Sees(target.Path)) {
+			return nil, "", org.NotFound()
 		} else if err != nil {
 			return nil, "", err
 		}
@@ -183,7 +179,7 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 		if err != nil {
 			return nil, "", err
 		}
-		var bad EventErrors
+		var bad org.EventErrors
 		ready := slices.Clone(events)
 		for i := range ready {
 			e := &ready[i]
@@ -210,7 +206,7 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 			return nil, "", err
 		}
 		rootID = target.RootID
-		duplicates, err := tx.InsertAccessEvents(rootID, SenderOf(call.Actor), ready)
+		duplicates, err := tx.InsertAccessEvents(rootID, org.SenderOf(call.Actor), ready)
 		if err != nil {
 			return nil, "", err
 		}
@@ -228,7 +224,7 @@ func (s *Service) IngestAccess(ctx context.Context, call *Call, orgID string, ev
 
 // placesBelow returns which of the organizations that the events name are live,
 // at or below the target, and visible.
-func placesBelow(tx Tx, actor *auth.Actor, target *Organization, events []IncomingEvent) (map[string]bool, error) {
+func placesBelow(tx org.Tx, actor *auth.Actor, target *org.Organization, events []org.IncomingEvent) (map[string]bool, error) {
 	places := map[string]bool{target.ID: true}
 	var ids []string
 	for i := range events {
@@ -249,43 +245,6 @@ func placesBelow(tx Tx, actor *auth.Actor, target *Organization, events []Incomi
 	return places, err
 }
 
-// EventErrors collects what is wrong with the events of a batch.
-type EventErrors struct {
-	fields []problem.Field
-	count  int
-	first  string
-}
-
-// Add adds the error of one event: its index in the batch, and its line if the
-// batch has lines.
-func (e *EventErrors) Add(index, line int, p *problem.Error) {
-	f := problem.Field{Index: &index, Line: line, Detail: p.Detail}
-	if len(p.Fields) > 0 {
-		f.Pointer, f.Detail = p.Fields[0].Pointer, p.Fields[0].Detail
-	}
-	if e.count++; e.count == 1 {
-		e.first = fmt.Sprintf("event %d: %s", index, p.Detail)
-	}
-	if len(e.fields) < maxEventErrors {
-		e.fields = append(e.fields, f)
-	}
-}
-
-const maxEventErrors = 100
-
-// Err returns the errors as one; nil if there are none.
-func (e *EventErrors) Err() error {
-	if e.count == 0 {
-		return nil
-	}
-	detail := "One event is invalid: "
-	if e.count > 1 {
-		detail = fmt.Sprintf("%d events are invalid, of which the first is ", e.count)
-	}
-	return &problem.Error{Code: problem.EventInvalid, Detail: detail + e.first, Fields: e.fields,
-		Fix: "Correct the events that errors names and send all of them again: none was stored."}
-}
-
 // expireStep is how many rows one transaction of the background removes.
 const expireStep = 1000
 
@@ -293,13 +252,13 @@ const expireStep = 1000
 // them, in small steps, with a pause after each, so that others can write in
 // between. It returns how many rows it removed.
 func (s *Service) ExpireAccess(ctx context.Context, pause time.Duration) (removed int64, err error) {
-	now := s.Now()
-	retentions := map[string]*AccessRetention{}
+	now := s.orgs.Now()
+	retentions := map[string]*org.AccessRetention{}
 	var roots []string
 	longest := now
 	for after := ""; ; {
 		var page []string
-		err := s.store.Read(ctx, func(tx Tx) error {
+		err := s.store.Read(ctx, func(tx org.Tx) error {
 			var err error
 			if page, err = tx.AccessRoots(after, expireStep); err != nil {
 				return err
@@ -326,7 +285,7 @@ func (s *Service) ExpireAccess(ctx context.Context, pause time.Duration) (remove
 		after = page[len(page)-1]
 	}
 	if len(roots) == 0 {
-		longest = now.AddDate(0, 0, -DefaultAccessRetention)
+		longest = now.AddDate(0, 0, -org.DefaultAccessRetention)
 	}
 	floor, failed := s.store.Partition(ctx, now, longest)
 	if failed != nil {
@@ -340,7 +299,7 @@ func (s *Service) ExpireAccess(ctx context.Context, pause time.Duration) (remove
 		}
 		for {
 			var n int64
-			err := s.store.Write(ctx, func(tx Tx) (err error) {
+			err := s.store.Write(ctx, func(tx org.Tx) (err error) {
 				n, err = tx.ExpireAccess(rootID, events, claims, expireStep)
 				return err
 			})
@@ -360,12 +319,6 @@ func (s *Service) ExpireAccess(ctx context.Context, pause time.Duration) (remove
 	return removed, failed
 }
 
-// SenderOf returns in whose namespace the ids are that the actor gives to
-// events: that of the key's own organization, whichever of its keys it uses, and
-// in each root one of the operator, which is no organization's id.
-func SenderOf(a *auth.Actor) string {
-	if a.OrgID == "" {
-		return "/operator"
-	}
-	return a.OrgID
-}
+// AccessNews tells of the roots in which access events became visible by this
+// service, or by a sink of the news.
+func (s *Service) AccessNews() *org.News { return s.visible }

@@ -1,16 +1,17 @@
-package org
+package trail
 
 import (
 	"context"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/org"
 )
 
 // AuditEntries returns one page of audit entries. The organization that q
 // names must be one that the actor sees.
-func (s *Service) AuditEntries(ctx context.Context, q AuditQuery) ([]*audit.Entry, int64, error) {
-	var page AuditPage
-	err := s.store.ReadHeavy(ctx, func(tx Tx) (err error) {
+func (s *Service) AuditEntries(ctx context.Context, q org.AuditQuery) ([]*audit.Entry, int64, error) {
+	var page org.AuditPage
+	err := s.store.ReadHeavy(ctx, func(tx org.Tx) (err error) {
 		page, err = tx.AuditEntries(q)
 		return err
 	})

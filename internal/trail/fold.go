@@ -1,4 +1,4 @@
-package org
+package trail
 
 import (
 	"fmt"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/settings"
 	"github.com/orgd/orgd/internal/usage"
 )
@@ -23,14 +24,14 @@ import (
 // place, until a later entry sets it again; a key of which a value has been
 // erased is in ErasedKeys.
 type Fold struct {
-	Orgs       map[string]*Organization
+	Orgs       map[string]*org.Organization
 	Keys       map[string]*key.Key // without secrets and use
 	ErasedKeys map[string]bool
 	Schemas    map[string]jsontext.Value
 	Limits     map[string]map[string]*usage.Limit // by organization and meter
 	// AccessRetentions has the days of those roots where they were set.
 	AccessRetentions map[string]int
-	Quotas           map[string]Quota                   // of those roots where one is set
+	Quotas           map[string]org.Quota               // of those roots where one is set
 	Meters           map[string]map[string]*usage.Meter // by root and slug
 	// Closed are the months of a root that are closed.
 	Closed map[string][]usage.Month
@@ -42,9 +43,9 @@ type Fold struct {
 
 // NewFold returns the state before the first entry.
 func NewFold() *Fold {
-	return &Fold{Orgs: map[string]*Organization{}, Keys: map[string]*key.Key{}, ErasedKeys: map[string]bool{},
+	return &Fold{Orgs: map[string]*org.Organization{}, Keys: map[string]*key.Key{}, ErasedKeys: map[string]bool{},
 		Schemas: map[string]jsontext.Value{}, Limits: map[string]map[string]*usage.Limit{},
-		AccessRetentions: map[string]int{}, Quotas: map[string]Quota{},
+		AccessRetentions: map[string]int{}, Quotas: map[string]org.Quota{},
 		Meters: map[string]map[string]*usage.Meter{}, Closed: map[string][]usage.Month{}, Adjustments: map[string][]usage.Adjustment{},
 		ErasedUsage: map[string]bool{}}
 }
@@ -59,15 +60,15 @@ func (f *Fold) Add(e *audit.Entry) error {
 }
 
 func (f *Fold) add(e *audit.Entry) error {
-	e = Marked(e)
+	e = org.Marked(e)
 	o := f.Orgs[e.OrgID]
 	if e.Action == "organization.created" {
 		if o != nil {
 			return fmt.Errorf("it exists already")
 		}
-		o = &Organization{ID: e.OrgID, RootID: e.Path[0], Path: strings.Join(e.Path, "/") + "/", Depth: len(e.Path) - 1,
+		o = &org.Organization{ID: e.OrgID, RootID: e.Path[0], Path: strings.Join(e.Path, "/") + "/", Depth: len(e.Path) - 1,
 			CreatedAt: e.Timestamp, UpdatedAt: e.Timestamp, Version: 1,
-			Settings: Settings{Values: jsontext.Value("{}"), UpdatedAt: e.Timestamp}}
+			Settings: org.Settings{Values: jsontext.Value("{}"), UpdatedAt: e.Timestamp}}
 		if o.Depth > 0 {
 			o.ParentID = e.Path[o.Depth-1]
 		}
@@ -93,7 +94,7 @@ func (f *Fold) add(e *audit.Entry) error {
 		}
 		return f.foldAdjustment(o, e)
 	case "access_log_retention":
-		if slices.Contains(e.Erased, AllChanges) {
+		if slices.Contains(e.Erased, org.AllChanges) {
 			delete(f.AccessRetentions, o.ID)
 			return nil
 		}
@@ -108,8 +109,8 @@ func (f *Fold) add(e *audit.Entry) error {
 		switch {
 		case verb == "deleted":
 			delete(f.Schemas, o.ID)
-		case slices.Contains(e.Erased, AllChanges):
-			f.Schemas[o.ID] = ErasedValue
+		case slices.Contains(e.Erased, org.AllChanges):
+			f.Schemas[o.ID] = org.ErasedValue
 		default:
 			f.Schemas[o.ID] = e.Changes[0].New
 		}
@@ -117,7 +118,7 @@ func (f *Fold) add(e *audit.Entry) error {
 	return nil
 }
 
-func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
+func (f *Fold) foldOrg(o *org.Organization, verb string, e *audit.Entry) error {
 	switch verb {
 	case "updated", "customized":
 		o.Version++
@@ -127,7 +128,7 @@ func (f *Fold) foldOrg(o *Organization, verb string, e *audit.Entry) error {
 				o.Settings.UpdatedAt = e.Timestamp
 			}
 		}
-		if slices.Contains(e.Erased, AllChanges) { // only settings are so large
+		if slices.Contains(e.Erased, org.AllChanges) { // only settings are so large
 			o.Settings.UpdatedAt = e.Timestamp
 		}
 		return o.Fold(e)
@@ -202,7 +203,7 @@ func text(v jsontext.Value) (s string, err error) {
 	return s, err
 }
 
-func (f *Fold) foldKey(o *Organization, verb string, e *audit.Entry) error {
+func (f *Fold) foldKey(o *org.Organization, verb string, e *audit.Entry) error {
 	k := f.Keys[e.Target.ID]
 	if verb == "created" {
 		k = &key.Key{ID: e.Target.ID, OrgID: o.ID, RootID: o.RootID, CreatedAt: e.Timestamp, CreatedBy: e.Actor.ID}
@@ -213,7 +214,7 @@ func (f *Fold) foldKey(o *Organization, verb string, e *audit.Entry) error {
 	}
 	k.UpdatedAt = e.Timestamp
 	k.Version++
-	if slices.Contains(e.Erased, AllChanges) {
+	if slices.Contains(e.Erased, org.AllChanges) {
 		f.ErasedKeys[k.ID] = true
 	}
 	for _, c := range e.Changes {
@@ -258,7 +259,7 @@ func (f *Fold) foldKey(o *Organization, verb string, e *audit.Entry) error {
 	return nil
 }
 
-func (f *Fold) foldLimit(o *Organization, verb string, e *audit.Entry) error {
+func (f *Fold) foldLimit(o *org.Organization, verb string, e *audit.Entry) error {
 	if verb == "deleted" {
 		delete(f.Limits[o.ID], e.Target.ID)
 		return nil
@@ -290,14 +291,14 @@ func (f *Fold) foldLimit(o *Organization, verb string, e *audit.Entry) error {
 	return nil
 }
 
-func (f *Fold) foldQuota(o *Organization, e *audit.Entry) error {
+func (f *Fold) foldQuota(o *org.Organization, e *audit.Entry) error {
 	if e.Action == "quota.deleted" {
 		delete(f.Quotas, o.ID)
 		return nil
 	}
 	q := f.Quotas[o.ID]
 	members := map[string]any{}
-	for _, m := range QuotaMembers() {
+	for _, m := range org.QuotaMembers() {
 		members["/"+m.Name] = m.Of(&q)
 	}
 	err := foldChanges(e.Changes, members)
@@ -307,7 +308,7 @@ func (f *Fold) foldQuota(o *Organization, e *audit.Entry) error {
 	return err
 }
 
-func (f *Fold) foldMeter(o *Organization, verb string, e *audit.Entry) error {
+func (f *Fold) foldMeter(o *org.Organization, verb string, e *audit.Entry) error {
 	if verb == "deleted" {
 		delete(f.Meters[o.ID], e.Target.ID)
 		return nil
@@ -322,7 +323,7 @@ func (f *Fold) foldMeter(o *Organization, verb string, e *audit.Entry) error {
 	}
 	m.UpdatedAt = e.Timestamp
 	m.Version++
-	if slices.Contains(e.Erased, AllChanges) {
+	if slices.Contains(e.Erased, org.AllChanges) {
 		f.ErasedUsage[m.Slug] = true
 		return nil
 	}
@@ -330,15 +331,15 @@ func (f *Fold) foldMeter(o *Organization, verb string, e *audit.Entry) error {
 		"/event_type": &m.EventType, "/value": &m.Value})
 }
 
-func (f *Fold) foldAdjustment(o *Organization, e *audit.Entry) error {
-	if slices.Contains(e.Erased, AllChanges) {
+func (f *Fold) foldAdjustment(o *org.Organization, e *audit.Entry) error {
+	if slices.Contains(e.Erased, org.AllChanges) {
 		f.ErasedUsage[e.Target.ID] = true
 		return nil
 	}
 	a := usage.Adjustment{ID: e.Target.ID, RootID: o.RootID, OrgID: o.ID, Origin: usage.FromActor, CreatedBy: e.Actor.ID, CreatedAt: e.Timestamp}
 	err := foldChanges(e.Changes, map[string]any{"/month": &a.Month, "/for_month": &a.For, "/meter": &a.Meter,
 		"/quantity": &a.Quantity, "/reason": &a.Reason})
-	if a.Reason == ErasedText {
+	if a.Reason == org.ErasedText {
 		a.Reason = "" // the adjustment has lost it too
 	}
 	f.Adjustments[o.ID] = append(f.Adjustments[o.ID], a)
@@ -366,11 +367,11 @@ func foldChanges(changes []audit.Change, members map[string]any) error {
 
 // Same reports how a folded organization differs from the stored one; empty
 // if it does not.
-func (f *Fold) Same(stored *Organization) string {
+func (f *Fold) Same(stored *org.Organization) string {
 	o := f.Orgs[stored.ID]
-	same := func(folded, stored string) bool { return folded == stored || folded == ErasedText }
+	same := func(folded, stored string) bool { return folded == stored || folded == org.ErasedText }
 	sameList := func(folded, stored []string) bool {
-		return slices.Equal(folded, stored) || slices.Equal(folded, ErasedList)
+		return slices.Equal(folded, stored) || slices.Equal(folded, org.ErasedList)
 	}
 	switch {
 	case o == nil:

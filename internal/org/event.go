@@ -1,0 +1,55 @@
+package org
+
+import (
+	"fmt"
+
+	"github.com/orgd/orgd/internal/auth"
+	"github.com/orgd/orgd/internal/problem"
+)
+
+// EventErrors collects what is wrong with the events of a batch.
+type EventErrors struct {
+	fields []problem.Field
+	count  int
+	first  string
+}
+
+// Add adds the error of one event: its index in the batch, and its line if the
+// batch has lines.
+func (e *EventErrors) Add(index, line int, p *problem.Error) {
+	f := problem.Field{Index: &index, Line: line, Detail: p.Detail}
+	if len(p.Fields) > 0 {
+		f.Pointer, f.Detail = p.Fields[0].Pointer, p.Fields[0].Detail
+	}
+	if e.count++; e.count == 1 {
+		e.first = fmt.Sprintf("event %d: %s", index, p.Detail)
+	}
+	if len(e.fields) < maxEventErrors {
+		e.fields = append(e.fields, f)
+	}
+}
+
+const maxEventErrors = 100
+
+// Err returns the errors as one; nil if there are none.
+func (e *EventErrors) Err() error {
+	if e.count == 0 {
+		return nil
+	}
+	detail := "One event is invalid: "
+	if e.count > 1 {
+		detail = fmt.Sprintf("%d events are invalid, of which the first is ", e.count)
+	}
+	return &problem.Error{Code: problem.EventInvalid, Detail: detail + e.first, Fields: e.fields,
+		Fix: "Correct the events that errors names and send all of them again: none was stored."}
+}
+
+// SenderOf returns in whose namespace the ids are that the actor gives to
+// events: that of the key's own organization, whichever of its keys it uses, and
+// in each root one of the operator, which is no organization's id.
+func SenderOf(a *auth.Actor) string {
+	if a.OrgID == "" {
+		return "/operator"
+	}
+	return a.OrgID
+}
