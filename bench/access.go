@@ -17,7 +17,7 @@ import (
 
 	"github.com/ncruces/go-sqlite3"
 
-	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/tree"
 )
 
 var events = flag.Int("events", 10_000_000, "access events and usage events of the large measurements; 0 leaves them out")
@@ -67,7 +67,7 @@ func accessLog() error {
 	if err := r.tree(); err != nil {
 		return err
 	}
-	if _, _, err := r.Service.Import(context.Background(), call, strings.NewReader("id,parent_id,name\nacme.us,acme,Acme US\n"), org.ImportOptions{Format: "csv"}); err != nil {
+	if _, _, err := r.Tree.Import(context.Background(), call, strings.NewReader("id,parent_id,name\nacme.us,acme,Acme US\n"), tree.ImportOptions{Format: "csv"}); err != nil {
 		return err
 	}
 	r.halt()

@@ -32,6 +32,7 @@ import (
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/server"
+	"github.com/orgd/orgd/internal/tree"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -152,10 +153,10 @@ func (r *rig) tree() error {
 	for i := range 64 {
 		csv += fmt.Sprintf("team-%d,acme.eu,Team %d\n", i, i)
 	}
-	if _, _, err := r.Service.Import(ctx, call, strings.NewReader(csv), org.ImportOptions{Format: "csv"}); err != nil {
+	if _, _, err := r.Tree.Import(ctx, call, strings.NewReader(csv), tree.ImportOptions{Format: "csv"}); err != nil {
 		return err
 	}
-	k, _, err := r.Service.CreateKey(ctx, call, "acme.eu", auth.Request{Name: "bench", Permissions: []string{"admin", "app:orders:read"}})
+	k, _, err := r.Tree.CreateKey(ctx, call, "acme.eu", auth.Request{Name: "bench", Permissions: []string{"admin", "app:orders:read"}})
 	if err == nil {
 		r.token = k.Secret
 	}
@@ -459,7 +460,7 @@ func pages() error {
 			if done > 0 {
 				parent = "p0-0"
 			}
-			if _, _, err := r.Service.Import(ctx, call, bytes.NewReader(hierarchy(fmt.Sprintf("p%d-", done), parent, size)), org.ImportOptions{Format: "csv"}); err != nil {
+			if _, _, err := r.Tree.Import(ctx, call, bytes.NewReader(hierarchy(fmt.Sprintf("p%d-", done), parent, size)), tree.ImportOptions{Format: "csv"}); err != nil {
 				return err
 			}
 			done += size

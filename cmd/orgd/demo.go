@@ -21,6 +21,7 @@ import (
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/server"
+	"github.com/orgd/orgd/internal/tree"
 )
 
 // kubernetesOrg is the organization hierarchy that the Kubernetes project
@@ -127,7 +128,7 @@ func loadDemo(ctx context.Context, s *server.Server, dataDir string) (token stri
 		return strings.TrimSpace(string(b)), err
 	}
 	call := &org.Call{Actor: auth.Operator(), RequestID: "demo", IP: "127.0.0.1", UserAgent: "orgd demo"}
-	_, _, err = s.Service.Import(ctx, call, bytes.NewReader(kubernetesOrg), org.ImportOptions{Format: "csv"})
+	_, _, err = s.Tree.Import(ctx, call, bytes.NewReader(kubernetesOrg), tree.ImportOptions{Format: "csv"})
 	if err != nil && !taken(err) {
 		return "", err
 	}
@@ -136,7 +137,7 @@ func loadDemo(ctx context.Context, s *server.Server, dataDir string) (token stri
 			return "", err
 		}
 	}
-	k, _, err := s.Service.CreateKey(ctx, call, demoRoot, auth.Request{Name: "Demo key", Permissions: []string{"admin"}})
+	k, _, err := s.Tree.CreateKey(ctx, call, demoRoot, auth.Request{Name: "Demo key", Permissions: []string{"admin"}})
 	if err != nil {
 		return "", err
 	}
@@ -164,19 +165,19 @@ func changeDemo(ctx context.Context, s *server.Server, call *org.Call) error {
 		{demoChild, `{"release":{"channel":"stable"}}`, nil},
 	}
 	for _, c := range settings {
-		if _, _, err := s.Service.PutCustomizations(ctx, call, c.id, org.SettingsPut{Values: jsontext.Value(c.values), Locked: c.locked}); err != nil {
+		if _, _, err := s.Tree.PutCustomizations(ctx, call, c.id, tree.SettingsPut{Values: jsontext.Value(c.values), Locked: c.locked}); err != nil {
 			return err
 		}
 	}
-	if _, _, err := s.Service.CreateKey(ctx, call, demoParent, auth.Request{Name: "SIG Release read-only", Permissions: []string{"read"},
+	if _, _, err := s.Tree.CreateKey(ctx, call, demoParent, auth.Request{Name: "SIG Release read-only", Permissions: []string{"read"},
 		RateLimit: &key.RateLimit{Requests: 100, PeriodSeconds: 60}}); err != nil {
 		return err
 	}
 	description, tags := "Builds and publishes the releases", []string{"releases", "on-call"}
-	if _, _, err := s.Service.Update(ctx, call, demoChild, org.OrgUpdate{Description: &description, Tags: &tags}); err != nil {
+	if _, _, err := s.Tree.Update(ctx, call, demoChild, tree.OrgUpdate{Description: &description, Tags: &tags}); err != nil {
 		return err
 	}
-	_, _, err := s.Service.PutTag(ctx, call, demoRoot, "cncf")
+	_, _, err := s.Tree.PutTag(ctx, call, demoRoot, "cncf")
 	return err
 }
 

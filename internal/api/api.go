@@ -21,12 +21,14 @@ import (
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/trail"
+	"github.com/orgd/orgd/internal/tree"
 	"github.com/orgd/orgd/internal/web"
 )
 
 // API holds what the handlers work with.
 type API struct {
 	service  *org.Service
+	tree     *tree.Service
 	trail    *trail.Service
 	evidence *evidence.Service
 	metering *metering.Service
@@ -55,6 +57,7 @@ type Flusher interface {
 // Config is what an API works with.
 type Config struct {
 	Service  *org.Service
+	Tree     *tree.Service
 	Trail    *trail.Service
 	Evidence *evidence.Service
 	Metering *metering.Service
@@ -92,7 +95,7 @@ func New(c Config) (*API, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &API{service: c.Service, trail: c.Trail, evidence: c.Evidence, metering: c.Metering, flusher: c.Flusher, limiter: c.Limiter, queries: queries, status: c.Status, log: c.Log, now: c.Now, basePath: c.BasePath,
+	return &API{service: c.Service, tree: c.Tree, trail: c.Trail, evidence: c.Evidence, metering: c.Metering, flusher: c.Flusher, limiter: c.Limiter, queries: queries, status: c.Status, log: c.Log, now: c.Now, basePath: c.BasePath,
 		sealer: sealer, document: doc, metrics: c.Metrics, budget: c.Budget}, nil
 }
 

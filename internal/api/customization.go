@@ -8,6 +8,7 @@ import (
 
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/tree"
 	"github.com/orgd/orgd/internal/web"
 )
 
@@ -36,7 +37,7 @@ func (a *API) getCustomizations(r *web.Request) (*web.Response, error) {
 		}
 		return customizationsAnswer(c), nil
 	}
-	c, err := a.service.Customizations(r.Context(), r.Actor, r.Org.ID, explain)
+	c, err := a.tree.Customizations(r.Context(), r.Actor, r.Org.ID, explain)
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +49,7 @@ func (a *API) putCustomizations(r *web.Request) (*web.Response, error) {
 		return nil, q.err
 	}
 	if r.IfMatch() != "" {
-		if err := a.service.CheckCustomizations(r.Context(), r.Call(nil), r.Org.ID); err != nil {
+		if err := a.tree.CheckCustomizations(r.Context(), r.Call(nil), r.Org.ID); err != nil {
 			return nil, err
 		}
 	}
@@ -62,7 +63,7 @@ func (a *API) putCustomizations(r *web.Request) (*web.Response, error) {
 	if body.Customizations == nil {
 		return nil, problem.Body("/customizations", "is missing").WithFix(`Send {"customizations": {…}}.`)
 	}
-	c, receipt, err := a.service.PutCustomizations(r.Context(), r.Call(nil), r.Org.ID, org.SettingsPut{Values: body.Customizations, Locked: body.Locked})
+	c, receipt, err := a.tree.PutCustomizations(r.Context(), r.Call(nil), r.Org.ID, tree.SettingsPut{Values: body.Customizations, Locked: body.Locked})
 	if err != nil {
 		return nil, err
 	}
@@ -74,18 +75,18 @@ func (a *API) getSchema(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	schema, err := a.service.Schema(r.Context(), r.Actor, r.Org.ID)
+	schema, err := a.tree.Schema(r.Context(), r.Actor, r.Org.ID)
 	if err != nil {
 		return nil, err
 	}
-	return web.Raw(http.StatusOK, schema).With("Etag", org.SchemaETag(schema)), nil
+	return web.Raw(http.StatusOK, schema).With("Etag", tree.SchemaETag(schema)), nil
 }
 
 func (a *API) putSchema(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	if err := a.service.CheckSchema(r.Context(), r.Call(nil), r.Org.ID); err != nil {
+	if err := a.tree.CheckSchema(r.Context(), r.Call(nil), r.Org.ID); err != nil {
 		return nil, err
 	}
 	var schema jsontext.Value
@@ -95,25 +96,25 @@ func (a *API) putSchema(r *web.Request) (*web.Response, error) {
 	if err := schema.Compact(); err != nil {
 		return nil, err
 	}
-	receipt, err := a.service.PutSchema(r.Context(), r.Call(nil), r.Org.ID, schema)
+	receipt, err := a.tree.PutSchema(r.Context(), r.Call(nil), r.Org.ID, schema)
 	if err != nil {
 		return nil, err
 	}
 	r.Receipt = receipt
-	return web.Raw(http.StatusOK, schema).With("Etag", org.SchemaETag(schema)).Receipt(receipt), nil
+	return web.Raw(http.StatusOK, schema).With("Etag", tree.SchemaETag(schema)).Receipt(receipt), nil
 }
 
 func (a *API) deleteSchema(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	if err := a.service.CheckSchema(r.Context(), r.Call(nil), r.Org.ID); err != nil {
+	if err := a.tree.CheckSchema(r.Context(), r.Call(nil), r.Org.ID); err != nil {
 		return nil, err
 	}
 	if err := r.NoBody(); err != nil {
 		return nil, err
 	}
-	receipt, err := a.service.PutSchema(r.Context(), r.Call(nil), r.Org.ID, nil)
+	receipt, err := a.tree.PutSchema(r.Context(), r.Call(nil), r.Org.ID, nil)
 	if err != nil {
 		return nil, err
 	}

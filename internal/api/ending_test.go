@@ -19,6 +19,7 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/server"
 	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/tree"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -150,24 +151,24 @@ func TestARightEndsWhileTheBodyComes(t *testing.T) {
 // the service makes them for a call that has been let through.
 var changesOfOwn = map[string]func(t *testing.T, s *testkit.Server, call *org.Call, prefix, keyID string) error{
 	"create key": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
-		_, _, err := s.Service.CreateKey(t.Context(), call, p+"own", auth.Request{Name: "late"})
+		_, _, err := s.Tree.CreateKey(t.Context(), call, p+"own", auth.Request{Name: "late"})
 		return err
 	},
 	"rotate key": func(t *testing.T, s *testkit.Server, call *org.Call, p, keyID string) error {
-		_, _, err := s.Service.RotateKey(t.Context(), call, p+"own", keyID, 0)
+		_, _, err := s.Tree.RotateKey(t.Context(), call, p+"own", keyID, 0)
 		return err
 	},
 	"update": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
 		name := "Late"
-		_, _, err := s.Service.Update(t.Context(), call, p+"own", org.OrgUpdate{Name: &name})
+		_, _, err := s.Tree.Update(t.Context(), call, p+"own", tree.OrgUpdate{Name: &name})
 		return err
 	},
 	"create child": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
-		_, _, err := s.Service.CreateChild(t.Context(), call, p+"own", org.OrgCreate{ID: p + "late", Name: "Late"})
+		_, _, err := s.Tree.CreateChild(t.Context(), call, p+"own", tree.OrgCreate{ID: p + "late", Name: "Late"})
 		return err
 	},
 	"move": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
-		_, _, err := s.Service.Move(t.Context(), call, p+"own", p+"sibling")
+		_, _, err := s.Tree.Move(t.Context(), call, p+"own", p+"sibling")
 		return err
 	},
 	"put limit": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
@@ -175,11 +176,11 @@ var changesOfOwn = map[string]func(t *testing.T, s *testkit.Server, call *org.Ca
 		return err
 	},
 	"put customizations": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
-		_, _, err := s.Service.PutCustomizations(t.Context(), call, p+"own", org.SettingsPut{Values: []byte(`{"late":true}`)})
+		_, _, err := s.Tree.PutCustomizations(t.Context(), call, p+"own", tree.SettingsPut{Values: []byte(`{"late":true}`)})
 		return err
 	},
 	"delete": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
-		_, _, err := s.Service.Delete(t.Context(), call, p+"own", org.DeleteOptions{Cascade: true})
+		_, _, err := s.Tree.Delete(t.Context(), call, p+"own", tree.DeleteOptions{Cascade: true})
 		return err
 	},
 	"adjust": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {

@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/tree"
 )
 
 // Whatever an import names, it waits for no lock before it is known to be
@@ -72,7 +72,7 @@ func TestImportRows(t *testing.T) {
 			for _, query := range []string{"", "?dry_run=true"} {
 				body := tt.header + strings.Repeat(tt.row, (8<<20)/len(tt.row))
 				a := s.Must(413, "POST", "/orgs/import"+query, s.OperatorKey, body, "Content-Type", tt.mediaType)
-				if a.JSON("limit_rows") != float64(org.MaxImportRows) || !strings.Contains(a.String("fix"), "by subtree") {
+				if a.JSON("limit_rows") != float64(tree.MaxImportRows) || !strings.Contains(a.String("fix"), "by subtree") {
 					t.Errorf("%s: %s", tt.name, a.Body)
 				}
 			}
@@ -125,7 +125,7 @@ func TestImportMemory(t *testing.T) {
 	}
 	s := testkit.Start(t, "sqlite")
 	s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"r","name":"Root"}`)
-	const n = org.MaxImportRows
+	const n = tree.MaxImportRows
 	fill := func(size int, header string, row func(b *strings.Builder, i int)) string {
 		var b strings.Builder
 		b.WriteString(header)

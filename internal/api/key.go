@@ -10,6 +10,7 @@ import (
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/tree"
 	"github.com/orgd/orgd/internal/web"
 )
 
@@ -59,7 +60,7 @@ func newKeyBody(k *key.Key, secret string) keyBody {
 }
 
 func keyAnswer(status int, k *key.Key, secret string) *web.Response {
-	return web.JSON(status, newKeyBody(k, secret)).With("Etag", org.KeyETag(k))
+	return web.JSON(status, newKeyBody(k, secret)).With("Etag", tree.KeyETag(k))
 }
 
 func (a *API) listKeys(r *web.Request) (*web.Response, error) {
@@ -73,7 +74,7 @@ func (a *API) listKeys(r *web.Request) (*web.Response, error) {
 	if after != nil {
 		start = after[0]
 	}
-	keys, more, err := a.service.Keys(r.Context(), r.Actor, r.Org.ID, start, limit, r.PageBytes())
+	keys, more, err := a.tree.Keys(r.Context(), r.Actor, r.Org.ID, start, limit, r.PageBytes())
 	if err != nil {
 		return nil, err
 	}
@@ -104,10 +105,10 @@ func (a *API) createKey(r *web.Request) (*web.Response, error) {
 		return nil, err
 	}
 	render := func(result any) *web.Response {
-		k := result.(*org.NewKey)
+		k := result.(*tree.NewKey)
 		return keyAnswer(http.StatusCreated, k.Key, k.Secret).With("Location", a.location(r, k.OrgID)+"/api_keys/"+k.ID)
 	}
-	k, receipt, err := a.service.CreateKey(r.Context(), r.Call(render), r.Org.ID, auth.Request{Name: body.Name,
+	k, receipt, err := a.tree.CreateKey(r.Context(), r.Call(render), r.Org.ID, auth.Request{Name: body.Name,
 		Permissions: body.Permissions, Reach: body.Reach, ExpiresAt: body.ExpiresAt, AllowedCIDRs: body.AllowedCIDRs, RateLimit: body.RateLimit})
 	if err != nil {
 		return nil, err
@@ -120,7 +121,7 @@ func (a *API) getKey(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	k, err := a.service.Key(r.Context(), r.Actor, r.Org.ID, r.PathValue("key_id"))
+	k, err := a.tree.Key(r.Context(), r.Actor, r.Org.ID, r.PathValue("key_id"))
 	if err != nil {
 		return nil, err
 	}
@@ -132,17 +133,17 @@ func (a *API) matchKey(r *web.Request) (*key.Key, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	k, err := a.service.Key(r.Context(), r.Actor, r.Org.ID, r.PathValue("key_id"))
+	k, err := a.tree.Key(r.Context(), r.Actor, r.Org.ID, r.PathValue("key_id"))
 	if err != nil {
 		return nil, err
 	}
-	return k, org.CheckMatch(r.IfMatch(), org.KeyETag(k))
+	return k, org.CheckMatch(r.IfMatch(), tree.KeyETag(k))
 }
 
 // mayChangeKey checks that the key of the path has no more power than the one
 // that the request carries.
 func (a *API) mayChangeKey(r *web.Request) error {
-	k, err := a.service.Key(r.Context(), r.Actor, r.Org.ID, r.PathValue("key_id"))
+	k, err := a.tree.Key(r.Context(), r.Actor, r.Org.ID, r.PathValue("key_id"))
 	if err != nil {
 		return err
 	}
@@ -176,7 +177,7 @@ func (a *API) updateKey(r *web.Request) (*web.Response, error) {
 			return nil, problem.Body(m.pointer, "cannot be removed")
 		}
 	}
-	var u org.KeyUpdate
+	var u tree.KeyUpdate
 	if body.Name != nil {
 		if u.Name, err = member[string]("/name", body.Name); err != nil {
 			return nil, err
@@ -207,7 +208,7 @@ func (a *API) updateKey(r *web.Request) (*web.Response, error) {
 			return nil, err
 		}
 	}
-	k, receipt, err := a.service.UpdateKey(r.Context(), r.Call(nil), r.Org.ID, k.ID, u)
+	k, receipt, err := a.tree.UpdateKey(r.Context(), r.Call(nil), r.Org.ID, k.ID, u)
 	if err != nil {
 		return nil, err
 	}
@@ -223,7 +224,7 @@ func (a *API) revokeKey(r *web.Request) (*web.Response, error) {
 	if err := r.NoBody(); err != nil {
 		return nil, err
 	}
-	receipt, err := a.service.RevokeKey(r.Context(), r.Call(nil), r.Org.ID, k.ID)
+	receipt, err := a.tree.RevokeKey(r.Context(), r.Call(nil), r.Org.ID, k.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -264,10 +265,10 @@ func (a *API) rotateKey(r *web.Request) (*web.Response, error) {
 		return nil, problem.Body("/overlap_seconds", "must be from 0 to %d", maxOverlapSeconds)
 	}
 	render := func(result any) *web.Response {
-		k := result.(*org.NewKey)
+		k := result.(*tree.NewKey)
 		return keyAnswer(http.StatusOK, k.Key, k.Secret)
 	}
-	nk, receipt, err := a.service.RotateKey(r.Context(), r.Call(render), r.Org.ID, k.ID, time.Duration(overlap)*time.Second)
+	nk, receipt, err := a.tree.RotateKey(r.Context(), r.Call(render), r.Org.ID, k.ID, time.Duration(overlap)*time.Second)
 	if err != nil {
 		return nil, err
 	}

@@ -223,7 +223,7 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 			for range rapid.IntRange(1, 14).Draw(rt, "steps") {
 				if rapid.IntRange(0, 9).Draw(rt, "move") == 0 {
 					to := map[string]string{"a": "b", "b": "a"}[parent["x"]]
-					_, _, err := s.Service.Move(t.Context(), operator, id("x"), id(to))
+					_, _, err := s.Tree.Move(t.Context(), operator, id("x"), id(to))
 					must(err)
 					parent["x"] = to
 					actors["x"].Path = id("r") + "/" + id(to) + "/" + id("x") + "/"

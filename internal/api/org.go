@@ -14,6 +14,7 @@ import (
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/tree"
 	"github.com/orgd/orgd/internal/usage"
 	"github.com/orgd/orgd/internal/web"
 )
@@ -132,8 +133,8 @@ type orgCreateBody struct {
 	Customizations jsontext.Value `json:"customizations"`
 }
 
-func (b *orgCreateBody) create() org.OrgCreate {
-	in := org.OrgCreate{ID: b.ID, Name: b.Name, Type: org.Type(b.Type), Description: b.Description,
+func (b *orgCreateBody) create() tree.OrgCreate {
+	in := tree.OrgCreate{ID: b.ID, Name: b.Name, Type: org.Type(b.Type), Description: b.Description,
 		ExternalID: b.ExternalID, Tags: b.Tags, Customizations: b.Customizations}
 	if string(in.Customizations) == "null" {
 		in.Customizations = nil
@@ -141,7 +142,7 @@ func (b *orgCreateBody) create() org.OrgCreate {
 	return in
 }
 
-func mayCreate(r *web.Request) error { return org.PermitBelow(r.Actor, r.Place()) }
+func mayCreate(r *web.Request) error { return tree.PermitBelow(r.Actor, r.Place()) }
 
 func (a *API) createOrg(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
@@ -188,9 +189,9 @@ func (a *API) create(r *web.Request, parentID string, body *orgCreateBody) (*web
 	var receipt audit.Receipt
 	var err error
 	if parentID == "" {
-		o, receipt, err = a.service.CreateRoot(r.Context(), r.Call(render), body.create())
+		o, receipt, err = a.tree.CreateRoot(r.Context(), r.Call(render), body.create())
 	} else {
-		o, receipt, err = a.service.CreateChild(r.Context(), r.Call(render), parentID, body.create())
+		o, receipt, err = a.tree.CreateChild(r.Context(), r.Call(render), parentID, body.create())
 	}
 	if err != nil {
 		return nil, err
@@ -209,7 +210,7 @@ type orgUpdateBody struct {
 	Customizations jsontext.Value `json:"customizations"`
 }
 
-func (b *orgUpdateBody) update() (u org.OrgUpdate, err error) {
+func (b *orgUpdateBody) update() (u tree.OrgUpdate, err error) {
 	if b.Name != nil {
 		if string(b.Name) == "null" {
 			return u, problem.Body("/name", "cannot be removed: an organization always has a name")
@@ -274,7 +275,7 @@ func (a *API) updateOrg(r *web.Request) (*web.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, receipt, err := a.service.Update(r.Context(), r.Call(nil), r.Org.ID, u)
+	o, receipt, err := a.tree.Update(r.Context(), r.Call(nil), r.Org.ID, u)
 	if err != nil {
 		return nil, err
 	}
@@ -287,12 +288,12 @@ func (a *API) mayDelete(r *web.Request) error {
 	if r.Actor.SeesBelow(r.Org.Path) {
 		return nil
 	}
-	return a.service.CheckDelete(r.Context(), r.Call(nil), r.Org.ID)
+	return a.tree.CheckDelete(r.Context(), r.Call(nil), r.Org.ID)
 }
 
 func (a *API) deleteOrg(r *web.Request) (*web.Response, error) {
 	q := parameters(r, "cascade", "dry_run")
-	opt := org.DeleteOptions{Cascade: q.bool("cascade"), DryRun: q.bool("dry_run")}
+	opt := tree.DeleteOptions{Cascade: q.bool("cascade"), DryRun: q.bool("dry_run")}
 	if q.err != nil {
 		return nil, q.err
 	}
@@ -302,7 +303,7 @@ func (a *API) deleteOrg(r *web.Request) (*web.Response, error) {
 	if err := r.NoBody(); err != nil {
 		return nil, err
 	}
-	d, receipt, err := a.service.Delete(r.Context(), r.Call(nil), r.Org.ID, opt)
+	d, receipt, err := a.tree.Delete(r.Context(), r.Call(nil), r.Org.ID, opt)
 	if err != nil {
 		return nil, err
 	}
@@ -325,7 +326,7 @@ func (a *API) checkRestore(r *web.Request) error {
 	if !ident.Valid(id) {
 		return org.NotFound()
 	}
-	o, err := a.service.CheckRestore(r.Context(), r.Call(nil), id)
+	o, err := a.tree.CheckRestore(r.Context(), r.Call(nil), id)
 	if o != nil { // what is refused is in its access log too
 		r.Org = &org.Snapshot{Organization: o, ETag: o.ETag()}
 	}
@@ -348,7 +349,7 @@ func (a *API) restoreOrg(r *web.Request) (*web.Response, error) {
 		return nil, err
 	}
 	render := func(result any) *web.Response { return orgAnswer(http.StatusOK, result.(*org.Organization)) }
-	o, receipt, err := a.service.Restore(r.Context(), r.Call(render), r.Org.ID)
+	o, receipt, err := a.tree.Restore(r.Context(), r.Call(render), r.Org.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -356,7 +357,7 @@ func (a *API) restoreOrg(r *web.Request) (*web.Response, error) {
 	return render(o).Receipt(receipt), nil
 }
 
-func mayMove(r *web.Request) error { return org.PermitMove(r.Actor, r.Org.Organization) }
+func mayMove(r *web.Request) error { return tree.PermitMove(r.Actor, r.Org.Organization) }
 
 func (a *API) moveOrg(r *web.Request) (*web.Response, error) {
 	q := parameters(r, "dry_run")
@@ -378,14 +379,14 @@ func (a *API) moveOrg(r *web.Request) (*web.Response, error) {
 	}
 	r.Sought = body.ParentID
 	if dryRun {
-		p, err := a.service.PreviewMove(r.Context(), r.Call(nil), r.Org.ID, body.ParentID)
+		p, err := a.tree.PreviewMove(r.Context(), r.Call(nil), r.Org.ID, body.ParentID)
 		if err != nil {
 			return nil, err
 		}
 		return web.JSON(http.StatusOK, movePreview(p)), nil
 	}
 	render := func(result any) *web.Response { return orgAnswer(http.StatusOK, result.(*org.Organization)) }
-	o, receipt, err := a.service.Move(r.Context(), r.Call(render), r.Org.ID, body.ParentID)
+	o, receipt, err := a.tree.Move(r.Context(), r.Call(render), r.Org.ID, body.ParentID)
 	if err != nil {
 		return nil, err
 	}
@@ -393,7 +394,7 @@ func (a *API) moveOrg(r *web.Request) (*web.Response, error) {
 	return render(o).Receipt(receipt), nil
 }
 
-func movePreview(p *org.MovePreview) any {
+func movePreview(p *tree.MovePreview) any {
 	type keyRef struct {
 		ID    string `json:"id"`
 		OrgID string `json:"org_id"`
@@ -468,7 +469,7 @@ func (a *API) orgPage(r *web.Request, q *query, oq org.OrgQuery) (*web.Response,
 	if q.err != nil {
 		return nil, q.err
 	}
-	page, err := a.service.List(r.Context(), r.Actor, oq)
+	page, err := a.tree.List(r.Context(), r.Actor, oq)
 	if err != nil {
 		return nil, err
 	}
@@ -479,7 +480,7 @@ func (a *API) listAncestors(r *web.Request) (*web.Response, error) {
 	if q := parameters(r); q.err != nil {
 		return nil, q.err
 	}
-	orgs, err := a.service.Ancestors(r.Context(), r.Actor, r.Org.ID)
+	orgs, err := a.tree.Ancestors(r.Context(), r.Actor, r.Org.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -488,7 +489,7 @@ func (a *API) listAncestors(r *web.Request) (*web.Response, error) {
 
 func (a *API) importOrgs(r *web.Request) (*web.Response, error) {
 	q := parameters(r, "parent_id", "dry_run")
-	opt := org.ImportOptions{ParentID: q.text("parent_id"), DryRun: q.bool("dry_run"), MaxRows: int(r.Quota().ImportRows)}
+	opt := tree.ImportOptions{ParentID: q.text("parent_id"), DryRun: q.bool("dry_run"), MaxRows: int(r.Quota().ImportRows)}
 	if q.err != nil {
 		return nil, q.err
 	}
@@ -514,14 +515,14 @@ func (a *API) importOrgs(r *web.Request) (*web.Response, error) {
 		return nil, err
 	}
 	render := func(result any) *web.Response {
-		res := result.(*org.ImportResult)
+		res := result.(*tree.ImportResult)
 		return web.JSON(http.StatusOK, struct {
 			Created int64 `json:"created"`
 			Roots   int64 `json:"roots"`
 			DryRun  bool  `json:"dry_run"`
 		}{res.Created, res.Roots, res.DryRun})
 	}
-	res, receipt, err := a.service.Import(r.Context(), r.Call(render), bytes.NewReader(body), opt)
+	res, receipt, err := a.tree.Import(r.Context(), r.Call(render), bytes.NewReader(body), opt)
 	if err != nil {
 		return nil, err
 	}
@@ -541,11 +542,11 @@ func tagsAnswer(o *org.Organization) *web.Response {
 }
 
 func (a *API) putTag(r *web.Request) (*web.Response, error) {
-	return a.changeTag(r, a.service.PutTag)
+	return a.changeTag(r, a.tree.PutTag)
 }
 
 func (a *API) deleteTag(r *web.Request) (*web.Response, error) {
-	return a.changeTag(r, a.service.DeleteTag)
+	return a.changeTag(r, a.tree.DeleteTag)
 }
 
 func (a *API) changeTag(r *web.Request, change func(context.Context, *org.Call, string, string) (*org.Organization, audit.Receipt, error)) (*web.Response, error) {

@@ -45,7 +45,7 @@ func TestPurgeInSteps(t *testing.T) {
 				stops, patience := 0, 22*time.Millisecond
 				for stopped := true; stopped; {
 					ctx, cancel := context.WithTimeout(t.Context(), patience)
-					n, err := s.Service.PurgeExpired(ctx)
+					n, err := s.Tree.PurgeExpired(ctx)
 					if purged += n; n == 0 {
 						patience *= 2 // the machine is slow
 					} else {

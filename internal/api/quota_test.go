@@ -167,7 +167,7 @@ func TestQuotaEndsWithItsRoot(t *testing.T) {
 		s.Must(200, "PUT", "/orgs/other/quota", op, `{"streams":1}`)
 		s.Must(200, "DELETE", "/orgs/other", op, "")
 		c.forward(31 * 24 * time.Hour)
-		if _, err := s.Service.PurgeExpired(t.Context()); err != nil {
+		if _, err := s.Tree.PurgeExpired(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		s.Must(201, "POST", "/orgs", op, `{"id":"other","name":"Somebody else"}`)

@@ -95,7 +95,7 @@ func TestRandomChanges(t *testing.T) {
 						mu.Unlock()
 						if n == 0 && i%40 == 39 {
 							c.forward(16 * 24 * time.Hour)
-							if _, err := s.Service.PurgeExpired(t.Context()); err != nil {
+							if _, err := s.Tree.PurgeExpired(t.Context()); err != nil {
 								t.Error(err)
 							}
 						}

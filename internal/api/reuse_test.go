@@ -23,7 +23,7 @@ func TestAuditOfReusedID(t *testing.T) {
 			old := s.Must(200, "GET", "/orgs/shop/children_audit?limit=1", op, "").JSON().([]any)[0].(map[string]any)["id"].(string)
 			s.Must(200, "DELETE", "/orgs/shop", op, "")
 			clock.set(clock.now().Add(s.Config.RestoreWindow + time.Hour))
-			if _, err := s.Service.PurgeExpired(t.Context()); err != nil {
+			if _, err := s.Tree.PurgeExpired(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			clock.set(clock.now().Add(time.Second))
@@ -79,7 +79,7 @@ func consume(s *testkit.Server, orgID, id, quantity string) {
 func pass(t *testing.T, s *testkit.Server, c *setClock) {
 	t.Helper()
 	c.set(c.now().Add(s.Config.RestoreWindow + time.Hour))
-	if _, err := s.Service.PurgeExpired(t.Context()); err != nil {
+	if _, err := s.Tree.PurgeExpired(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	c.set(c.now().Add(time.Second))
@@ -132,7 +132,7 @@ func TestReusedIDHasNoPast(t *testing.T) {
 				before := totals("acme", "eu", "lab", "desk")
 				clock.set(clock.now().Add(24*time.Hour + time.Minute))
 				moments = append(moments, clock.now())
-				if _, err := s.Service.PurgeExpired(t.Context()); err != nil {
+				if _, err := s.Tree.PurgeExpired(t.Context()); err != nil {
 					t.Fatal(err)
 				}
 				// The same days, so that only what the purge did can differ.

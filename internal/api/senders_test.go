@@ -69,7 +69,7 @@ func TestIdsOfEventsAreNotInherited(t *testing.T) {
 			t.Helper()
 			s.Must(200, "DELETE", "/orgs/shop", s.OperatorKey, "")
 			clock.set(clock.now().Add(31 * 24 * time.Hour))
-			if _, err := s.Service.PurgeExpired(t.Context()); err != nil {
+			if _, err := s.Tree.PurgeExpired(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			s.Must(201, "POST", "/orgs/us/children", s.OperatorKey, `{"id":"shop","name":"Another shop"}`)

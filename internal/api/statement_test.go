@@ -120,7 +120,7 @@ func TestStatementOfPurgedRoot(t *testing.T) {
 			s.Must(200, "GET", path, op, "")
 			s.Must(200, "DELETE", "/orgs/other", op, "")
 			clock.set(clock.now().Add(s.Config.RestoreWindow + time.Hour))
-			if _, err := s.Service.PurgeExpired(t.Context()); err != nil {
+			if _, err := s.Tree.PurgeExpired(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			s.Must(201, "POST", "/orgs", op, `{"id":"other","name":"Another"}`)

@@ -376,7 +376,7 @@ func TestPurge(t *testing.T) {
 				if err := s.Recorder.Drain(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				if n, err := s.Service.PurgeExpired(t.Context()); err != nil || n != want {
+				if n, err := s.Tree.PurgeExpired(t.Context()); err != nil || n != want {
 					t.Errorf("%d organizations were purged, want %d: %v", n, want, err)
 				}
 			}

@@ -28,6 +28,7 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/testkit"
 	"github.com/orgd/orgd/internal/trail"
+	"github.com/orgd/orgd/internal/tree"
 	"github.com/orgd/orgd/internal/web"
 )
 
@@ -125,8 +126,7 @@ func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder
 		t.Fatal(err)
 	}
 	recorder, store := &deafRecorder{Recorder: s.Recorder}, &unsureStore{Store: s.Store}
-	service, err := org.NewService(org.Config{Store: store, Now: s.Config.Now, NewID: ident.New, Rand: rand.Reader,
-		RestoreWindow: time.Hour, OperatorHash: hash, Drain: s.Recorder.Drain})
+	service, err := org.NewService(org.Config{Store: store, Now: s.Config.Now, NewID: ident.New, Rand: rand.Reader, OperatorHash: hash})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,8 @@ func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder
 	}
 	proof := evidence.NewService(service, store, keyring)
 	metrics, limiter := prometheus.NewRegistry(), auth.NewLimiter(time.Time{}, func() int { return 1 })
-	a, err := api.New(api.Config{Service: service, Trail: trail.NewService(trail.Config{Orgs: service, Store: store, NewID: ident.New}), Evidence: proof, Metering: meters, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Log: &refusedLog{proof, store}})
+	a, err := api.New(api.Config{Service: service, Tree: tree.NewService(tree.Config{Orgs: service, Store: store, Now: s.Config.Now, NewID: ident.New, Rand: rand.Reader, RestoreWindow: time.Hour, Drain: s.Recorder.Drain}),
+		Trail: trail.NewService(trail.Config{Orgs: service, Store: store, NewID: ident.New}), Evidence: proof, Metering: meters, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Log: &refusedLog{proof, store}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -72,6 +72,6 @@ type OrgState struct {
 }
 
 // stateOf returns what tells whether the organization stays as it is.
-func stateOf(o *Organization) OrgState {
+func StateOf(o *Organization) OrgState {
 	return OrgState{ID: o.ID, Path: o.Path, Type: o.Type, CreatedAt: o.CreatedAt, Version: o.Version}
 }

@@ -24,7 +24,7 @@ type Customizations struct {
 }
 
 // ancestors returns the organizations above o, root first.
-func ancestors(tx Tx, o *Organization) ([]*Organization, error) {
+func Ancestors(tx Tx, o *Organization) ([]*Organization, error) {
 	ids := o.PathIDs()
 	ids = ids[:len(ids)-1]
 	if len(ids) == 0 {
@@ -48,7 +48,7 @@ func ancestors(tx Tx, o *Organization) ([]*Organization, error) {
 }
 
 // layers returns the settings of organizations, in their order.
-func layers(orgs ...*Organization) []settings.Layer {
+func Layers(orgs ...*Organization) []settings.Layer {
 	ls := make([]settings.Layer, len(orgs))
 	for i, o := range orgs {
 		ls[i] = settings.Layer{OrgID: o.ID, Values: o.Settings.Values, Locked: o.Settings.Locked}
@@ -62,11 +62,11 @@ func CustomizationsOf(chain []*Organization, explain bool) (*Customizations, err
 	o := chain[len(chain)-1]
 	out := &Customizations{OrgID: o.ID, Own: o.Settings.Values, Locked: o.Settings.Locked, UpdatedAt: o.Settings.UpdatedAt}
 	if !explain {
-		out.Effective = settings.Effective(layers(chain...))
+		out.Effective = settings.Effective(Layers(chain...))
 		return out, nil
 	}
 	var whole bool
-	if out.Effective, out.Sources, whole = settings.Explain(layers(chain...), settings.MaxSources); !whole {
+	if out.Effective, out.Sources, whole = settings.Explain(Layers(chain...), settings.MaxSources); !whole {
 		return nil, problem.New(problem.Conflict, "The JSON Pointers of all settings in effect take more than %d MiB.", settings.MaxSources>>20).
 			WithFix("Leave out explain, and look at the settings of each organization above.")
 	}
@@ -105,7 +105,7 @@ func AuditChanges(changes []settings.Change) []audit.Change {
 
 // customizationsTag returns the entity tag of what is effective at the last of a
 // chain of organizations.
-func customizationsTag(chain []*Organization) string {
+func CustomizationsTag(chain []*Organization) string {
 	list := make([]Stamp, len(chain))
 	for i, o := range chain {
 		list[i] = o.Stamp()

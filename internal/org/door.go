@@ -74,7 +74,7 @@ func (s *Service) Change(ctx context.Context, call *Call, fn func(tx *Change) (r
 	err := s.writeTogether(ctx, call, func(tx Tx) error {
 		receipt = audit.Receipt{}
 		own := *call // its actor is brought up to date
-		c := &Change{Tx: tx, Call: &own, At: s.Now(), NewID: s.newID, now: s.Now, ends: s.ends, heads: map[string]*audit.Head{}, present: s.present, rootOf: s.rootOf}
+		c := &Change{Tx: tx, Call: &own, At: s.Now(), NewID: s.newID, now: s.Now, ends: s.ends, heads: map[string]*audit.Head{}, present: s.present, rootOf: s.RootOf}
 		result, entries, err := fn(c)
 		if err != nil {
 			return err
@@ -143,7 +143,7 @@ func (s *Service) Precheck(ctx context.Context, call *Call, fn func(c *Change) e
 		return err
 	}
 	return s.store.Read(ctx, func(tx Tx) error {
-		return fn(&Change{Tx: readOnly{tx}, Call: &own, heads: map[string]*audit.Head{}, rootOf: s.rootOf})
+		return fn(&Change{Tx: readOnly{tx}, Call: &own, heads: map[string]*audit.Head{}, rootOf: s.RootOf})
 	})
 }
 
@@ -187,6 +187,12 @@ func (s *Service) BulkTurn(ctx context.Context, call *Call, events int) (leave f
 		return func() {}, nil
 	}
 	return s.bulk.take(ctx, call.Actor.RootID)
+}
+
+// SettleTurn waits for the turn of a root in which one change of settings at a time is
+// worked out anew.
+func (s *Service) SettleTurn(ctx context.Context, rootID string) (leave func(), err error) {
+	return s.settling.take(ctx, rootID)
 }
 
 // remember stores the answer to a call that carries an Idempotency-Key, in the

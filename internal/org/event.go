@@ -2,9 +2,12 @@ package org
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/usage"
 )
 
 // EventErrors collects what is wrong with the events of a batch.
@@ -52,4 +55,23 @@ func SenderOf(a *auth.Actor) string {
 		return "/operator"
 	}
 	return a.OrgID
+}
+
+// ChainLimits returns the limits on the organizations of a path, from the root
+// down and then by meter.
+func ChainLimits(v interface {
+	Limits(rootID string, orgIDs []string) ([]usage.Limit, error)
+}, rootID, path string) ([]usage.Limit, error) {
+	ids := SplitPath(path)
+	limits, err := v.Limits(rootID, ids)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(limits, func(a, b usage.Limit) int {
+		if n := slices.Index(ids, a.OrgID) - slices.Index(ids, b.OrgID); n != 0 {
+			return n
+		}
+		return strings.Compare(a.Meter, b.Meter)
+	})
+	return limits, nil
 }

@@ -54,7 +54,7 @@ func (s *Service) Find(ctx context.Context, actor *auth.Actor, id string) (*Snap
 	generation := s.store.OrgGeneration(actor.RootID, id)
 	var o *Organization
 	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		o, err = seen(tx, actor, id)
+		o, err = Seen(tx, actor, id)
 		return err
 	})
 	if errors.Is(err, ErrAbsent) {
@@ -68,8 +68,8 @@ func (s *Service) Find(ctx context.Context, actor *auth.Actor, id string) (*Snap
 }
 
 // seen returns a live organization that the actor sees; ErrAbsent otherwise.
-func seen(tx Tx, actor *auth.Actor, id string) (*Organization, error) {
-	o, err := reached(tx, actor, id)
+func Seen(tx Tx, actor *auth.Actor, id string) (*Organization, error) {
+	o, err := Reached(tx, actor, id)
 	if err == nil && o.DeletedAt != nil {
 		return nil, ErrAbsent
 	}
@@ -79,7 +79,7 @@ func seen(tx Tx, actor *auth.Actor, id string) (*Organization, error) {
 // reached returns an organization, live or deleted, that lies or lay within
 // the reach of the actor; ErrAbsent otherwise. It takes the same time for an
 // organization elsewhere and for none.
-func reached(tx Tx, actor *auth.Actor, id string) (*Organization, error) {
+func Reached(tx Tx, actor *auth.Actor, id string) (*Organization, error) {
 	if actor.Everywhere() {
 		return tx.Org(id)
 	}
@@ -92,6 +92,12 @@ func reached(tx Tx, actor *auth.Actor, id string) (*Organization, error) {
 		return nil, ErrAbsent
 	}
 	return o, err
+}
+
+// Remember keeps an organization, which nobody may change any more, as it is under a
+// generation; see Store.OrgGeneration.
+func (s *Service) Remember(o *Organization, generation uint64) {
+	s.orgs.Set(o.ID, &Snapshot{Organization: o, ETag: o.ETag(), generation: generation})
 }
 
 // Exists reports whether a live organization has the id, whoever may see it.
@@ -154,7 +160,7 @@ func (s *Service) live(ctx context.Context, id string) (*Snapshot, error) {
 
 // rootOf returns the root that an organization was last seen in, "" if that is
 // not known. It may be out of date.
-func (s *Service) rootOf(id string) string {
+func (s *Service) RootOf(id string) string {
 	if snap, ok := s.orgs.GetIfPresent(id); ok {
 		return snap.RootID
 	}

@@ -19,19 +19,17 @@ import (
 // Service applies the rules of the organization tree. It is safe for
 // concurrent use.
 type Service struct {
-	store         Store
-	now           func() time.Time
-	newID         ident.Source
-	rand          io.Reader
-	restoreWindow time.Duration
-	operatorHash  [32]byte
+	store        Store
+	now          func() time.Time
+	newID        ident.Source
+	rand         io.Reader
+	operatorHash [32]byte
 
 	orgs   *otter.Cache[string, *Snapshot]
 	keys   *otter.Cache[string, *keySnapshot]
 	quotas *otter.Cache[string, *rootQuota]
 	kept   *otter.Cache[string, *keptAnswers]
 	ends   *logEnds
-	drain  func(ctx context.Context) error
 	purged func(rootID string, orgIDs []string)
 	// turns are those of writes in the store, together those of changes that it may
 	// make together, settling those of changes of settings that did not come through
@@ -39,17 +37,15 @@ type Service struct {
 	turns, together, settling, bulk turns
 
 	changed *News // of audit logs
-	imports imports
 }
 
 // Config is what a Service works with.
 type Config struct {
-	Store         Store
-	Now           func() time.Time
-	NewID         ident.Source
-	Rand          io.Reader     // crypto/rand.Reader outside tests; safe for concurrent use
-	RestoreWindow time.Duration // how long a deleted organization can be restored
-	OperatorHash  [32]byte      // SHA-256 of the operator key
+	Store        Store
+	Now          func() time.Time
+	NewID        ident.Source
+	Rand         io.Reader // crypto/rand.Reader outside tests; safe for concurrent use
+	OperatorHash [32]byte  // SHA-256 of the operator key
 	// Drain returns once all that was recorded of requests before the call is
 	// stored.
 	Drain func(ctx context.Context) error
@@ -80,14 +76,17 @@ func NewService(c Config) (*Service, error) {
 		together = maxTurns
 	}
 	return &Service{quotas: quotas, kept: kept, ends: &logEnds{byRoot: map[string]logEnd{}}, store: c.Store, now: c.Now, newID: c.NewID, rand: c.Rand,
-		restoreWindow: c.RestoreWindow, operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
-		drain: c.Drain, purged: func(string, []string) {}, turns: turns{most: c.Store.WritersPerRoot()}, together: turns{most: together}, settling: turns{most: 1}, bulk: turns{most: 1},
+		operatorHash: c.OperatorHash, orgs: orgs, keys: keys,
+		purged: func(string, []string) {}, turns: turns{most: c.Store.WritersPerRoot()}, together: turns{most: together}, settling: turns{most: 1}, bulk: turns{most: 1},
 		changed: cmp.Or(c.AuditNews, NewNews(nil))}, nil
 }
 
 // OnPurged has fn called with organizations that are gone for good: whoever takes
 // their ids has nothing of theirs. It must be called before the service is used.
 func (s *Service) OnPurged(fn func(rootID string, orgIDs []string)) { s.purged = fn }
+
+// TellPurged tells of organizations that are gone for good.
+func (s *Service) TellPurged(rootID string, orgIDs []string) { s.purged(rootID, orgIDs) }
 
 // Now returns the time of an operation: UTC, cut to microseconds.
 func (s *Service) Now() time.Time { return s.now().UTC().Truncate(time.Microsecond) }

@@ -17,6 +17,7 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/tree"
 )
 
 // watchedStore is a store that tells of each Write before it is made. What
@@ -37,9 +38,14 @@ func (s *watchedStore) Write(ctx context.Context, fn func(org.Tx) error) error {
 
 // importService returns a service on a store, without what a server does in the
 // background.
-func importService(t *testing.T, s org.Store) *org.Service {
+func importService(t *testing.T, s org.Store) *tree.Service {
 	t.Helper()
-	service, err := org.NewService(org.Config{Store: s, Now: time.Now, NewID: ident.New, Rand: rand.Reader, RestoreWindow: time.Hour})
+	return tree.NewService(tree.Config{Orgs: orgService(t, s), Store: s, Now: time.Now, NewID: ident.New, Rand: rand.Reader, RestoreWindow: time.Hour})
+}
+
+func orgService(t *testing.T, s org.Store) *org.Service {
+	t.Helper()
+	service, err := org.NewService(org.Config{Store: s, Now: time.Now, NewID: ident.New, Rand: rand.Reader})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,8 +107,8 @@ func treeRows(prefix string, n int) string {
 	return b.String()
 }
 
-func importRows(ctx context.Context, s *org.Service, call *org.Call, rows, parent string) (*org.ImportResult, audit.Receipt, error) {
-	return s.Import(ctx, call, strings.NewReader(rows), org.ImportOptions{Format: "csv", ParentID: parent})
+func importRows(ctx context.Context, s *tree.Service, call *org.Call, rows, parent string) (*tree.ImportResult, audit.Receipt, error) {
+	return s.Import(ctx, call, strings.NewReader(rows), tree.ImportOptions{Format: "csv", ParentID: parent})
 }
 
 // there counts the organizations with a prefix that exist for everybody.
@@ -130,13 +136,13 @@ func there(t *testing.T, s org.Store, prefix string) int {
 	return n
 }
 
-func create(t *testing.T, s *org.Service, id, parent string) {
+func create(t *testing.T, s *tree.Service, id, parent string) {
 	t.Helper()
 	var err error
 	if parent == "" {
-		_, _, err = s.CreateRoot(t.Context(), byOperator, org.OrgCreate{ID: id, Name: id})
+		_, _, err = s.CreateRoot(t.Context(), byOperator, tree.OrgCreate{ID: id, Name: id})
 	} else {
-		_, _, err = s.CreateChild(t.Context(), byOperator, parent, org.OrgCreate{ID: id, Name: id})
+		_, _, err = s.CreateChild(t.Context(), byOperator, parent, tree.OrgCreate{ID: id, Name: id})
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -280,19 +286,19 @@ func TestStagedOrganizationsDoNotExist(t *testing.T) {
 			}
 			ctx := t.Context()
 			for what, err := range map[string]error{
-				"find":    second(service.Find(ctx, byOperator.Actor, id)),
+				"find":    second(orgService(t, s).Find(ctx, byOperator.Actor, id)),
 				"restore": third(service.Restore(ctx, byOperator, id)),
-				"delete":  third(service.Delete(ctx, byOperator, id, org.DeleteOptions{Cascade: true})),
-				"update":  third(service.Update(ctx, byOperator, id, org.OrgUpdate{})),
+				"delete":  third(service.Delete(ctx, byOperator, id, tree.DeleteOptions{Cascade: true})),
+				"update":  third(service.Update(ctx, byOperator, id, tree.OrgUpdate{})),
 				"move":    third(service.Move(ctx, byOperator, id, "r")),
-				"parent":  third(service.CreateChild(ctx, byOperator, id, org.OrgCreate{ID: "x", Name: "x"})),
+				"parent":  third(service.CreateChild(ctx, byOperator, id, tree.OrgCreate{ID: "x", Name: "x"})),
 			} {
 				if !problem.Is(err, problem.NotFound) || err.Error() != org.NotFound().Error() {
 					t.Errorf("%s: %v", what, err)
 				}
 			}
 			say := func(id string) (single, row string) {
-				_, _, err := service.CreateChild(ctx, byOperator, "p", org.OrgCreate{ID: id, Name: "x"})
+				_, _, err := service.CreateChild(ctx, byOperator, "p", tree.OrgCreate{ID: id, Name: "x"})
 				_, _, err2 := importRows(ctx, service, byOperator, "id,name\n"+id+",x\n", "p")
 				return strings.ReplaceAll(fmt.Sprint(err, problem.From(err).Fix), id, "ID"), strings.ReplaceAll(fmt.Sprint(problem.From(err2).Code, problem.From(err2).Fields), id, "ID")
 			}
@@ -328,23 +334,23 @@ func TestChangesAboveAnImport(t *testing.T) {
 			create bool // the import still succeeds
 		}{
 			{"delete of the parent", func(parent string) error {
-				return third(service.Delete(ctx, byOperator, parent, org.DeleteOptions{}))
+				return third(service.Delete(ctx, byOperator, parent, tree.DeleteOptions{}))
 			}, false},
 			{"delete above the parent", func(parent string) error {
-				return third(service.Delete(ctx, byOperator, parent+"-above", org.DeleteOptions{Cascade: true}))
+				return third(service.Delete(ctx, byOperator, parent+"-above", tree.DeleteOptions{Cascade: true}))
 			}, false},
 			{"move of the parent", func(parent string) error { return third(service.Move(ctx, byOperator, parent, "elsewhere")) }, false},
 			{"move above the parent", func(parent string) error {
 				return third(service.Move(ctx, byOperator, parent+"-above", "elsewhere"))
 			}, false},
 			{"delete and restore of the parent", func(parent string) error {
-				if _, _, err := service.Delete(ctx, byOperator, parent, org.DeleteOptions{}); err != nil {
+				if _, _, err := service.Delete(ctx, byOperator, parent, tree.DeleteOptions{}); err != nil {
 					return err
 				}
 				return third(service.Restore(ctx, byOperator, parent))
 			}, true},
 			{"another name of the parent", func(parent string) error {
-				return third(service.Update(ctx, byOperator, parent, org.OrgUpdate{Name: &name}))
+				return third(service.Update(ctx, byOperator, parent, tree.OrgUpdate{Name: &name}))
 			}, true},
 		} {
 			above, parent, prefix := fmt.Sprintf("p%d-above", i), fmt.Sprintf("p%d", i), fmt.Sprintf("i%d-", i)
@@ -369,12 +375,12 @@ func TestChangesAboveAnImport(t *testing.T) {
 		create(t, service, "q-beside", "q")
 		goOn := pausing(t, s, 5, belowRows("d-", 250), "q") // one chunk is there
 		for what, err := range map[string]error{
-			"delete of the parent":             third(service.Delete(ctx, byOperator, "q", org.DeleteOptions{Cascade: true})),
-			"delete of the root":               third(service.Delete(ctx, byOperator, "r", org.DeleteOptions{Cascade: true})),
+			"delete of the parent":             third(service.Delete(ctx, byOperator, "q", tree.DeleteOptions{Cascade: true})),
+			"delete of the root":               third(service.Delete(ctx, byOperator, "r", tree.DeleteOptions{Cascade: true})),
 			"move of the parent":               third(service.Move(ctx, byOperator, "q", "r")),
 			"move above the parent":            third(service.Move(ctx, byOperator, "q-above", "elsewhere")),
-			"delete of an imported one":        third(service.Delete(ctx, byOperator, "d-0", org.DeleteOptions{Cascade: true})),
-			"delete of one that seems a leaf":  third(service.Delete(ctx, byOperator, "d-40", org.DeleteOptions{})),
+			"delete of an imported one":        third(service.Delete(ctx, byOperator, "d-0", tree.DeleteOptions{Cascade: true})),
+			"delete of one that seems a leaf":  third(service.Delete(ctx, byOperator, "d-40", tree.DeleteOptions{})),
 			"move of an imported organization": third(service.Move(ctx, byOperator, "d-1", "r")),
 		} {
 			if p := problem.From(err); p == nil || p.Code != problem.Conflict || !strings.Contains(p.Detail, "being completed") || p.RetryAfter == 0 {
@@ -382,8 +388,8 @@ func TestChangesAboveAnImport(t *testing.T) {
 			}
 		}
 		for what, change := range []func() error{
-			func() error { return third(service.Update(ctx, byOperator, "q", org.OrgUpdate{Name: &name})) },
-			func() error { return third(service.Delete(ctx, byOperator, "q-beside", org.DeleteOptions{})) },
+			func() error { return third(service.Update(ctx, byOperator, "q", tree.OrgUpdate{Name: &name})) },
+			func() error { return third(service.Delete(ctx, byOperator, "q-beside", tree.DeleteOptions{})) },
 			func() error { return third(service.Restore(ctx, byOperator, "q-beside")) },
 			func() error { return third(service.Move(ctx, byOperator, "q-beside", "r")) },
 		} {
@@ -394,7 +400,7 @@ func TestChangesAboveAnImport(t *testing.T) {
 		if err := goOn(); err != nil || there(t, s, "d-") != 250 {
 			t.Errorf("%v, and %d are there", err, there(t, s, "d-"))
 		}
-		if _, _, err := service.Delete(ctx, byOperator, "q", org.DeleteOptions{Cascade: true}); err != nil {
+		if _, _, err := service.Delete(ctx, byOperator, "q", tree.DeleteOptions{Cascade: true}); err != nil {
 			t.Error(err)
 		}
 	})

@@ -37,6 +37,7 @@ import (
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/trail"
+	"github.com/orgd/orgd/internal/tree"
 	"github.com/orgd/orgd/internal/web"
 )
 
@@ -99,6 +100,7 @@ var ErrNotDemo = errors.New("the database has organizations that no demo has loa
 // Server is a running orgd. Close must be called in the end.
 type Server struct {
 	Service     *org.Service
+	Tree        *tree.Service
 	Trail       *trail.Service
 	Evidence    *evidence.Service
 	Metering    *metering.Service
@@ -191,10 +193,12 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 		return nil, err
 	}
 	s.Service, err = org.NewService(org.Config{Store: s.Store, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
-		RestoreWindow: c.RestoreWindow, OperatorHash: hash, Drain: s.Recorder.Drain, AuditNews: auditNews})
+		OperatorHash: hash, AuditNews: auditNews})
 	if err != nil {
 		return nil, err
 	}
+	s.Tree = tree.NewService(tree.Config{Orgs: s.Service, Store: s.Store, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
+		RestoreWindow: c.RestoreWindow, Drain: s.Recorder.Drain})
 	s.Trail = trail.NewService(trail.Config{Orgs: s.Service, Store: s.Store, NewID: ident.New, AccessNews: accessNews})
 	s.Evidence = evidence.NewService(s.Service, s.Store, keyring)
 	s.Metering, err = metering.NewService(metering.Config{Orgs: s.Service, Store: s.Store.Metering(), Spool: s.Recorder, Now: c.Now,
@@ -229,7 +233,7 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 	case bound == nil:
 		bound = budget.New(budget.ThisMachine())
 	}
-	a, err := api.New(api.Config{Service: s.Service, Trail: s.Trail, Evidence: s.Evidence, Metering: s.Metering, Flusher: s.Recorder, Limiter: limiter, Status: s, Log: s.log, Now: c.Now,
+	a, err := api.New(api.Config{Service: s.Service, Tree: s.Tree, Trail: s.Trail, Evidence: s.Evidence, Metering: s.Metering, Flusher: s.Recorder, Limiter: limiter, Status: s, Log: s.log, Now: c.Now,
 		BasePath: c.BasePath, Secret: []byte(s.OperatorKey), Metrics: metrics, Budget: bound})
 	if err != nil {
 		return nil, err
@@ -396,7 +400,7 @@ const (
 func (s *Server) purging() background.Job {
 	return background.Job{Name: "purge", First: time.Minute, Every: purgeInterval, Failing: "purge failed; it is tried again",
 		Run: func(ctx context.Context) error {
-			purged, err := s.Service.PurgeExpired(ctx)
+			purged, err := s.Tree.PurgeExpired(ctx)
 			if err != nil {
 				err = fmt.Errorf("deleted organizations: %w", err)
 			}
@@ -440,7 +444,7 @@ func (s *Server) settlingImports() background.Job {
 	return background.Job{Name: "settle_imports", Every: settleInterval,
 		Failing: "an import that was left in the middle could not be brought to its end; it is tried again",
 		Run: func(ctx context.Context) error {
-			n, err := s.Service.SettleImports(ctx, patience)
+			n, err := s.Tree.SettleImports(ctx, patience)
 			if n > 0 {
 				s.config.Log.Info("brought imports to their end that were left in the middle", "imports", n)
 			}

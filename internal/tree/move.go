@@ -1,4 +1,4 @@
-package org
+package tree
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/settings"
 	"github.com/orgd/orgd/internal/usage"
@@ -29,9 +30,9 @@ type MovePreview struct {
 const maxPreviewKeys = 1000
 
 // Move moves a subtree below a new parent in the same root.
-func (s *Service) Move(ctx context.Context, call *Call, id, newParentID string) (*Organization, audit.Receipt, error) {
-	var o *Organization
-	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+func (s *Service) Move(ctx context.Context, call *org.Call, id, newParentID string) (*org.Organization, audit.Receipt, error) {
+	var o *org.Organization
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		m, err := c.planMove(id, newParentID)
 		if err != nil {
 			return nil, nil, err
@@ -57,13 +58,13 @@ func (s *Service) Move(ctx context.Context, call *Call, id, newParentID string) 
 
 // move is a move that obeys the rules.
 type move struct {
-	org, from, to *Organization
+	org, from, to *org.Organization
 	newPath       string
 }
 
 // PermitMove checks that the actor, who sees o, reaches the parent that o would
 // leave. A root has none, and cannot move.
-func PermitMove(a *auth.Actor, o *Organization) error {
+func PermitMove(a *auth.Actor, o *org.Organization) error {
 	if o.ParentID == "" || a.Sees(strings.TrimSuffix(o.Path, o.ID+"/")) {
 		return nil
 	}
@@ -74,7 +75,7 @@ func PermitMove(a *auth.Actor, o *Organization) error {
 // planMove checks that the actor may move the organization and that the tree
 // stays a tree. It locks the root, so that two moves that together would make
 // a cycle cannot both pass.
-func (c *Change) planMove(id, newParentID string) (move, error) {
+func (c *change) planMove(id, newParentID string) (move, error) {
 	o, err := c.Target(id, key.OrgsWrite)
 	if err != nil {
 		return move{}, err
@@ -82,7 +83,7 @@ func (c *Change) planMove(id, newParentID string) (move, error) {
 	if err := PermitMove(c.Call.Actor, o); err != nil {
 		return move{}, err
 	}
-	if err := CheckMatch(c.Call.IfMatch, o.ETag()); err != nil {
+	if err := org.CheckMatch(c.Call.IfMatch, o.ETag()); err != nil {
 		return move{}, err
 	}
 	if o.ParentID == "" {
@@ -92,9 +93,9 @@ func (c *Change) planMove(id, newParentID string) (move, error) {
 	if err != nil {
 		return move{}, err
 	}
-	to, err := seen(c.Tx, c.Call.Actor, newParentID)
-	if errors.Is(err, ErrAbsent) {
-		return move{}, NotFound().With("parameter", "parent_id")
+	to, err := org.Seen(c.Tx, c.Call.Actor, newParentID)
+	if errors.Is(err, org.ErrAbsent) {
+		return move{}, org.NotFound().With("parameter", "parent_id")
 	} else if err != nil {
 		return move{}, err
 	}
@@ -105,7 +106,7 @@ func (c *Change) planMove(id, newParentID string) (move, error) {
 		return move{}, problem.New(problem.MoveInvalid, "%s lies below %s; an organization cannot move under itself.", to.ID, o.ID).
 			WithFix("Choose a parent that is not below it.")
 	}
-	if to.Type == TypeUser {
+	if to.Type == org.TypeUser {
 		return move{}, problem.New(problem.Conflict, "%s is of type user, which holds no children.", to.ID).
 			WithFix("Choose a parent of type organization or group.")
 	}
@@ -113,21 +114,21 @@ func (c *Change) planMove(id, newParentID string) (move, error) {
 	if err != nil {
 		return move{}, err
 	}
-	if deepest+to.Depth-from.Depth > MaxDepth {
+	if deepest+to.Depth-from.Depth > org.MaxDepth {
 		return move{}, tooDeep().WithFix("Choose a parent that is nearer to the root. What was deleted below the organization and can be restored moves too, and counts.")
 	}
 	return move{org: o, from: from, to: to, newPath: to.Path + o.ID + "/"}, nil
 }
 
 // PreviewMove says what Move would change, and changes nothing.
-func (s *Service) PreviewMove(ctx context.Context, call *Call, id, newParentID string) (*MovePreview, error) {
+func (s *Service) PreviewMove(ctx context.Context, call *org.Call, id, newParentID string) (*MovePreview, error) {
 	var p *MovePreview
-	err := s.Precheck(ctx, call, func(c *Change) error {
+	err := s.precheck(ctx, call, func(c *change) error {
 		m, err := c.planMove(id, newParentID)
 		if err != nil {
 			return err
 		}
-		p = &MovePreview{OldPath: m.org.PathIDs(), NewPath: SplitPath(m.newPath)}
+		p = &MovePreview{OldPath: m.org.PathIDs(), NewPath: org.SplitPath(m.newPath)}
 		counts, err := c.CountSubtree(m.org.RootID, m.org.Path)
 		if err != nil {
 			return err
@@ -142,7 +143,7 @@ func (s *Service) PreviewMove(ctx context.Context, call *Call, id, newParentID s
 			return err
 		}
 		after = append(after, m.to)
-		p.Settings = AuditChanges(settings.Diff("", settings.Effective(layers(append(before, m.org)...)), settings.Effective(layers(append(after, m.org)...))))
+		p.Settings = org.AuditChanges(settings.Diff("", settings.Effective(org.Layers(append(before, m.org)...)), settings.Effective(org.Layers(append(after, m.org)...))))
 		if p.Lose, err = c.reaching(before, after); err != nil {
 			return err
 		}
@@ -160,17 +161,17 @@ func (s *Service) PreviewMove(ctx context.Context, call *Call, id, newParentID s
 
 // binding returns the limits on the organizations of one chain that are not in
 // the other, from the root down and then by meter.
-func (c *Change) binding(chain, other []*Organization) ([]usage.Limit, error) {
+func (c *change) binding(chain, other []*org.Organization) ([]usage.Limit, error) {
 	above := chain[len(chain)-1]
-	limits, err := ChainLimits(c.Tx, above.RootID, above.Path)
+	limits, err := org.ChainLimits(c.Tx, above.RootID, above.Path)
 	return slices.DeleteFunc(limits, func(l usage.Limit) bool {
-		return slices.ContainsFunc(other, func(o *Organization) bool { return o.ID == l.OrgID })
+		return slices.ContainsFunc(other, func(o *org.Organization) bool { return o.ID == l.OrgID })
 	}), err
 }
 
 // reaching returns the keys that reach down from the organizations of one
 // chain that are not in the other.
-func (c *Change) reaching(chain, other []*Organization) ([]*key.Key, error) {
+func (c *change) reaching(chain, other []*org.Organization) ([]*key.Key, error) {
 	in := map[string]bool{}
 	for _, o := range other {
 		in[o.ID] = true
@@ -191,21 +192,4 @@ func (c *Change) reaching(chain, other []*Organization) ([]*key.Key, error) {
 		}
 	}
 	return found, nil
-}
-
-// ChainLimits returns the limits on the organizations of a path, from the root
-// down and then by meter.
-func ChainLimits(tx Tx, rootID, path string) ([]usage.Limit, error) {
-	ids := SplitPath(path)
-	limits, err := tx.Limits(rootID, ids)
-	if err != nil {
-		return nil, err
-	}
-	slices.SortFunc(limits, func(a, b usage.Limit) int {
-		if n := slices.Index(ids, a.OrgID) - slices.Index(ids, b.OrgID); n != 0 {
-			return n
-		}
-		return strings.Compare(a.Meter, b.Meter)
-	})
-	return limits, nil
 }

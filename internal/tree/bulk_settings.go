@@ -1,4 +1,4 @@
-package org
+package tree
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/settings"
 )
@@ -43,14 +44,14 @@ func (k *settingsChecker) spend(n int) error {
 
 // findSettings finds what the places hand down to rows that have settings, and
 // adds those above them to the places.
-func (p *importPlan) findSettings(c *Change, k *settingsChecker) error {
+func (p *importPlan) findSettings(c *change, k *settingsChecker) error {
 	direct := slices.DeleteFunc(slices.Sorted(maps.Keys(p.settings)), func(id string) bool {
 		_, ok := p.places[id]
 		return !ok
 	})
 	above := map[string]bool{}
 	for _, id := range direct {
-		for _, a := range SplitPath(p.places[id].Path) {
+		for _, a := range org.SplitPath(p.places[id].Path) {
 			above[a] = true
 		}
 	}
@@ -67,12 +68,12 @@ func (p *importPlan) findSettings(c *Change, k *settingsChecker) error {
 			if err := k.spend(len(o.Settings.Values)); err != nil {
 				return err
 			}
-			layersOf[o.ID] = layers(o)[0]
-			p.places[o.ID], p.settings[o.ID] = stateOf(o), true
+			layersOf[o.ID] = org.Layers(o)[0]
+			p.places[o.ID], p.settings[o.ID] = org.StateOf(o), true
 		}
 	}
 	for _, id := range direct {
-		chain := SplitPath(p.places[id].Path)
+		chain := org.SplitPath(p.places[id].Path)
 		rootID := chain[0]
 		if _, ok := p.schemas[rootID]; !ok {
 			text, err := c.schemaText(rootID)

@@ -1,4 +1,4 @@
-package org
+package tree
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/settings"
 )
@@ -25,18 +26,18 @@ type OrgUpdate struct {
 
 // Update changes an organization. Without any difference nothing is written
 // and the receipt is zero.
-func (s *Service) Update(ctx context.Context, call *Call, id string, u OrgUpdate) (*Organization, audit.Receipt, error) {
+func (s *Service) Update(ctx context.Context, call *org.Call, id string, u OrgUpdate) (*org.Organization, audit.Receipt, error) {
 	members := memberPermissions(u.Customizations != nil, u.Tags != nil)
 	if err := s.demand(ctx, call, id, members); err != nil {
 		return nil, audit.Receipt{}, err
 	}
-	always := func(a *auth.Actor, o *Organization) (OrgUpdate, error) {
+	always := func(a *auth.Actor, o *org.Organization) (OrgUpdate, error) {
 		return u, a.Demand(o.Path, members...)
 	}
 	if u.Customizations == nil {
 		return s.update(ctx, call, id, key.OrgsWrite, nil, always)
 	}
-	var after *Organization
+	var after *org.Organization
 	var receipt audit.Receipt
 	var rootID string
 	err := s.settled(ctx, func() string { return rootID }, func() error {
@@ -61,14 +62,14 @@ type settingsMerge struct {
 
 // mergeSettings works out what u makes of the organization's settings, and
 // checks it.
-func (s *Service) mergeSettings(ctx context.Context, call *Call, id string, u *OrgUpdate) (*settingsMerge, error) {
+func (s *Service) mergeSettings(ctx context.Context, call *org.Call, id string, u *OrgUpdate) (*settingsMerge, error) {
 	var from *basis
-	err := s.Precheck(ctx, call, func(c *Change) error {
+	err := s.precheck(ctx, call, func(c *change) error {
 		o, err := c.Target(id, key.OrgsWrite)
 		if err != nil {
 			return err
 		}
-		if err := CheckMatch(call.IfMatch, o.ETag()); err != nil {
+		if err := org.CheckMatch(call.IfMatch, o.ETag()); err != nil {
 			return err
 		}
 		from, err = c.basis(o)
@@ -82,26 +83,26 @@ func (s *Service) mergeSettings(ctx context.Context, call *Call, id string, u *O
 		return nil, err
 	}
 	before := from.org.Settings.Values
-	m := &settingsMerge{from: from, values: before, diff: SettingsDiff(before, after.Settings.Values)}
+	m := &settingsMerge{from: from, values: before, diff: org.SettingsDiff(before, after.Settings.Values)}
 	if len(m.diff) > 0 {
 		m.values = after.Settings.Values
-		_, err = settings.Check(ctx, layers(from.above...), layers(after)[0], before, from.schema)
+		_, err = settings.Check(ctx, org.Layers(from.above...), org.Layers(after)[0], before, from.schema)
 	}
 	return m, err
 }
 
 // update changes an organization as is right for how it is now. merge is nil if
 // the update leaves the settings alone.
-func (s *Service) update(ctx context.Context, call *Call, id, permission string, merge *settingsMerge, updateOf func(*auth.Actor, *Organization) (OrgUpdate, error)) (*Organization, audit.Receipt, error) {
-	rootID := s.rootOf(id)
+func (s *Service) update(ctx context.Context, call *org.Call, id, permission string, merge *settingsMerge, updateOf func(*auth.Actor, *org.Organization) (OrgUpdate, error)) (*org.Organization, audit.Receipt, error) {
+	rootID := s.orgs.RootOf(id)
 	generation := s.store.OrgGeneration(rootID, id)
-	var after *Organization
-	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+	var after *org.Organization
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		before, err := c.Target(id, permission)
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := CheckMatch(call.IfMatch, before.ETag()); err != nil {
+		if err := org.CheckMatch(call.IfMatch, before.ETag()); err != nil {
 			return nil, nil, err
 		}
 		if merge != nil {
@@ -132,14 +133,14 @@ func (s *Service) update(ctx context.Context, call *Call, id, permission string,
 		return after, []audit.Draft{c.OrgEntry(after, "organization.updated", changes)}, nil
 	})
 	if err == nil && receipt.Origin != "" && after.RootID == rootID {
-		s.orgs.Set(id, &Snapshot{Organization: after, ETag: after.ETag(), generation: generation + 1})
+		s.orgs.Remember(after, generation+1)
 	}
 	return after, receipt, err
 }
 
 // apply returns o as it is after the update, and what changed. What merge has
 // worked out already is taken from it. It is pure; o is left alone.
-func (u *OrgUpdate) apply(o *Organization, merge *settingsMerge) (*Organization, []audit.Change, error) {
+func (u *OrgUpdate) apply(o *org.Organization, merge *settingsMerge) (*org.Organization, []audit.Change, error) {
 	after := *o
 	after.Version++
 	var changes []audit.Change
@@ -151,19 +152,19 @@ func (u *OrgUpdate) apply(o *Organization, merge *settingsMerge) (*Organization,
 		changes = audit.Replaced(changes, "/name", o.Name, after.Name)
 	}
 	if u.Description != nil {
-		if after.Description, p = CheckDescription("/description", *u.Description); p != nil {
+		if after.Description, p = org.CheckDescription("/description", *u.Description); p != nil {
 			return nil, nil, p
 		}
 		changes = audit.Replaced(changes, "/description", o.Description, after.Description)
 	}
 	if u.ExternalID != nil {
-		if after.ExternalID, p = CheckExternalID("/external_id", *u.ExternalID); p != nil {
+		if after.ExternalID, p = org.CheckExternalID("/external_id", *u.ExternalID); p != nil {
 			return nil, nil, p
 		}
 		changes = audit.Replaced(changes, "/external_id", o.ExternalID, after.ExternalID)
 	}
 	if u.Tags != nil {
-		if after.Tags, p = CheckTags("/tags", *u.Tags); p != nil {
+		if after.Tags, p = org.CheckTags("/tags", *u.Tags); p != nil {
 			return nil, nil, p
 		}
 		changes = audit.ReplacedList(changes, "/tags", o.Tags, after.Tags)
@@ -185,8 +186,8 @@ func (u *OrgUpdate) apply(o *Organization, merge *settingsMerge) (*Organization,
 }
 
 // PutTag adds a tag; adding one that is there changes nothing.
-func (s *Service) PutTag(ctx context.Context, call *Call, id, tag string) (*Organization, audit.Receipt, error) {
-	if p := CheckTag(tag); p != nil {
+func (s *Service) PutTag(ctx context.Context, call *org.Call, id, tag string) (*org.Organization, audit.Receipt, error) {
+	if p := org.CheckTag(tag); p != nil {
 		return nil, audit.Receipt{}, p
 	}
 	return s.updateTags(ctx, call, id, func(tags []string) ([]string, error) {
@@ -195,7 +196,7 @@ func (s *Service) PutTag(ctx context.Context, call *Call, id, tag string) (*Orga
 }
 
 // DeleteTag removes a tag. NotFound if the organization does not have it.
-func (s *Service) DeleteTag(ctx context.Context, call *Call, id, tag string) (*Organization, audit.Receipt, error) {
+func (s *Service) DeleteTag(ctx context.Context, call *org.Call, id, tag string) (*org.Organization, audit.Receipt, error) {
 	return s.updateTags(ctx, call, id, func(tags []string) ([]string, error) {
 		var rest []string
 		for _, t := range tags {
@@ -210,8 +211,8 @@ func (s *Service) DeleteTag(ctx context.Context, call *Call, id, tag string) (*O
 	})
 }
 
-func (s *Service) updateTags(ctx context.Context, call *Call, id string, change func(tags []string) ([]string, error)) (*Organization, audit.Receipt, error) {
-	return s.update(ctx, call, id, key.TagsWrite, nil, func(_ *auth.Actor, before *Organization) (OrgUpdate, error) {
+func (s *Service) updateTags(ctx context.Context, call *org.Call, id string, change func(tags []string) ([]string, error)) (*org.Organization, audit.Receipt, error) {
+	return s.update(ctx, call, id, key.TagsWrite, nil, func(_ *auth.Actor, before *org.Organization) (OrgUpdate, error) {
 		tags, err := change(slices.Clone(before.Tags))
 		return OrgUpdate{Tags: &tags}, err
 	})

@@ -1,4 +1,4 @@
-package org
+package tree
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/ident"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -21,9 +22,9 @@ type NewKey struct {
 
 // CreateKey creates an API key of an organization. It is never more powerful
 // than the actor; see auth.TermsFor.
-func (s *Service) CreateKey(ctx context.Context, call *Call, orgID string, req auth.Request) (*NewKey, audit.Receipt, error) {
+func (s *Service) CreateKey(ctx context.Context, call *org.Call, orgID string, req auth.Request) (*NewKey, audit.Receipt, error) {
 	var out *NewKey
-	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, err := c.Target(orgID, key.KeysWrite)
 		if err != nil {
 			return nil, nil, err
@@ -46,7 +47,7 @@ func (s *Service) CreateKey(ctx context.Context, call *Call, orgID string, req a
 	return out, receipt, err
 }
 
-func (c *Change) keyEntry(o *Organization, k *key.Key, action string, changes []audit.Change) audit.Draft {
+func (c *change) keyEntry(o *org.Organization, k *key.Key, action string, changes []audit.Change) audit.Draft {
 	return c.Entry(o, action, audit.Target{Type: "api_key", ID: k.ID}, changes)
 }
 
@@ -88,29 +89,29 @@ func timeText(t *time.Time) string {
 // KeyETag returns the entity tag of a key. It says nothing of the key's use:
 // last_used_at may differ between answers with the same tag.
 func KeyETag(k *key.Key) string {
-	return ETag("key", Stamp{Path: k.ID, Version: k.Version, At: k.CreatedAt})
+	return org.ETag("key", org.Stamp{Path: k.ID, Version: k.Version, At: k.CreatedAt})
 }
 
 // Key returns a key of an organization. A revoked key is not found.
 func (s *Service) Key(ctx context.Context, actor *auth.Actor, orgID, keyID string) (*key.Key, error) {
-	if _, err := s.Find(ctx, actor, orgID); err != nil {
+	if _, err := s.orgs.Find(ctx, actor, orgID); err != nil {
 		return nil, err
 	}
 	var k *key.Key
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
+	err := s.store.Read(ctx, func(tx org.Tx) (err error) {
 		k, err = liveKey(tx, orgID, keyID)
 		return err
 	})
 	return k, err
 }
 
-func liveKey(tx Tx, orgID, keyID string) (*key.Key, error) {
+func liveKey(tx org.Tx, orgID, keyID string) (*key.Key, error) {
 	absent := problem.New(problem.NotFound, "The organization has no such API key.")
 	if !ident.Valid(keyID) {
 		return nil, absent
 	}
 	k, err := tx.KeyOf(orgID, keyID)
-	if errors.Is(err, ErrAbsent) || err == nil && k.RevokedAt != nil {
+	if errors.Is(err, org.ErrAbsent) || err == nil && k.RevokedAt != nil {
 		return nil, absent
 	}
 	return k, err
@@ -119,10 +120,10 @@ func liveKey(tx Tx, orgID, keyID string) (*key.Key, error) {
 // Keys returns one page of an organization's keys by id, those after the
 // given one, without the revoked, and whether there are more. See Tx.Keys.
 func (s *Service) Keys(ctx context.Context, actor *auth.Actor, orgID, after string, limit, maxBytes int) (keys []*key.Key, more bool, err error) {
-	if _, err := s.Find(ctx, actor, orgID); err != nil {
+	if _, err := s.orgs.Find(ctx, actor, orgID); err != nil {
 		return nil, false, err
 	}
-	err = s.store.ReadHeavy(ctx, func(tx Tx) (err error) {
+	err = s.store.ReadHeavy(ctx, func(tx org.Tx) (err error) {
 		keys, more, err = tx.Keys(orgID, after, limit, maxBytes)
 		return err
 	})
@@ -141,8 +142,8 @@ type KeyUpdate struct {
 
 // UpdateKey changes a key. Neither the key as it was nor as it becomes may be
 // more powerful than the actor.
-func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string, u KeyUpdate) (*key.Key, audit.Receipt, error) {
-	return s.changeKey(ctx, call, orgID, keyID, func(c *Change, o *Organization, k *key.Key) (any, string, error) {
+func (s *Service) UpdateKey(ctx context.Context, call *org.Call, orgID, keyID string, u KeyUpdate) (*key.Key, audit.Receipt, error) {
+	return s.changeKey(ctx, call, orgID, keyID, func(c *change, o *org.Organization, k *key.Key) (any, string, error) {
 		if p := auth.Covers(c.Call.Actor, o.Path, k); p != nil {
 			return nil, "", p
 		}
@@ -179,9 +180,9 @@ func (s *Service) UpdateKey(ctx context.Context, call *Call, orgID, keyID string
 // RotateKey gives a key a new secret. The old one works until overlap has
 // passed. A key that is more powerful than the actor cannot be rotated, since
 // its new secret would make the actor as powerful.
-func (s *Service) RotateKey(ctx context.Context, call *Call, orgID, keyID string, overlap time.Duration) (*NewKey, audit.Receipt, error) {
+func (s *Service) RotateKey(ctx context.Context, call *org.Call, orgID, keyID string, overlap time.Duration) (*NewKey, audit.Receipt, error) {
 	var out *NewKey
-	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *Change, o *Organization, k *key.Key) (any, string, error) {
+	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *change, o *org.Organization, k *key.Key) (any, string, error) {
 		if p := auth.Covers(c.Call.Actor, o.Path, k); p != nil {
 			return nil, "", p
 		}
@@ -197,17 +198,17 @@ func (s *Service) RotateKey(ctx context.Context, call *Call, orgID, keyID string
 }
 
 // RevokeKey ends a key at once and for good.
-func (s *Service) RevokeKey(ctx context.Context, call *Call, orgID, keyID string) (audit.Receipt, error) {
-	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *Change, o *Organization, k *key.Key) (any, string, error) {
+func (s *Service) RevokeKey(ctx context.Context, call *org.Call, orgID, keyID string) (audit.Receipt, error) {
+	_, receipt, err := s.changeKey(ctx, call, orgID, keyID, func(c *change, o *org.Organization, k *key.Key) (any, string, error) {
 		k.RevokedAt, k.Old = &c.At, nil
 		return k, "api_key.revoked", nil
 	})
 	return receipt, err
 }
 
-func (s *Service) changeKey(ctx context.Context, call *Call, orgID, keyID string, fn func(c *Change, o *Organization, k *key.Key) (result any, action string, err error)) (*key.Key, audit.Receipt, error) {
+func (s *Service) changeKey(ctx context.Context, call *org.Call, orgID, keyID string, fn func(c *change, o *org.Organization, k *key.Key) (result any, action string, err error)) (*key.Key, audit.Receipt, error) {
 	var after *key.Key
-	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, err := c.Target(orgID, key.KeysWrite)
 		if err != nil {
 			return nil, nil, err
@@ -216,7 +217,7 @@ func (s *Service) changeKey(ctx context.Context, call *Call, orgID, keyID string
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := CheckMatch(call.IfMatch, KeyETag(before)); err != nil {
+		if err := org.CheckMatch(call.IfMatch, KeyETag(before)); err != nil {
 			return nil, nil, err
 		}
 		k := *before

@@ -1,4 +1,4 @@
-package org
+package tree
 
 import (
 	"bytes"
@@ -14,16 +14,19 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/settings"
 )
 
-func (c *Change) ancestors(o *Organization) ([]*Organization, error) { return ancestors(c.Tx, o) }
+func (c *change) ancestors(o *org.Organization) ([]*org.Organization, error) {
+	return org.Ancestors(c.Tx, o)
+}
 
 // schemaText returns the schema of a root, nil if there is none.
-func (c *Change) schemaText(rootID string) ([]byte, error) {
+func (c *change) schemaText(rootID string) ([]byte, error) {
 	text, err := c.Schema(rootID)
-	if errors.Is(err, ErrAbsent) {
+	if errors.Is(err, org.ErrAbsent) {
 		return nil, nil
 	}
 	return text, err
@@ -34,13 +37,13 @@ func (c *Change) schemaText(rootID string) ([]byte, error) {
 // take long and is done before the transaction, which only looks whether all of
 // this is still so.
 type basis struct {
-	above  []*Organization // root first
-	org    *Organization   // the last of the chain
-	schema []byte          // nil for none
+	above  []*org.Organization // root first
+	org    *org.Organization   // the last of the chain
+	schema []byte              // nil for none
 }
 
 // basis reads what settings below or of o are checked against.
-func (c *Change) basis(o *Organization) (*basis, error) {
+func (c *change) basis(o *org.Organization) (*basis, error) {
 	above, err := c.ancestors(o)
 	if err != nil {
 		return nil, err
@@ -54,7 +57,7 @@ var errBasisChanged = errors.New("what the settings were checked against has cha
 
 // confirm checks under the lock that b is still so. o is the last organization
 // of b as it is now. It is errBasisChanged if not.
-func (c *Change) confirm(b *basis, o *Organization) error {
+func (c *change) confirm(b *basis, o *org.Organization) error {
 	if o.Path != b.org.Path || string(o.Settings.Values) != string(b.org.Settings.Values) || !slices.Equal(o.Settings.Locked, b.org.Settings.Locked) {
 		return errBasisChanged
 	}
@@ -68,7 +71,7 @@ func (c *Change) confirm(b *basis, o *Organization) error {
 			return err
 		}
 		for _, a := range b.above {
-			if now[a.ID] != (Version{a.CreatedAt, a.Version}) {
+			if now[a.ID] != (org.Version{CreatedAt: a.CreatedAt, Version: a.Version}) {
 				return errBasisChanged
 			}
 		}
@@ -96,7 +99,7 @@ func (s *Service) settled(ctx context.Context, rootOf func() string, attempt fun
 	if !errors.Is(err, errBasisChanged) {
 		return err
 	}
-	leave, err := s.settling.take(ctx, rootOf())
+	leave, err := s.orgs.SettleTurn(ctx, rootOf())
 	if err != nil {
 		return err
 	}
@@ -117,36 +120,36 @@ func busy(detail string) *problem.Error {
 
 // Customizations returns an organization's settings; explain adds where each
 // value comes from.
-func (s *Service) Customizations(ctx context.Context, actor *auth.Actor, id string, explain bool) (*Customizations, error) {
+func (s *Service) Customizations(ctx context.Context, actor *auth.Actor, id string, explain bool) (*org.Customizations, error) {
 	// What was read is merged after the read: 33 organizations with 64 KiB each
 	// take longer to merge than to read.
-	var chain []*Organization
-	err := s.store.ReadHeavy(ctx, func(tx Tx) error {
+	var chain []*org.Organization
+	err := s.store.ReadHeavy(ctx, func(tx org.Tx) error {
 		o, err := tx.Org(id)
-		if errors.Is(err, ErrAbsent) || err == nil && (o.DeletedAt != nil || !actor.Sees(o.Path)) {
-			return NotFound()
+		if errors.Is(err, org.ErrAbsent) || err == nil && (o.DeletedAt != nil || !actor.Sees(o.Path)) {
+			return org.NotFound()
 		} else if err != nil {
 			return err
 		}
-		parents, err := ancestors(tx, o)
+		parents, err := org.Ancestors(tx, o)
 		chain = append(parents, o)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	out, err := CustomizationsOf(chain, explain)
+	out, err := org.CustomizationsOf(chain, explain)
 	if err != nil {
 		return nil, err
 	}
-	out.ETag = customizationsTag(chain)
+	out.ETag = org.CustomizationsTag(chain)
 	return out, nil
 }
 
 // CheckCustomizations checks whether the actor may change the settings of an
 // organization, and whether they are as the call says.
-func (s *Service) CheckCustomizations(ctx context.Context, call *Call, id string) error {
-	return s.Precheck(ctx, call, func(c *Change) error {
+func (s *Service) CheckCustomizations(ctx context.Context, call *org.Call, id string) error {
+	return s.precheck(ctx, call, func(c *change) error {
 		o, err := c.Target(id, key.CustomizationsWrite)
 		if err != nil {
 			return err
@@ -155,7 +158,7 @@ func (s *Service) CheckCustomizations(ctx context.Context, call *Call, id string
 		if err != nil {
 			return err
 		}
-		return CheckMatch(call.IfMatch, customizationsTag(append(above, o)))
+		return org.CheckMatch(call.IfMatch, org.CustomizationsTag(append(above, o)))
 	})
 }
 
@@ -167,7 +170,7 @@ type SettingsPut struct {
 }
 
 // PutCustomizations replaces an organization's own settings.
-func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, in SettingsPut) (*Customizations, audit.Receipt, error) {
+func (s *Service) PutCustomizations(ctx context.Context, call *org.Call, id string, in SettingsPut) (*org.Customizations, audit.Receipt, error) {
 	values, p := settings.CheckValues("/customizations", in.Values)
 	if p != nil {
 		return nil, audit.Receipt{}, p
@@ -178,12 +181,12 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 			return nil, audit.Receipt{}, p
 		}
 	}
-	var out *Customizations
+	var out *org.Customizations
 	var receipt audit.Receipt
 	var rootID string
 	err := s.settled(ctx, func() string { return rootID }, func() error {
 		var from *basis
-		err := s.Precheck(ctx, call, func(c *Change) error {
+		err := s.precheck(ctx, call, func(c *change) error {
 			o, err := c.Target(id, key.CustomizationsWrite)
 			if err != nil {
 				return err
@@ -192,17 +195,17 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 				return err
 			}
 			rootID = o.RootID
-			return CheckMatch(call.IfMatch, customizationsTag(append(slices.Clone(from.above), o)))
+			return org.CheckMatch(call.IfMatch, org.CustomizationsTag(append(slices.Clone(from.above), o)))
 		})
 		if err != nil {
 			return err
 		}
-		var after Organization
+		var after org.Organization
 		var changes []audit.Change
 		if after, changes, out, err = in.apply(ctx, from, values, locked); err != nil {
 			return err
 		}
-		receipt, err = s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+		receipt, err = s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 			before, err := c.Target(id, key.CustomizationsWrite)
 			if err != nil {
 				return nil, nil, err
@@ -210,8 +213,8 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 			if err := c.confirm(from, before); err != nil {
 				return nil, nil, err
 			}
-			out.ETag = customizationsTag(append(slices.Clone(from.above), before))
-			if err := CheckMatch(call.IfMatch, out.ETag); err != nil {
+			out.ETag = org.CustomizationsTag(append(slices.Clone(from.above), before))
+			if err := org.CheckMatch(call.IfMatch, out.ETag); err != nil {
 				return nil, nil, err
 			}
 			if len(changes) == 0 {
@@ -224,7 +227,7 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 			if err := c.UpdateOrg(&now); err != nil {
 				return nil, nil, err
 			}
-			out.ETag, out.UpdatedAt = customizationsTag(append(slices.Clone(from.above), &now)), c.At
+			out.ETag, out.UpdatedAt = org.CustomizationsTag(append(slices.Clone(from.above), &now)), c.At
 			return out, []audit.Draft{c.OrgEntry(&now, "organization.customized", slices.Clone(changes))}, nil
 		})
 		return err
@@ -234,9 +237,9 @@ func (s *Service) PutCustomizations(ctx context.Context, call *Call, id string, 
 
 // apply returns the organization that from ends with as it is after in, what
 // changed, and its customizations then.
-func (in *SettingsPut) apply(ctx context.Context, from *basis, values jsontext.Value, locked []string) (Organization, []audit.Change, *Customizations, error) {
+func (in *SettingsPut) apply(ctx context.Context, from *basis, values jsontext.Value, locked []string) (org.Organization, []audit.Change, *org.Customizations, error) {
 	before, after := from.org, *from.org
-	changes := SettingsDiff(before.Settings.Values, values)
+	changes := org.SettingsDiff(before.Settings.Values, values)
 	if len(changes) > 0 {
 		after.Settings.Values = values
 	}
@@ -245,31 +248,31 @@ func (in *SettingsPut) apply(ctx context.Context, from *basis, values jsontext.V
 		after.Settings.Locked = locked
 	}
 	if len(changes) == 0 {
-		out, err := CustomizationsOf(append(slices.Clone(from.above), before), false)
+		out, err := org.CustomizationsOf(append(slices.Clone(from.above), before), false)
 		return after, nil, out, err
 	}
-	effective, err := settings.Check(ctx, layers(from.above...), layers(&after)[0], before.Settings.Values, from.schema)
+	effective, err := settings.Check(ctx, org.Layers(from.above...), org.Layers(&after)[0], before.Settings.Values, from.schema)
 	if err != nil {
 		return after, nil, nil, err
 	}
-	return after, changes, &Customizations{OrgID: after.ID, Own: after.Settings.Values, Locked: after.Settings.Locked, Effective: effective}, nil
+	return after, changes, &org.Customizations{OrgID: after.ID, Own: after.Settings.Values, Locked: after.Settings.Locked, Effective: effective}, nil
 }
 
 // Schema returns the JSON Schema of a root's customizations.
 func (s *Service) Schema(ctx context.Context, actor *auth.Actor, rootID string) ([]byte, error) {
-	snap, err := s.Find(ctx, actor, rootID)
+	snap, err := s.orgs.Find(ctx, actor, rootID)
 	if err != nil {
 		return nil, err
 	}
-	if err := CheckRoot(snap.Organization); err != nil {
+	if err := org.CheckRoot(snap.Organization); err != nil {
 		return nil, err
 	}
 	var schema []byte
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
+	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
 		schema, err = tx.Schema(rootID)
 		return err
 	})
-	if errors.Is(err, ErrAbsent) {
+	if errors.Is(err, org.ErrAbsent) {
 		return nil, noSchema(rootID)
 	}
 	return schema, err
@@ -287,27 +290,27 @@ func SchemaETag(schema []byte) string {
 
 // schemaTarget finds the root whose schema is to be changed, and the schema as
 // it is; nil if there is none.
-func (c *Change) schemaTarget(rootID string) (*Organization, []byte, error) {
+func (c *change) schemaTarget(rootID string) (*org.Organization, []byte, error) {
 	o, err := c.Target(rootID, key.CustomizationsWrite)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := CheckRoot(o); err != nil {
+	if err := org.CheckRoot(o); err != nil {
 		return nil, nil, err
 	}
 	schema, err := c.Schema(rootID)
-	if errors.Is(err, ErrAbsent) {
-		return o, nil, MatchNothing(c.Call.IfMatch, noSchema(rootID))
+	if errors.Is(err, org.ErrAbsent) {
+		return o, nil, org.MatchNothing(c.Call.IfMatch, noSchema(rootID))
 	} else if err != nil {
 		return nil, nil, err
 	}
-	return o, schema, CheckMatch(c.Call.IfMatch, SchemaETag(schema))
+	return o, schema, org.CheckMatch(c.Call.IfMatch, SchemaETag(schema))
 }
 
 // CheckSchema checks whether the actor may change the schema of a root, and
 // whether it is as the call says.
-func (s *Service) CheckSchema(ctx context.Context, call *Call, rootID string) error {
-	return s.Precheck(ctx, call, func(c *Change) error {
+func (s *Service) CheckSchema(ctx context.Context, call *org.Call, rootID string) error {
+	return s.precheck(ctx, call, func(c *change) error {
 		_, _, err := c.schemaTarget(rootID)
 		return err
 	})
@@ -315,13 +318,13 @@ func (s *Service) CheckSchema(ctx context.Context, call *Call, rootID string) er
 
 // PutSchema sets the JSON Schema that the effective customizations in a
 // root's tree must satisfy when they are written; nil removes it.
-func (s *Service) PutSchema(ctx context.Context, call *Call, rootID string, schema []byte) (audit.Receipt, error) {
+func (s *Service) PutSchema(ctx context.Context, call *org.Call, rootID string, schema []byte) (audit.Receipt, error) {
 	if schema != nil {
 		if _, p := settings.CompileSchema(schema); p != nil {
 			return audit.Receipt{}, p
 		}
 	}
-	return s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, old, err := c.schemaTarget(rootID)
 		if err != nil {
 			return nil, nil, err

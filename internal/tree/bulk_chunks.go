@@ -1,4 +1,4 @@
-package org
+package tree
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -30,8 +31,8 @@ const settleAttempts = 3
 // How far an import is, is stored with each step. If the process ends in
 // between, SettleImports removes what is staged of an import that is not
 // decided, and completes one that is.
-func (s *Service) importChunks(ctx context.Context, call *Call, plan *importPlan, ends []int, out *ImportResult) (audit.Receipt, error) {
-	p := &PendingImport{ID: s.newID("imp_"), Actor: audit.Actor{Type: string(call.Actor.Kind), ID: call.Actor.ID, Name: call.Actor.Name},
+func (s *Service) importChunks(ctx context.Context, call *org.Call, plan *importPlan, ends []int, out *ImportResult) (audit.Receipt, error) {
+	p := &org.PendingImport{ID: s.newID("imp_"), Actor: audit.Actor{Type: string(call.Actor.Kind), ID: call.Actor.ID, Name: call.Actor.Name},
 		RequestID: call.RequestID, IP: call.IP, UserAgent: call.UserAgent, Chunks: len(ends)}
 	s.imports.begin(p.ID)
 	defer s.imports.end(p.ID)
@@ -69,11 +70,11 @@ func (s *Service) importChunks(ctx context.Context, call *Call, plan *importPlan
 }
 
 // stage stages the rows of a plan, in chunks that end at ends.
-func (s *Service) stage(ctx context.Context, p *PendingImport, plan *importPlan, ends []int) error {
+func (s *Service) stage(ctx context.Context, p *org.PendingImport, plan *importPlan, ends []int) error {
 	from := 0
 	for chunk, to := range ends {
 		orgs := plan.orgs(from, to)
-		err := s.store.Write(ctx, func(tx Tx) error {
+		err := s.store.Write(ctx, func(tx org.Tx) error {
 			var err error
 			if chunk == 0 {
 				err = tx.BeginImport(p)
@@ -104,14 +105,14 @@ func (s *Service) stage(ctx context.Context, p *PendingImport, plan *importPlan,
 
 // reveal makes the next chunk of an import live, after what confirm checks; nil
 // for nothing. The answer to the call is kept with the last chunk.
-func (s *Service) reveal(ctx context.Context, call *Call, p *PendingImport, confirm func(*Change) error, out *ImportResult) (audit.Receipt, error) {
+func (s *Service) reveal(ctx context.Context, call *org.Call, p *org.PendingImport, confirm func(*change) error, out *ImportResult) (audit.Receipt, error) {
 	this, next := *call, *p
 	next.Revealed++
 	last := next.Revealed == p.Chunks
 	if !last {
 		this.Idempotent = nil
 	}
-	receipt, err := s.Change(ctx, &this, func(c *Change) (any, []audit.Draft, error) {
+	receipt, err := s.change(ctx, &this, func(c *change) (any, []audit.Draft, error) {
 		if confirm != nil {
 			if err := confirm(c); err != nil {
 				return nil, nil, err
@@ -154,8 +155,8 @@ func (s *Service) reveal(ctx context.Context, call *Call, p *PendingImport, conf
 // lockRoots locks the roots of organizations, and starts the logs of those that
 // are new roots. All that exist are locked first, so that the time of the
 // change is after that of every entry in their logs.
-func (s *Service) lockRoots(c *Change, orgs []*Organization) error {
-	var fresh []*Organization
+func (s *Service) lockRoots(c *change, orgs []*org.Organization) error {
+	var fresh []*org.Organization
 	var roots []string
 	for _, o := range orgs {
 		if o.ParentID == "" {
@@ -163,7 +164,7 @@ func (s *Service) lockRoots(c *Change, orgs []*Organization) error {
 		}
 	}
 	for _, o := range orgs {
-		if o.ParentID != "" && !slices.ContainsFunc(fresh, func(root *Organization) bool { return root.ID == o.RootID }) {
+		if o.ParentID != "" && !slices.ContainsFunc(fresh, func(root *org.Organization) bool { return root.ID == o.RootID }) {
 			roots = append(roots, o.RootID)
 		}
 	}
@@ -185,13 +186,13 @@ func (s *Service) lockRoots(c *Change, orgs []*Organization) error {
 // organizations are there, otherwise nothing is left of it. idempotent is that
 // of its call, nil if there is none or the call has ended. ErrStale: somebody
 // else is at work on it.
-func (s *Service) settle(ctx context.Context, id string, idempotent *Idempotency, out *ImportResult) (done bool, receipt audit.Receipt, err error) {
-	var p *PendingImport
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
+func (s *Service) settle(ctx context.Context, id string, idempotent *org.Idempotency, out *ImportResult) (done bool, receipt audit.Receipt, err error) {
+	var p *org.PendingImport
+	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
 		p, err = tx.Import(id)
 		return err
 	})
-	if errors.Is(err, ErrAbsent) {
+	if errors.Is(err, org.ErrAbsent) {
 		return false, receipt, nil
 	} else if err != nil {
 		return false, receipt, err
@@ -200,7 +201,7 @@ func (s *Service) settle(ctx context.Context, id string, idempotent *Idempotency
 		return false, receipt, s.unstage(ctx, p)
 	}
 	// It is decided: whoever made it may have lost the right to since.
-	system := &Call{Actor: &auth.Actor{Kind: auth.KindSystem, ID: p.Actor.ID}, RequestID: p.RequestID, IP: p.IP, UserAgent: p.UserAgent,
+	system := &org.Call{Actor: &auth.Actor{Kind: auth.KindSystem, ID: p.Actor.ID}, RequestID: p.RequestID, IP: p.IP, UserAgent: p.UserAgent,
 		Idempotent: idempotent}
 	for p.Revealed < p.Chunks {
 		if err := ctx.Err(); err != nil {
@@ -214,9 +215,9 @@ func (s *Service) settle(ctx context.Context, id string, idempotent *Idempotency
 }
 
 // unstage removes what is staged of an import.
-func (s *Service) unstage(ctx context.Context, p *PendingImport) error {
+func (s *Service) unstage(ctx context.Context, p *org.PendingImport) error {
 	for ended := false; !ended; p.Step++ {
-		if err := s.store.Write(ctx, func(tx Tx) error {
+		if err := s.store.Write(ctx, func(tx org.Tx) error {
 			if err := tx.StepImport(p); err != nil {
 				return err
 			}
@@ -241,8 +242,8 @@ func (s *Service) unstage(ctx context.Context, p *PendingImport) error {
 func (s *Service) SettleImports(ctx context.Context, patience time.Duration) (n int, err error) {
 	after, seen := "", map[string]bool{}
 	for {
-		var list []PendingImport
-		if err := s.store.Read(ctx, func(tx Tx) (err error) {
+		var list []org.PendingImport
+		if err := s.store.Read(ctx, func(tx org.Tx) (err error) {
 			list, err = tx.Imports(after, 100)
 			return err
 		}); err != nil {
@@ -261,7 +262,7 @@ func (s *Service) SettleImports(ctx context.Context, patience time.Duration) (n 
 			switch _, _, err := s.settle(ctx, p.ID, nil, nil); {
 			case err == nil:
 				n++
-			case !errors.Is(err, ErrStale): // the next one may be settled all the same
+			case !errors.Is(err, org.ErrStale): // the next one may be settled all the same
 				return n, err
 			}
 		}
@@ -297,7 +298,7 @@ func (m *imports) end(id string) {
 }
 
 // left reports whether nobody is at work on an import.
-func (m *imports) left(p *PendingImport, now time.Time, patience time.Duration) bool {
+func (m *imports) left(p *org.PendingImport, now time.Time, patience time.Duration) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.own[p.ID] {
@@ -327,7 +328,7 @@ func (m *imports) forget(seen map[string]bool) {
 
 // undisturbed checks that no import waits to create organizations below o,
 // which would be left without a parent.
-func (c *Change) undisturbed(o *Organization) error {
+func (c *change) undisturbed(o *org.Organization) error {
 	awaited, err := c.Awaited(o.RootID, o.Path)
 	if err == nil && awaited {
 		e := problem.New(problem.Conflict, "An import below %s is just being completed.", o.ID).WithFix("Try again in a moment.")

@@ -1,4 +1,4 @@
-package org
+package tree
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"pgregory.net/rapid"
 
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -216,7 +217,7 @@ func TestOrderImport(t *testing.T) {
 
 func TestOrderImportErrors(t *testing.T) {
 	deep := []string{"n0"}
-	for i := range MaxDepth + 5 {
+	for i := range org.MaxDepth + 5 {
 		deep = append(deep, fmt.Sprintf("n%d<n%d", i+1, i))
 	}
 	for _, tt := range []struct {
@@ -229,7 +230,7 @@ func TestOrderImportErrors(t *testing.T) {
 		{"its own parent", family("a", "b<b", "c<b"), []int{2}, "b is its own parent"},
 		{"a cycle", family("a", "b<d", "c<b", "d<c", "e<c"), []int{2, 3, 4}, "cycle of 3: b (line 2) → d (line 4) → c (line 3) → b"},
 		{"two cycles", family("a<b", "b<a", "x<y", "y<x", "z<x"), []int{1, 2, 3, 4}, "cycle of 2"},
-		{"too deep", family(deep...), []int{MaxDepth + 2}, "levels"},
+		{"too deep", family(deep...), []int{org.MaxDepth + 2}, "levels"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := OrderImport(tt.rows)
@@ -245,7 +246,7 @@ func TestOrderImportErrors(t *testing.T) {
 			}
 		})
 	}
-	if _, err := OrderImport(family(deep[:MaxDepth+1]...)); err != nil {
+	if _, err := OrderImport(family(deep[:org.MaxDepth+1]...)); err != nil {
 		t.Errorf("a tree of the greatest depth is refused: %v", err)
 	}
 }
@@ -335,7 +336,7 @@ func chain(n int) []ImportRow {
 func TestOrderImportOfALongChain(t *testing.T) {
 	rows := chain(100_000)
 	_, err := OrderImport(rows)
-	if err == nil || len(err.Fields) != 1 || err.Fields[0].Line != len(rows)-MaxDepth-1 {
+	if err == nil || len(err.Fields) != 1 || err.Fields[0].Line != len(rows)-org.MaxDepth-1 {
 		t.Errorf("a chain gives %v, want the one row where it becomes too deep", err)
 	}
 	rows[len(rows)-1].ParentID = "r0"

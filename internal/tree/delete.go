@@ -1,4 +1,4 @@
-package org
+package tree
 
 import (
 	"context"
@@ -9,12 +9,13 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
 // Deletion says what a delete removed, or would remove.
 type Deletion struct {
-	Counts
+	org.Counts
 	DryRun          bool
 	RestorableUntil time.Time
 }
@@ -27,14 +28,14 @@ type DeleteOptions struct {
 
 // Delete deletes an organization, softly: it can be restored until the
 // restore window ends. HasDescendants unless Cascade is set or it is a leaf.
-func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteOptions) (*Deletion, audit.Receipt, error) {
+func (s *Service) Delete(ctx context.Context, call *org.Call, id string, opt DeleteOptions) (*Deletion, audit.Receipt, error) {
 	d := &Deletion{DryRun: opt.DryRun}
-	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, counts, err := c.deletable(id)
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := CheckMatch(call.IfMatch, o.ETag()); err != nil {
+		if err := org.CheckMatch(call.IfMatch, o.ETag()); err != nil {
 			return nil, nil, err
 		}
 		d.Counts = counts
@@ -70,8 +71,8 @@ func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteO
 
 // CheckDelete checks that the actor may delete the organization, with all that
 // lives below it now, and changes nothing.
-func (s *Service) CheckDelete(ctx context.Context, call *Call, id string) error {
-	return s.Precheck(ctx, call, func(c *Change) error {
+func (s *Service) CheckDelete(ctx context.Context, call *org.Call, id string) error {
+	return s.precheck(ctx, call, func(c *change) error {
 		_, _, err := c.deletable(id)
 		return err
 	})
@@ -79,10 +80,10 @@ func (s *Service) CheckDelete(ctx context.Context, call *Call, id string) error 
 
 // deletable returns an organization that the actor may delete, and what lives
 // in its subtree.
-func (c *Change) deletable(id string) (*Organization, Counts, error) {
+func (c *change) deletable(id string) (*org.Organization, org.Counts, error) {
 	o, err := c.Target(id, key.OrgsDelete)
 	if err != nil {
-		return nil, Counts{}, err
+		return nil, org.Counts{}, err
 	}
 	counts, err := c.CountSubtree(o.RootID, o.Path)
 	if err == nil && counts.Organizations > 1 && !c.Call.Actor.SeesBelow(o.Path) {
@@ -95,18 +96,18 @@ func (c *Change) deletable(id string) (*Organization, Counts, error) {
 // Restore undoes a delete: it brings back exactly what that delete removed.
 // It takes an actor that reaches the parent and what is below it, or the
 // operator for a root.
-func (s *Service) Restore(ctx context.Context, call *Call, id string) (*Organization, audit.Receipt, error) {
-	var o *Organization
-	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+func (s *Service) Restore(ctx context.Context, call *org.Call, id string) (*org.Organization, audit.Receipt, error) {
+	var o *org.Organization
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		var err error
 		if o, err = c.restorable(id); err != nil {
 			return nil, nil, err
 		}
-		if err := CheckMatch(call.IfMatch, o.ETag()); err != nil {
+		if err := org.CheckMatch(call.IfMatch, o.ETag()); err != nil {
 			return nil, nil, err
 		}
 		if c.At.After(o.DeletedAt.Add(s.restoreWindow)) {
-			return nil, nil, NotFound()
+			return nil, nil, org.NotFound()
 		}
 		deletionID := o.DeletionID
 		counts, err := c.MarkRestored(o.RootID, deletionID)
@@ -129,8 +130,8 @@ func (s *Service) Restore(ctx context.Context, call *Call, id string) (*Organiza
 // CheckRestore checks all that Restore requires of the actor, changes nothing,
 // and returns the deleted organization. With an error it returns the organization
 // if the actor may know of it.
-func (s *Service) CheckRestore(ctx context.Context, call *Call, id string) (o *Organization, err error) {
-	err = s.Precheck(ctx, call, func(c *Change) (err error) {
+func (s *Service) CheckRestore(ctx context.Context, call *org.Call, id string) (o *org.Organization, err error) {
+	err = s.precheck(ctx, call, func(c *change) (err error) {
 		o, err = c.restorable(id)
 		return err
 	})
@@ -139,12 +140,12 @@ func (s *Service) CheckRestore(ctx context.Context, call *Call, id string) (o *O
 
 // restorable returns a deleted organization that the actor may restore. With an
 // error it returns the organization if the actor may know of it.
-func (c *Change) restorable(id string) (*Organization, error) {
+func (c *change) restorable(id string) (*org.Organization, error) {
 	a := c.Call.Actor
 	// What the actor does not reach is not locked, and is not found as quickly
 	// as what does not exist.
-	if _, err := reached(c.Tx, a, id); errors.Is(err, ErrAbsent) {
-		return nil, NotFound()
+	if _, err := org.Reached(c.Tx, a, id); errors.Is(err, org.ErrAbsent) {
+		return nil, org.NotFound()
 	} else if err != nil {
 		return nil, err
 	}
@@ -153,11 +154,11 @@ func (c *Change) restorable(id string) (*Organization, error) {
 		return nil, err
 	}
 	if o == nil {
-		return nil, NotFound()
+		return nil, org.NotFound()
 	}
 	if o.DeletedAt == nil {
 		if !a.Sees(o.Path) {
-			return nil, NotFound()
+			return nil, org.NotFound()
 		}
 		if err := a.Demand(o.Path, key.OrgsDelete); err != nil {
 			return o, err
@@ -167,22 +168,22 @@ func (c *Change) restorable(id string) (*Organization, error) {
 	if begun, err := c.PurgeBegun(o.RootID, o.DeletionID); err != nil {
 		return nil, err
 	} else if begun {
-		return nil, NotFound() // parts of it may be gone
+		return nil, org.NotFound() // parts of it may be gone
 	}
 	if o.ParentID == "" {
 		if !a.Everywhere() {
-			return nil, NotFound()
+			return nil, org.NotFound()
 		}
 		return o, nil
 	}
 	parent, err := c.Org(o.ParentID)
-	if errors.Is(err, ErrAbsent) {
-		return nil, NotFound()
+	if errors.Is(err, org.ErrAbsent) {
+		return nil, org.NotFound()
 	} else if err != nil {
 		return nil, err
 	}
 	if !a.SeesBelow(parent.Path) {
-		return nil, NotFound()
+		return nil, org.NotFound()
 	}
 	if err := a.Demand(o.Path, key.OrgsDelete); err != nil {
 		return o, err
@@ -210,15 +211,15 @@ func (s *Service) PurgeExpired(ctx context.Context) (int64, error) {
 	var purged int64
 	var last string
 	for ctx.Err() == nil {
-		var tops []*Organization
+		var tops []*org.Organization
 		var begun bool
-		err := s.store.Read(ctx, func(tx Tx) (err error) {
+		err := s.store.Read(ctx, func(tx org.Tx) (err error) {
 			if tops, err = tx.Purging(1); err != nil || len(tops) > 0 {
 				begun = true
 				return err
 			}
 			begun = false
-			tops, err = tx.Expired(s.Now().Add(-s.restoreWindow), 1)
+			tops, err = tx.Expired(s.orgs.Now().Add(-s.restoreWindow), 1)
 			return err
 		})
 		if err != nil || len(tops) == 0 {
@@ -245,12 +246,12 @@ func (s *Service) PurgeExpired(ctx context.Context) (int64, error) {
 
 // beginPurge begins the purge of what one delete removed, and records it: the
 // audit trail knows nothing of these organizations from then on.
-func (s *Service) beginPurge(ctx context.Context, top *Organization) error {
+func (s *Service) beginPurge(ctx context.Context, top *org.Organization) error {
 	// What this process has recorded about them belongs to them.
 	if err := s.drain(ctx); err != nil {
 		return err
 	}
-	_, err := s.Change(ctx, &Call{Actor: auth.System()}, func(c *Change) (any, []audit.Draft, error) {
+	_, err := s.change(ctx, &org.Call{Actor: auth.System()}, func(c *change) (any, []audit.Draft, error) {
 		o, err := c.Locked(top.ID)
 		if err != nil || o == nil || o.DeletionID != top.DeletionID {
 			return nil, nil, err // restored in between
@@ -265,7 +266,7 @@ func (s *Service) beginPurge(ctx context.Context, top *Organization) error {
 }
 
 // purge completes a purge that has begun.
-func (s *Service) purge(ctx context.Context, top *Organization) (purged int64, err error) {
+func (s *Service) purge(ctx context.Context, top *org.Organization) (purged int64, err error) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -274,19 +275,19 @@ func (s *Service) purge(ctx context.Context, top *Organization) (purged int64, e
 		}
 		var gone []string
 		var done bool
-		err := s.store.Write(ctx, func(tx Tx) error {
+		err := s.store.Write(ctx, func(tx org.Tx) error {
 			// Others may move what is above it. If it is a root its log is closed,
 			// and nobody changes its tree.
 			_, err := tx.Lock(top.RootID)
-			if err == nil || errors.Is(err, ErrAbsent) {
-				gone, done, err = tx.Purge(top.RootID, top.DeletionID, purgeStep, s.Now())
+			if err == nil || errors.Is(err, org.ErrAbsent) {
+				gone, done, err = tx.Purge(top.RootID, top.DeletionID, purgeStep, s.orgs.Now())
 			}
 			return err
 		})
 		if err != nil {
 			return purged, err
 		}
-		s.purged(top.RootID, gone)
+		s.orgs.TellPurged(top.RootID, gone)
 		if purged += int64(len(gone)); done {
 			return purged, nil
 		}

@@ -1,4 +1,4 @@
-package org
+package tree
 
 import (
 	"errors"
@@ -9,13 +9,14 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/settings"
 )
 
 // A change whose basis never stays is given up after some attempts.
 func TestSettledGivesUp(t *testing.T) {
-	var s Service
+	s := Service{orgs: &org.Service{}}
 	attempts := 0
 	err := s.settled(t.Context(), func() string { return "r" }, func() error { attempts++; return errBasisChanged })
 	if !problem.Is(err, problem.Unavailable) || problem.From(err).RetryAfter == 0 || attempts != 1+maxAttempts {
@@ -52,9 +53,9 @@ func TestDiffIsBounded(t *testing.T) {
 	locked := []settings.Layer{{OrgID: "r", Values: jsontext.Value(`{}`), Locked: []string{"/a"}}}
 	below := func(v jsontext.Value) jsontext.Value { return jsontext.Value(`{"a":` + string(v) + `}`) }
 	for name, f := range map[string]func(){
-		"equal":         func() { SettingsDiff(object(1), object(1)) },
-		"all different": func() { SettingsDiff(object(1), object(2)) },
-		"new":           func() { SettingsDiff(jsontext.Value("{}"), object(1)) },
+		"equal":         func() { org.SettingsDiff(object(1), object(1)) },
+		"all different": func() { org.SettingsDiff(object(1), object(2)) },
+		"new":           func() { org.SettingsDiff(jsontext.Value("{}"), object(1)) },
 		"below a lock":  func() { settings.CheckLocked(locked, below(object(1)), below(object(1))) },
 	} {
 		var before, after runtime.MemStats
@@ -65,7 +66,7 @@ func TestDiffIsBounded(t *testing.T) {
 			t.Errorf("%s: %d MiB are allocated", name, bytes>>20)
 		}
 	}
-	if changes := SettingsDiff(object(1), object(2)); len(changes) != 1 || changes[0].Pointer != "/customizations" {
+	if changes := org.SettingsDiff(object(1), object(2)); len(changes) != 1 || changes[0].Pointer != "/customizations" {
 		t.Errorf("%d changes", len(changes))
 	}
 }

@@ -1,4 +1,4 @@
-package org
+package tree
 
 import (
 	"context"
@@ -6,18 +6,19 @@ import (
 	"slices"
 
 	"github.com/orgd/orgd/internal/auth"
+	"github.com/orgd/orgd/internal/org"
 )
 
 // List returns one page of the live organizations that q selects, within the
 // actor's reach whatever q says.
-func (s *Service) List(ctx context.Context, actor *auth.Actor, q OrgQuery) (OrgPage, error) {
+func (s *Service) List(ctx context.Context, actor *auth.Actor, q org.OrgQuery) (org.OrgPage, error) {
 	if !actor.Everywhere() {
 		if q.RootsOnly && actor.ParentID != "" {
-			return OrgPage{}, nil
+			return org.OrgPage{}, nil
 		}
 		place, ok := actor.Place()
 		if !ok {
-			return OrgPage{}, nil
+			return org.OrgPage{}, nil
 		}
 		if q.Path == "" {
 			q.RootID, q.Path, q.WithSelf = actor.RootID, place.Path, true
@@ -26,31 +27,31 @@ func (s *Service) List(ctx context.Context, actor *auth.Actor, q OrgQuery) (OrgP
 			return s.listSelf(ctx, actor, q)
 		}
 	}
-	var page OrgPage
-	err := s.store.ReadHeavy(ctx, func(tx Tx) (err error) {
+	var page org.OrgPage
+	err := s.store.ReadHeavy(ctx, func(tx org.Tx) (err error) {
 		page, err = tx.Orgs(q)
 		return err
 	})
-	page.Orgs = slices.DeleteFunc(page.Orgs, func(o *Organization) bool { return !actor.Sees(o.Path) })
+	page.Orgs = slices.DeleteFunc(page.Orgs, func(o *org.Organization) bool { return !actor.Sees(o.Path) })
 	return page, err
 }
 
 // listSelf is List for a key that reaches one organization: it looks at that
 // one, not at a subtree.
-func (s *Service) listSelf(ctx context.Context, actor *auth.Actor, q OrgQuery) (OrgPage, error) {
-	var page OrgPage
+func (s *Service) listSelf(ctx context.Context, actor *auth.Actor, q org.OrgQuery) (org.OrgPage, error) {
+	var page org.OrgPage
 	if !q.WithSelf || q.ParentID != "" {
 		return page, nil
 	}
-	err := s.store.Read(ctx, func(tx Tx) error {
+	err := s.store.Read(ctx, func(tx org.Tx) error {
 		o, err := tx.Org(actor.OrgID)
-		if errors.Is(err, ErrAbsent) {
+		if errors.Is(err, org.ErrAbsent) {
 			return nil
 		} else if err != nil {
 			return err
 		}
 		if o.DeletedAt == nil && q.Matches(o) {
-			page.Orgs = []*Organization{o}
+			page.Orgs = []*org.Organization{o}
 		}
 		return nil
 	})
@@ -59,15 +60,15 @@ func (s *Service) listSelf(ctx context.Context, actor *auth.Actor, q OrgQuery) (
 
 // Ancestors returns those of an organization's ancestors that the actor can
 // see, root first.
-func (s *Service) Ancestors(ctx context.Context, actor *auth.Actor, id string) ([]*Organization, error) {
-	snap, err := s.Find(ctx, actor, id)
+func (s *Service) Ancestors(ctx context.Context, actor *auth.Actor, id string) ([]*org.Organization, error) {
+	snap, err := s.orgs.Find(ctx, actor, id)
 	if err != nil {
 		return nil, err
 	}
-	var visible []*Organization
-	err = s.store.ReadHeavy(ctx, func(tx Tx) error {
+	var visible []*org.Organization
+	err = s.store.ReadHeavy(ctx, func(tx org.Tx) error {
 		visible = nil
-		chain, err := ancestors(tx, snap.Organization)
+		chain, err := org.Ancestors(tx, snap.Organization)
 		if err != nil {
 			return err
 		}

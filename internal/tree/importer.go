@@ -1,4 +1,4 @@
-package org
+package tree
 
 import (
 	"bufio"
@@ -15,6 +15,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/settings"
 )
@@ -274,11 +275,11 @@ func (row *ImportRow) check(tags, locked []string) (p *problem.Error) {
 	if row.ID == "" {
 		return problem.Body("/id", "is required")
 	}
-	if p = CheckID("/id", row.ID); p != nil {
+	if p = org.CheckID("/id", row.ID); p != nil {
 		return p
 	}
 	if row.ParentID != "" {
-		if p = CheckID("/parent_id", row.ParentID); p != nil {
+		if p = org.CheckID("/parent_id", row.ParentID); p != nil {
 			return p
 		}
 	}
@@ -286,17 +287,17 @@ func (row *ImportRow) check(tags, locked []string) (p *problem.Error) {
 		return p
 	}
 	if row.Type != "" {
-		if p = CheckType("/type", row.Type); p != nil {
+		if p = org.CheckType("/type", row.Type); p != nil {
 			return p
 		}
 	}
-	if row.Description, p = CheckDescription("/description", row.Description); p != nil {
+	if row.Description, p = org.CheckDescription("/description", row.Description); p != nil {
 		return p
 	}
-	if row.ExternalID, p = CheckExternalID("/external_id", row.ExternalID); p != nil {
+	if row.ExternalID, p = org.CheckExternalID("/external_id", row.ExternalID); p != nil {
 		return p
 	}
-	if tags, p = CheckTags("/tags", tags); p != nil {
+	if tags, p = org.CheckTags("/tags", tags); p != nil {
 		return p
 	}
 	row.Tags = joinTexts(tags)
@@ -375,8 +376,8 @@ func OrderImport(rows []ImportRow) (external map[string][]int, err *problem.Erro
 		if p := parent[i]; p != none {
 			row.Depth, row.Parent = rows[p].Depth+1, place[p]
 		}
-		if row.Depth == MaxDepth+1 { // what lies below it is too deep as a consequence
-			bad.add(row.Line, problem.New(problem.ImportInvalid, "%s would be more than %d levels below the top of the import", row.ID, MaxDepth))
+		if row.Depth == org.MaxDepth+1 { // what lies below it is too deep as a consequence
+			bad.add(row.Line, problem.New(problem.ImportInvalid, "%s would be more than %d levels below the top of the import", row.ID, org.MaxDepth))
 		}
 		for c := firstChild[i]; c != none; c = nextSibling[c] {
 			queue = append(queue, c)

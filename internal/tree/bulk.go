@@ -1,4 +1,4 @@
-package org
+package tree
 
 import (
 	"cmp"
@@ -16,6 +16,7 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -58,7 +59,7 @@ type ImportResult struct {
 
 // sameState reports whether rows may still go below an organization that was
 // as before and is as after.
-func sameState(before, after OrgState, settings bool) bool {
+func sameState(before, after org.OrgState, settings bool) bool {
 	if !settings {
 		before.Version = after.Version
 	}
@@ -74,7 +75,7 @@ func sameState(before, after OrgState, settings bool) bool {
 // that decides: if it has changed, so that the checks might not hold, they are
 // made again. An import of more than one chunk is written chunk by chunk, see
 // importChunks.
-func (s *Service) Import(ctx context.Context, call *Call, r io.Reader, opt ImportOptions) (*ImportResult, audit.Receipt, error) {
+func (s *Service) Import(ctx context.Context, call *org.Call, r io.Reader, opt ImportOptions) (*ImportResult, audit.Receipt, error) {
 	if err := PermitBelow(call.Actor, call.Actor.Path); err != nil {
 		return nil, audit.Receipt{}, err
 	}
@@ -117,8 +118,8 @@ func (s *Service) Import(ctx context.Context, call *Call, r io.Reader, opt Impor
 }
 
 // importAtOnce creates the organizations of a plan in one transaction.
-func (s *Service) importAtOnce(ctx context.Context, call *Call, plan *importPlan, out *ImportResult) (audit.Receipt, error) {
-	return s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+func (s *Service) importAtOnce(ctx context.Context, call *org.Call, plan *importPlan, out *ImportResult) (audit.Receipt, error) {
+	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		if err := plan.confirm(c); err != nil {
 			return nil, nil, err
 		}
@@ -154,7 +155,7 @@ type importPlan struct {
 	// places are the organizations outside of the import below which its rows
 	// go, and those above them whose settings rows inherit that have some of
 	// their own, as they were.
-	places   map[string]OrgState
+	places   map[string]org.OrgState
 	settings map[string]bool   // the places whose settings such rows inherit
 	schemas  map[string]string // the text of a root's schema, "" for none, if such rows go there
 }
@@ -164,7 +165,7 @@ var errReplan = errors.New("what an import was checked against has changed")
 
 // confirming runs decide until it does not fail because what the plan relied
 // on has changed, each time with a plan that relies on what is there now.
-func (s *Service) confirming(ctx context.Context, call *Call, plan *importPlan, decide func(*importPlan) error) error {
+func (s *Service) confirming(ctx context.Context, call *org.Call, plan *importPlan, decide func(*importPlan) error) error {
 	for attempt := 1; ; attempt++ {
 		err := decide(plan)
 		if !errors.Is(err, errReplan) {
@@ -186,12 +187,12 @@ func (s *Service) confirming(ctx context.Context, call *Call, plan *importPlan, 
 
 // samePlaces reports whether the rows go to the same places by both plans.
 func (p *importPlan) samePlaces(q *importPlan) bool {
-	return maps.EqualFunc(p.places, q.places, func(a, b OrgState) bool { return sameState(a, b, false) })
+	return maps.EqualFunc(p.places, q.places, func(a, b org.OrgState) bool { return sameState(a, b, false) })
 }
 
 // planImport checks, on what is committed and without a lock, everything but
 // whether ids are taken.
-func (s *Service) planImport(ctx context.Context, call *Call, rows []ImportRow, external map[string][]int, topID string) (*importPlan, error) {
+func (s *Service) planImport(ctx context.Context, call *org.Call, rows []ImportRow, external map[string][]int, topID string) (*importPlan, error) {
 	p := &importPlan{rows: rows, external: external, topID: topID, settings: map[string]bool{}, schemas: map[string]string{}}
 	if len(external) > maxImportParents {
 		return nil, tooManyParents()
@@ -219,7 +220,7 @@ func (s *Service) planImport(ctx context.Context, call *Call, rows []ImportRow, 
 	}
 	var bad importErrors
 	checker := newSettingsChecker(s.now)
-	if err := s.Precheck(ctx, call, func(c *Change) error {
+	if err := s.precheck(ctx, call, func(c *change) error {
 		bad = importErrors{}
 		if err := p.findPlaces(c, &bad); err != nil {
 			return err
@@ -237,16 +238,16 @@ func (s *Service) planImport(ctx context.Context, call *Call, rows []ImportRow, 
 			failed[i] = true
 			continue
 		}
-		var parent *Organization
+		var parent *org.Organization
 		switch base := p.base(outside[i]); {
 		case row.Parent >= 0:
-			parent = &Organization{ID: row.ParentID, Type: Type(rows[row.Parent].Type), Depth: base + row.Depth - 1}
+			parent = &org.Organization{ID: row.ParentID, Type: org.Type(rows[row.Parent].Type), Depth: base + row.Depth - 1}
 		case outside[i] != "":
-			parent = &Organization{ID: above.ID, Type: above.Type, Depth: base - 1}
+			parent = &org.Organization{ID: above.ID, Type: above.Type, Depth: base - 1}
 		default:
 			p.roots++
 		}
-		if err := place(&Organization{ID: row.ID}, parent); err != nil {
+		if err := place(&org.Organization{ID: row.ID}, parent); err != nil {
 			bad.add(row.Line, err)
 			failed[i] = true
 		}
@@ -271,7 +272,7 @@ func (p *importPlan) base(outside string) int {
 
 // findPlaces finds the organizations outside of the import below which its
 // rows go. None of their roots is locked.
-func (p *importPlan) findPlaces(c *Change, bad *importErrors) error {
+func (p *importPlan) findPlaces(c *change, bad *importErrors) error {
 	if p.topID != "" {
 		if _, err := c.Target(p.topID, key.OrgsWrite); err != nil {
 			return err
@@ -285,7 +286,7 @@ func (p *importPlan) findPlaces(c *Change, bad *importErrors) error {
 	if err != nil {
 		return err
 	}
-	p.places = make(map[string]OrgState, len(ids))
+	p.places = make(map[string]org.OrgState, len(ids))
 	for _, id := range ids {
 		if state, ok := states[id]; ok && c.Call.Actor.Sees(state.Path) {
 			p.places[id] = state
@@ -345,7 +346,7 @@ func (p *importPlan) demandMembers(actor *auth.Actor) error {
 // confirm locks the roots of the places, all of which the actor has been seen
 // to see, and checks under these locks that what the plan relied on is as it
 // was.
-func (p *importPlan) confirm(c *Change) error {
+func (p *importPlan) confirm(c *change) error {
 	if p.topID != "" {
 		if _, err := c.Target(p.topID, key.OrgsWrite); err != nil {
 			return err
@@ -353,10 +354,10 @@ func (p *importPlan) confirm(c *Change) error {
 	}
 	roots := map[string]bool{}
 	for _, state := range p.places {
-		roots[SplitPath(state.Path)[0]] = true
+		roots[org.SplitPath(state.Path)[0]] = true
 	}
 	for _, rootID := range slices.Sorted(maps.Keys(roots)) {
-		if err := c.LockRoot(rootID); errors.Is(err, ErrAbsent) {
+		if err := c.LockRoot(rootID); errors.Is(err, org.ErrAbsent) {
 			return errReplan
 		} else if err != nil {
 			return err
@@ -405,7 +406,7 @@ func (s *Service) checkIDs(ctx context.Context, p *importPlan) error {
 			ids, lines[rows[i].ID] = append(ids, rows[i].ID), rows[i].Line
 		}
 		var taken []string
-		if err := s.store.Read(ctx, func(tx Tx) (err error) {
+		if err := s.store.Read(ctx, func(tx org.Tx) (err error) {
 			taken, err = tx.TakenIDs(ids)
 			return err
 		}); err != nil {
@@ -439,19 +440,19 @@ func (row *ImportRow) size() int {
 }
 
 // orgs returns the organizations of some of the rows, without their times.
-func (p *importPlan) orgs(from, to int) []*Organization {
-	orgs := make([]*Organization, 0, to-from)
+func (p *importPlan) orgs(from, to int) []*org.Organization {
+	orgs := make([]*org.Organization, 0, to-from)
 	var ids []string
 	for i := from; i < to; i++ {
 		row := &p.rows[i]
-		o := &Organization{ID: row.ID, ParentID: row.ParentID, Name: row.Name, Type: Type(row.Type), Description: row.Description,
+		o := &org.Organization{ID: row.ID, ParentID: row.ParentID, Name: row.Name, Type: org.Type(row.Type), Description: row.Description,
 			ExternalID: row.ExternalID, Tags: row.Tags.split(), Version: 1}
 		o.Settings.Values, o.Settings.Locked = jsontext.Value("{}"), row.Locked.split()
 		if row.Customizations != nil {
 			o.Settings.Values = row.Customizations
 		}
 		if o.Type == "" {
-			o.Type = TypeOrganization
+			o.Type = org.TypeOrganization
 		}
 		if o.ParentID == "" {
 			o.ParentID = p.topID

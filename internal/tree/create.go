@@ -1,4 +1,4 @@
-package org
+package tree
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/settings"
 )
@@ -19,7 +20,7 @@ import (
 type OrgCreate struct {
 	ID             string
 	Name           string
-	Type           Type
+	Type           org.Type
 	Description    string
 	ExternalID     string
 	Tags           []string
@@ -29,11 +30,11 @@ type OrgCreate struct {
 
 // check validates in, puts its defaults in and returns the organization
 // without its place in the tree.
-func (s *Service) check(in OrgCreate) (*Organization, error) {
-	o := &Organization{ID: in.ID, Type: in.Type, Version: 1}
+func (s *Service) check(in OrgCreate) (*org.Organization, error) {
+	o := &org.Organization{ID: in.ID, Type: in.Type, Version: 1}
 	var p *problem.Error
 	if o.ID != "" {
-		if p = CheckID("/id", o.ID); p != nil {
+		if p = org.CheckID("/id", o.ID); p != nil {
 			return nil, p
 		}
 	} else {
@@ -43,17 +44,17 @@ func (s *Service) check(in OrgCreate) (*Organization, error) {
 		return nil, p
 	}
 	if o.Type == "" {
-		o.Type = TypeOrganization
-	} else if p = CheckType("/type", string(o.Type)); p != nil {
+		o.Type = org.TypeOrganization
+	} else if p = org.CheckType("/type", string(o.Type)); p != nil {
 		return nil, p
 	}
-	if o.Description, p = CheckDescription("/description", in.Description); p != nil {
+	if o.Description, p = org.CheckDescription("/description", in.Description); p != nil {
 		return nil, p
 	}
-	if o.ExternalID, p = CheckExternalID("/external_id", in.ExternalID); p != nil {
+	if o.ExternalID, p = org.CheckExternalID("/external_id", in.ExternalID); p != nil {
 		return nil, p
 	}
-	if o.Tags, p = CheckTags("/tags", in.Tags); p != nil {
+	if o.Tags, p = org.CheckTags("/tags", in.Tags); p != nil {
 		return nil, p
 	}
 	o.Settings.Values = jsontext.Value("{}")
@@ -71,16 +72,16 @@ func (s *Service) check(in OrgCreate) (*Organization, error) {
 }
 
 // place puts o below its parent, or makes it a root if parent is nil.
-func place(o, parent *Organization) error {
+func place(o, parent *org.Organization) error {
 	if parent == nil {
 		o.RootID, o.Path, o.Depth = o.ID, o.ID+"/", 0
 		return nil
 	}
-	if parent.Type == TypeUser {
+	if parent.Type == org.TypeUser {
 		return problem.New(problem.Conflict, "%s is of type user, which holds no children.", parent.ID).
 			WithFix("Choose a parent of type organization or group.")
 	}
-	if parent.Depth+1 > MaxDepth {
+	if parent.Depth+1 > org.MaxDepth {
 		return tooDeep()
 	}
 	o.RootID, o.ParentID = parent.RootID, parent.ID
@@ -89,24 +90,24 @@ func place(o, parent *Organization) error {
 }
 
 func tooDeep() *problem.Error {
-	return problem.New(problem.DepthExceeded, "The tree is at most %d levels deep below its root.", MaxDepth).
+	return problem.New(problem.DepthExceeded, "The tree is at most %d levels deep below its root.", org.MaxDepth).
 		WithFix("Choose a parent that is nearer to the root.")
 }
 
 // created returns the changes that make o out of nothing.
-func created(o *Organization) []audit.Change { return createdWith(o, settingsCreated(o)) }
+func created(o *org.Organization) []audit.Change { return createdWith(o, settingsCreated(o)) }
 
 // settingsCreated returns the changes that make the settings of o out of none.
 // It takes as long as they are large.
-func settingsCreated(o *Organization) []audit.Change {
+func settingsCreated(o *org.Organization) []audit.Change {
 	if string(o.Settings.Values) == "{}" {
 		return nil
 	}
-	return SettingsDiff(jsontext.Value("{}"), o.Settings.Values)
+	return org.SettingsDiff(jsontext.Value("{}"), o.Settings.Values)
 }
 
 // createdWith is created with what settingsCreated has returned.
-func createdWith(o *Organization, settings []audit.Change) []audit.Change {
+func createdWith(o *org.Organization, settings []audit.Change) []audit.Change {
 	cs := audit.Added(nil, "/name", o.Name, false)
 	cs = audit.Added(cs, "/type", o.Type, false)
 	cs = audit.Added(cs, "/parent_id", o.ParentID, o.ParentID == "")
@@ -117,17 +118,17 @@ func createdWith(o *Organization, settings []audit.Change) []audit.Change {
 	return audit.Added(cs, "/locked", o.Settings.Locked, len(o.Settings.Locked) == 0)
 }
 
-func stamp(o *Organization, c *Change) {
+func stamp(o *org.Organization, c *change) {
 	o.CreatedAt, o.UpdatedAt, o.Settings.UpdatedAt = c.At, c.At, c.At
 }
 
 // CreateRoot creates a root organization. Only the operator may.
-func (s *Service) CreateRoot(ctx context.Context, call *Call, in OrgCreate) (*Organization, audit.Receipt, error) {
+func (s *Service) CreateRoot(ctx context.Context, call *org.Call, in OrgCreate) (*org.Organization, audit.Receipt, error) {
 	if !call.Actor.Everywhere() {
 		return nil, audit.Receipt{}, errOperatorOnly("create a root organization").
 			WithFix("Give the parent_id of an organization that this key can see, or use the operator key.")
 	}
-	if err := MatchNothing(call.IfMatch, problem.New(problem.NotFound, "A new root has no parent.")); err != nil {
+	if err := org.MatchNothing(call.IfMatch, problem.New(problem.NotFound, "A new root has no parent.")); err != nil {
 		return nil, audit.Receipt{}, err
 	}
 	o, err := s.check(in)
@@ -135,12 +136,12 @@ func (s *Service) CreateRoot(ctx context.Context, call *Call, in OrgCreate) (*Or
 		return nil, audit.Receipt{}, err
 	}
 	settings := settingsCreated(o)
-	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		if err := place(o, nil); err != nil {
 			return nil, nil, err
 		}
 		stamp(o, c)
-		if err := c.insert([]*Organization{o}); err != nil {
+		if err := c.insert([]*org.Organization{o}); err != nil {
 			return nil, nil, err
 		}
 		if err := c.StartLog(audit.NewHead(o.ID, audit.NewLogID(s.rand))); err != nil {
@@ -157,10 +158,10 @@ func errOperatorOnly(what string) *problem.Error {
 
 // insert inserts organizations; an id that is in use is a problem of the
 // caller.
-func (c *Change) insert(orgs []*Organization) error { return taken(c.InsertOrgs(orgs)) }
+func (c *change) insert(orgs []*org.Organization) error { return taken(c.InsertOrgs(orgs)) }
 
 func taken(err error) error {
-	var taken *TakenError
+	var taken *org.TakenError
 	if errors.As(err, &taken) {
 		return problem.New(problem.IDTaken, "The id %s is in use.", taken.ID).
 			WithFix("Choose another id. The id of a deleted organization is free again once it has been purged, up to an hour after it can no longer be restored.").With("id", taken.ID)
@@ -181,11 +182,11 @@ func PermitBelow(a *auth.Actor, path string) error {
 
 // demand checks, before a change is prepared, that its actor holds the permissions
 // at an organization. Under the lock it is asked again.
-func (s *Service) demand(ctx context.Context, call *Call, id string, permissions []string) error {
+func (s *Service) demand(ctx context.Context, call *org.Call, id string, permissions []string) error {
 	if len(permissions) == 0 {
 		return nil
 	}
-	snap, err := s.Find(ctx, call.Actor, id)
+	snap, err := s.orgs.Find(ctx, call.Actor, id)
 	if err != nil {
 		return err
 	}
@@ -194,7 +195,7 @@ func (s *Service) demand(ctx context.Context, call *Call, id string, permissions
 
 // CreateChild creates an organization below parentID. Its precondition is about
 // the parent.
-func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, in OrgCreate) (*Organization, audit.Receipt, error) {
+func (s *Service) CreateChild(ctx context.Context, call *org.Call, parentID string, in OrgCreate) (*org.Organization, audit.Receipt, error) {
 	if err := s.demand(ctx, call, parentID, memberPermissions(in.Customizations != nil || in.Locked != nil, len(in.Tags) > 0)); err != nil {
 		return nil, audit.Receipt{}, err
 	}
@@ -212,7 +213,7 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 	err = s.settled(ctx, func() string { return rootID }, func() error {
 		var from *basis
 		placed := *o
-		err := s.Precheck(ctx, call, func(c *Change) error {
+		err := s.precheck(ctx, call, func(c *change) error {
 			parent, err := c.placeBelow(parentID, &placed)
 			if err != nil {
 				return err
@@ -224,8 +225,8 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 		if err != nil {
 			return err
 		}
-		above := layers(append(slices.Clone(from.above), from.org)...)
-		if _, err := settings.Check(ctx, above, layers(&placed)[0], jsontext.Value("{}"), from.schema); err != nil {
+		above := org.Layers(append(slices.Clone(from.above), from.org)...)
+		if _, err := settings.Check(ctx, above, org.Layers(&placed)[0], jsontext.Value("{}"), from.schema); err != nil {
 			return err
 		}
 		receipt, err = s.createChild(ctx, call, parentID, o, diff, from)
@@ -236,7 +237,7 @@ func (s *Service) CreateChild(ctx context.Context, call *Call, parentID string, 
 
 // placeBelow checks that the actor may put o below the organization parentID,
 // which it returns, and gives o its place.
-func (c *Change) placeBelow(parentID string, o *Organization) (*Organization, error) {
+func (c *change) placeBelow(parentID string, o *org.Organization) (*org.Organization, error) {
 	parent, err := c.Target(parentID, key.OrgsWrite)
 	if err != nil {
 		return nil, err
@@ -248,7 +249,7 @@ func (c *Change) placeBelow(parentID string, o *Organization) (*Organization, er
 	if err := c.Call.Actor.Demand(parent.Path, memberPermissions(customized, len(o.Tags) > 0)...); err != nil {
 		return nil, err
 	}
-	if err := CheckMatch(c.Call.IfMatch, parent.ETag()); err != nil {
+	if err := org.CheckMatch(c.Call.IfMatch, parent.ETag()); err != nil {
 		return nil, err
 	}
 	return parent, place(o, parent)
@@ -256,8 +257,8 @@ func (c *Change) placeBelow(parentID string, o *Organization) (*Organization, er
 
 // createChild creates o. Its settings, if it has any, have been checked against
 // from.
-func (s *Service) createChild(ctx context.Context, call *Call, parentID string, o *Organization, settings []audit.Change, from *basis) (audit.Receipt, error) {
-	return s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
+func (s *Service) createChild(ctx context.Context, call *org.Call, parentID string, o *org.Organization, settings []audit.Change, from *basis) (audit.Receipt, error) {
+	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		parent, err := c.placeBelow(parentID, o)
 		if err != nil {
 			return nil, nil, err
@@ -268,7 +269,7 @@ func (s *Service) createChild(ctx context.Context, call *Call, parentID string, 
 				return nil, nil, err
 			}
 		}
-		if err := c.insert([]*Organization{o}); err != nil {
+		if err := c.insert([]*org.Organization{o}); err != nil {
 			return nil, nil, err
 		}
 		return o, []audit.Draft{c.OrgEntry(o, "organization.created", createdWith(o, settings))}, nil
