@@ -49,8 +49,8 @@ func eventRow(e *access.Event) []string {
 }
 
 // accessQuery reads what selects events, whatever their order.
-func (q *query) accessQuery() org.AccessQuery {
-	aq := org.AccessQuery{Scope: org.Scope(q.oneOf("scope", "self", "self", "subtree")), User: q.text("user"), Action: q.text("action"),
+func (q *query) accessQuery() trail.AccessQuery {
+	aq := trail.AccessQuery{Scope: org.Scope(q.oneOf("scope", "self", "self", "subtree")), User: q.text("user"), Action: q.text("action"),
 		Status: q.oneOf("status", "", access.Success, access.Failure, access.Denied), IP: q.text("ip"), APIKeyID: q.text("api_key_id")}
 	if aq.IP != "" {
 		ip, err := netip.ParseAddr(aq.IP)
@@ -64,7 +64,7 @@ func (q *query) accessQuery() org.AccessQuery {
 
 // within bounds a query to the organization that the request is about, and to
 // what its key reaches.
-func within(aq org.AccessQuery, r *web.Request) org.AccessQuery {
+func within(aq trail.AccessQuery, r *web.Request) trail.AccessQuery {
 	aq.RootID, aq.OrgID, aq.Path = r.Org.RootID, r.Org.ID, r.Org.Path
 	if !r.Actor.SeesBelow(r.Org.Path) {
 		aq.Scope = org.ScopeSelf
@@ -88,7 +88,7 @@ func (a *API) getAccessLog(r *web.Request) (*web.Response, error) {
 		if err != nil || err2 != nil {
 			q.fail(problem.New(problem.InvalidCursor, "The cursor was not made for this query."))
 		}
-		aq.Before = org.AccessPosition{At: time.UnixMicro(us).UTC(), Seq: seq}
+		aq.Before = trail.AccessPosition{At: time.UnixMicro(us).UTC(), Seq: seq}
 	}
 	if q.err != nil {
 		return nil, q.err
@@ -235,7 +235,7 @@ func (a *API) ingestAccessLog(r *web.Request) (*web.Response, error) {
 }
 
 // readAccessEvents reads one event, an array of them, or one a line.
-func readAccessEvents(r *web.Request) ([]org.IncomingEvent, error) {
+func readAccessEvents(r *web.Request) ([]trail.IncomingEvent, error) {
 	mediaType, err := r.MediaType("application/json", "application/x-ndjson")
 	if err != nil {
 		return nil, err
@@ -244,7 +244,7 @@ func readAccessEvents(r *web.Request) ([]org.IncomingEvent, error) {
 	if err != nil {
 		return nil, err
 	}
-	var events []org.IncomingEvent
+	var events []trail.IncomingEvent
 	var bad org.EventErrors
 	n := 0
 	read := func(line int, text []byte) {
@@ -292,7 +292,7 @@ func readAccessEvents(r *web.Request) ([]org.IncomingEvent, error) {
 
 // readAccessEvent reads an event as a product sends it. What is null counts as
 // absent.
-func readAccessEvent(text []byte) (org.IncomingEvent, *problem.Error) {
+func readAccessEvent(text []byte) (trail.IncomingEvent, *problem.Error) {
 	var in struct {
 		ID        string     `json:"id"`
 		Timestamp *time.Time `json:"timestamp"`
@@ -307,19 +307,19 @@ func readAccessEvent(text []byte) (org.IncomingEvent, *problem.Error) {
 		RequestID string     `json:"request_id"`
 	}
 	if err := web.DecodeJSON(text, &in); err != nil {
-		return org.IncomingEvent{}, problem.From(err)
+		return trail.IncomingEvent{}, problem.From(err)
 	}
-	e := org.IncomingEvent{Named: in.ID != "", Event: access.Event{ID: in.ID, OrgID: in.OrgID, User: in.User, Action: in.Action,
+	e := trail.IncomingEvent{Named: in.ID != "", Event: access.Event{ID: in.ID, OrgID: in.OrgID, User: in.User, Action: in.Action,
 		Status: in.Status, IP: in.IP, UserAgent: in.UserAgent, Method: in.Method, Path: in.Path, RequestID: in.RequestID}}
 	at, err := eventTime("/timestamp", in.Timestamp)
 	if err != nil {
-		return org.IncomingEvent{}, problem.From(err)
+		return trail.IncomingEvent{}, problem.From(err)
 	}
 	e.Timestamp = at.UTC().Truncate(time.Microsecond)
 	return e, e.Check()
 }
 
-func renderRetention(r *org.AccessRetention) *web.Response {
+func renderRetention(r *trail.AccessRetention) *web.Response {
 	body := struct {
 		OrgID     string     `json:"org_id"`
 		Days      int        `json:"days"`

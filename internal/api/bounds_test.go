@@ -180,14 +180,14 @@ func TestHeavyReadsLeaveRoom(t *testing.T) {
 			s := testkit.Start(t, engine)
 			s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"r","name":"R"}`)
 			secret, _ := s.NewKey("r", `"permissions":["read"]`)
-			hold := func(read func(context.Context, func(org.Tx) error) error, n int) (release func()) {
+			hold := func(read func(context.Context, func(org.View) error) error, n int) (release func()) {
 				t.Helper()
 				ctx, cancel := context.WithCancel(context.Background())
 				var held sync.WaitGroup
 				started := make(chan struct{}, n)
 				for range n {
 					held.Go(func() {
-						read(ctx, func(org.Tx) error {
+						read(ctx, func(org.View) error {
 							started <- struct{}{}
 							<-ctx.Done()
 							return nil

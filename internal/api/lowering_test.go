@@ -183,7 +183,7 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 			// r → a → (x, y), r → b; both a and b are limited. x moves.
 			round++
 			id := func(name string) string { return fmt.Sprintf("%s%d", name, round) }
-			must(s.Store.Metering().Write(t.Context(), func(tx metering.Tx) error {
+			must(testkit.Whole(s.Store).Write(t.Context(), func(tx testkit.Tx) error {
 				var orgs []*org.Organization
 				for _, names := range []string{"r", "r a", "r b", "r a x", "r a y"} {
 					o := &org.Organization{RootID: id("r"), Name: names, Type: org.TypeOrganization, CreatedAt: now, UpdatedAt: now, Version: 1,
@@ -322,7 +322,7 @@ func TestLimitsHoldAgainstAnySequence(t *testing.T) {
 						used[limited+slug] += delta
 					}
 				}
-				must(s.Store.Metering().Read(t.Context(), func(tx metering.Tx) error {
+				must(testkit.Whole(s.Store).Read(t.Context(), func(tx testkit.Tx) error {
 					for _, o := range []string{"a", "b"} {
 						for slug := range aggregations {
 							is, err := tx.Consumed(id("r"), id(o), "2026-11", slug)

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/testkit"
 )
 
@@ -23,7 +22,7 @@ func hold(t *testing.T, s *testkit.Server, rootID string) (release func()) {
 	go func() {
 		defer close(done)
 		var once sync.Once
-		err := s.Store.Write(t.Context(), func(tx org.Tx) error {
+		err := testkit.Whole(s.Store).Write(t.Context(), func(tx testkit.Tx) error {
 			if _, err := tx.Lock(rootID); err != nil {
 				return err
 			}
@@ -282,7 +281,7 @@ func TestSchemaThatIsTooLargeAlready(t *testing.T) {
 	op := s.OperatorKey
 	plant(s, "r", "a r")
 	large := `{"properties":{"a":{"pattern":"` + strings.Repeat(`(?:a*c?){1000}`, 30) + `"}}}`
-	if err := s.Store.Write(t.Context(), func(tx org.Tx) error { return tx.PutSchema("r", []byte(large)) }); err != nil {
+	if err := testkit.Whole(s.Store).Write(t.Context(), func(tx testkit.Tx) error { return tx.PutSchema("r", []byte(large)) }); err != nil {
 		t.Fatal(err)
 	}
 	a := s.Must(400, "PATCH", "/orgs/a", op, `{"customizations":{"n":1}}`)

@@ -151,7 +151,7 @@ func TestForeignRootsAreLeftAlone(t *testing.T) {
 		}
 		ask("on a quiet server")
 		var months []metering.Month
-		if err := s.Store.Metering().Read(t.Context(), func(tx metering.Tx) (err error) {
+		if err := testkit.Whole(s.Store).Read(t.Context(), func(tx testkit.Tx) (err error) {
 			months, err = tx.Months("victim")
 			return err
 		}); err != nil || len(months) != 0 {

@@ -26,6 +26,7 @@ import (
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/testkit"
 	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/tree"
@@ -49,7 +50,7 @@ func (r *deafRecorder) RecordAt(rec access.Record) (access.Position, error) {
 
 // unsureStore commits what it writes and, while it is unsure, does not know it.
 type unsureStore struct {
-	org.Store
+	*store.Store
 	unsure atomic.Bool
 }
 
@@ -60,22 +61,30 @@ func (s *unsureStore) outcome(err error) error {
 	return err
 }
 
-func (s *unsureStore) Write(ctx context.Context, fn func(org.Tx) error) error {
-	return s.outcome(s.Store.Write(ctx, fn))
+// made is a write of the store.
+func (s *unsureStore) made(write func() error) error { return s.outcome(write()) }
+
+// unsure returns a side of the store.
+func unsure[V, T any](s *unsureStore) testkit.Around[V, T] {
+	return testkit.Around[V, T]{Face: store.Side[V, T]{Store: s.Store}, Make: s.made}
 }
 
-func (s *unsureStore) WriteTogether(ctx context.Context, rootID string, fn func(org.Tx) error) error {
-	return s.outcome(s.Store.WriteTogether(ctx, rootID, fn))
+type unsureTrail struct {
+	trail.Store
+	all *unsureStore
 }
 
-// unsureMetering is the same for what is not a change.
+func (s unsureTrail) Write(ctx context.Context, fn func(trail.Tx) error) error {
+	return s.all.made(func() error { return s.Store.Write(ctx, fn) })
+}
+
 type unsureMetering struct {
 	metering.Store
 	all *unsureStore
 }
 
-func (s *unsureMetering) Write(ctx context.Context, fn func(metering.Tx) error) error {
-	return s.all.outcome(s.Store.Write(ctx, fn))
+func (s unsureMetering) Write(ctx context.Context, fn func(metering.Tx) error) error {
+	return s.all.made(func() error { return s.Store.Write(ctx, fn) })
 }
 
 // refusedLog is a log of which the database lacks what was signed, so that it
@@ -125,19 +134,19 @@ func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder
 	if err != nil {
 		t.Fatal(err)
 	}
-	recorder, store := &deafRecorder{Recorder: s.Recorder}, &unsureStore{Store: s.Store}
-	service, err := org.NewService(org.Config{Store: store, Now: s.Config.Now, NewID: ident.New, Rand: rand.Reader, OperatorHash: hash})
+	recorder, all := &deafRecorder{Recorder: s.Recorder}, &unsureStore{Store: s.Store}
+	service, err := org.NewService(org.Config{Store: testkit.AroundOrgs{Store: s.Store, Make: all.made}, Now: s.Config.Now, NewID: ident.New, Rand: rand.Reader, OperatorHash: hash})
 	if err != nil {
 		t.Fatal(err)
 	}
-	meters, err := metering.NewService(metering.Config{Orgs: service, Store: &unsureMetering{s.Store.Metering(), store}, Spool: s.Recorder, Now: s.Config.Now})
+	meters, err := metering.NewService(metering.Config{Orgs: service, Store: unsureMetering{store.Side[metering.View, metering.Tx]{Store: s.Store}, all}, Months: unsure[metering.MonthsView, metering.MonthsTx](all), Spool: s.Recorder, Now: s.Config.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
-	proof := evidence.NewService(service, store, keyring)
+	proof := evidence.NewService(service, unsure[evidence.View, evidence.Tx](all), keyring)
 	metrics, limiter := prometheus.NewRegistry(), auth.NewLimiter(time.Time{}, func() int { return 1 })
-	a, err := api.New(api.Config{Service: service, Tree: tree.NewService(tree.Config{Orgs: service, Store: store, Now: s.Config.Now, NewID: ident.New, Rand: rand.Reader, RestoreWindow: time.Hour, Drain: s.Recorder.Drain}),
-		Trail: trail.NewService(trail.Config{Orgs: service, Store: store, NewID: ident.New}), Evidence: proof, Metering: meters, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Log: &refusedLog{proof, store}})
+	a, err := api.New(api.Config{Service: service, Tree: tree.NewService(tree.Config{Orgs: service, Store: unsure[tree.View, tree.Tx](all), Imports: unsure[tree.ImportView, tree.ImportTx](all), Now: s.Config.Now, NewID: ident.New, Rand: rand.Reader, RestoreWindow: time.Hour, Drain: s.Recorder.Drain}),
+		Trail: trail.NewService(trail.Config{Orgs: service, Store: unsureTrail{store.Side[trail.View, trail.Tx]{Store: s.Store}, all}, NewID: ident.New}), Evidence: proof, Metering: meters, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Log: &refusedLog{proof, all}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +158,7 @@ func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder
 	t.Cleanup(front.Close)
 	faulty := *s
 	faulty.URL = front.URL
-	return &faulty, recorder, store
+	return &faulty, recorder, all
 }
 
 // What a request did is never denied because its access could not be recorded:

@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/testkit"
 )
 
@@ -35,7 +34,7 @@ func TestDecisionsWaitForNoWriter(t *testing.T) {
 	begun, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
-		err := s.Store.Write(context.Background(), func(org.Tx) error {
+		err := testkit.Whole(s.Store).Write(context.Background(), func(testkit.Tx) error {
 			select {
 			case <-begun:
 			default:

@@ -19,7 +19,7 @@ import (
 // LogState is an epoch of a log with its last signature.
 type LogState struct {
 	Head      *audit.Head
-	Signature *org.Signature // size 0 if it was never signed
+	Signature *Signature // size 0 if it was never signed
 }
 
 // Origin names the epoch of the log.
@@ -34,14 +34,14 @@ func (l *LogState) signed() audit.Checkpoint {
 	return c
 }
 
-func readLog(tx org.Tx, rootID, logID string, epoch int64) (*LogState, error) {
-	head, err := tx.Head(rootID, logID, epoch)
+func readLog(v View, rootID, logID string, epoch int64) (*LogState, error) {
+	head, err := v.Head(rootID, logID, epoch)
 	if err != nil {
 		return nil, err
 	}
-	sig, err := tx.Signature(head)
+	sig, err := v.Signature(head)
 	if errors.Is(err, org.ErrAbsent) {
-		sig, err = &org.Signature{}, nil
+		sig, err = &Signature{}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -49,8 +49,8 @@ func readLog(tx org.Tx, rootID, logID string, epoch int64) (*LogState, error) {
 	return &LogState{Head: head, Signature: sig}, nil
 }
 
-func hashSource(tx org.Tx, head *audit.Head) audit.HashSource {
-	return func(level int, from, to int64) ([]audit.Hash, error) { return tx.LogHashes(head, level, from, to) }
+func hashSource(v View, head *audit.Head) audit.HashSource {
+	return func(level int, from, to int64) ([]audit.Hash, error) { return v.LogHashes(head, level, from, to) }
 }
 
 // Anchors keeps what was signed outside of the store.
@@ -71,8 +71,8 @@ type Refusal struct {
 // UnsignedHeads returns heads with entries that are not signed; see
 // Tx.UnsignedHeads.
 func (s *Service) UnsignedHeads(ctx context.Context, rootID string, after *audit.Head, limit int) (heads []*audit.Head, err error) {
-	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
-		heads, err = tx.UnsignedHeads(rootID, after, limit)
+	err = s.store.Read(ctx, func(v View) (err error) {
+		heads, err = v.UnsignedHeads(rootID, after, limit)
 		return err
 	})
 	return heads, err
@@ -81,14 +81,14 @@ func (s *Service) UnsignedHeads(ctx context.Context, rootID string, after *audit
 // SignedLogs returns logs that were signed at or after a time, by any server,
 // the earliest first, at most limit.
 func (s *Service) SignedLogs(ctx context.Context, since time.Time, limit int) (logs []*LogState, err error) {
-	err = s.store.Read(ctx, func(tx org.Tx) error {
+	err = s.store.Read(ctx, func(v View) error {
 		logs = nil
-		heads, err := tx.SignedHeads(since, limit)
+		heads, err := v.SignedHeads(since, limit)
 		if err != nil {
 			return err
 		}
 		for _, h := range heads {
-			sig, err := tx.Signature(h)
+			sig, err := v.Signature(h)
 			if err != nil {
 				return err
 			}
@@ -106,14 +106,14 @@ func (s *Service) SignedLogs(ctx context.Context, since time.Time, limit int) (l
 // are refused.
 func (s *Service) SignLogs(ctx context.Context, heads []*audit.Head, anchors Anchors) (signed []*LogState, refused []Refusal, err error) {
 	at := s.orgs.Now()
-	err = s.store.Read(ctx, func(tx org.Tx) error {
+	err = s.store.Read(ctx, func(v View) error {
 		signed, refused = nil, nil
 		for _, h := range heads {
-			l, err := readLog(tx, h.RootID, h.LogID, h.Epoch)
+			l, err := readLog(v, h.RootID, h.LogID, h.Epoch)
 			if err != nil {
 				return err
 			}
-			done, err := s.sign(tx, l, anchors, at)
+			done, err := s.sign(v, l, anchors, at)
 			var p *problem.Error
 			switch {
 			case errors.As(err, &p):
@@ -133,7 +133,7 @@ func (s *Service) SignLogs(ctx context.Context, heads []*audit.Head, anchors Anc
 		return nil, refused, err
 	}
 	var stored []*LogState
-	err = s.store.Write(ctx, func(tx org.Tx) error {
+	err = s.store.Write(ctx, func(tx Tx) error {
 		stored = nil
 		for _, l := range signed {
 			err := tx.PutSignature(l.Head, l.Signature)
@@ -151,11 +151,11 @@ func (s *Service) SignLogs(ctx context.Context, heads []*audit.Head, anchors Anc
 }
 
 // sign checks a log and replaces its signature; false if it is signed as it is.
-func (s *Service) sign(tx org.Tx, l *LogState, anchors Anchors, at time.Time) (bool, error) {
+func (s *Service) sign(v View, l *LogState, anchors Anchors, at time.Time) (bool, error) {
 	if l.Signature.Keys.Now.Version == 0 {
-		l.Signature.Keys.Now = org.KeyName{Seed: s.keyring.Newest(), Version: 1}
+		l.Signature.Keys.Now = KeyName{Seed: s.keyring.Newest(), Version: 1}
 	}
-	if err := s.checkLog(tx, l, anchors); err != nil {
+	if err := s.checkLog(v, l, anchors); err != nil {
 		return false, err
 	}
 	if l.Signature.Size >= l.Head.Size {
@@ -174,21 +174,21 @@ func (s *Service) sign(tx org.Tx, l *LogState, anchors Anchors, at time.Time) (b
 	if err != nil {
 		return false, err
 	}
-	l.Signature = &org.Signature{Size: l.Head.Size, Checkpoint: checkpoint, SignedAt: at, Keys: keys}
+	l.Signature = &Signature{Size: l.Head.Size, Checkpoint: checkpoint, SignedAt: at, Keys: keys}
 	return true, nil
 }
 
 // signersAt returns the keys that sign at a time.
-func signersAt(k org.LogKeys, now time.Time) []org.KeyName {
+func signersAt(k LogKeys, now time.Time) []KeyName {
 	if k.Old.Version > 0 && now.Before(k.OldUntil) {
-		return []org.KeyName{k.Now, k.Old}
+		return []KeyName{k.Now, k.Old}
 	}
-	return []org.KeyName{k.Now}
+	return []KeyName{k.Now}
 }
 
 // checkLog checks that a log goes on from its last signature and its anchor.
-func (s *Service) checkLog(tx org.Tx, l *LogState, anchors Anchors) error {
-	hashes := hashSource(tx, l.Head)
+func (s *Service) checkLog(v View, l *LogState, anchors Anchors) error {
+	hashes := hashSource(v, l.Head)
 	if l.Signature.Size > 0 {
 		if _, err := s.signingKey(l); err != nil {
 			return err
@@ -206,19 +206,19 @@ func (s *Service) checkLog(tx org.Tx, l *LogState, anchors Anchors) error {
 		return err
 	}
 	if epoch < l.Head.Epoch {
-		return s.checkOpening(tx, l, anchored)
+		return s.checkOpening(v, l, anchored)
 	}
 	return audit.CheckAnchor(l.Head, anchored, hashes)
 }
 
 // checkOpening checks that the log's epoch was opened by somebody who knew all
 // that had been anchored of an earlier one.
-func (s *Service) checkOpening(tx org.Tx, l *LogState, anchored audit.Checkpoint) error {
+func (s *Service) checkOpening(v View, l *LogState, anchored audit.Checkpoint) error {
 	_, epoch, err := audit.ParseOrigin(anchored.Origin)
 	if err != nil {
 		return err
 	}
-	page, err := tx.AuditEntries(org.AuditQuery{RootID: l.Head.RootID, OrgID: l.Head.RootID, Path: l.Head.RootID + "/", Scope: org.ScopeSubtree,
+	page, err := v.AuditEntries(org.AuditQuery{RootID: l.Head.RootID, OrgID: l.Head.RootID, Path: l.Head.RootID + "/", Scope: org.ScopeSubtree,
 		Ascending: true, After: org.AuditPosition(epoch+1, 0), Limit: 1})
 	if err != nil {
 		return err
@@ -247,7 +247,7 @@ func (s *Service) checkOpening(tx org.Tx, l *LogState, anchored audit.Checkpoint
 // signingKey returns the key that has signed the last checkpoint of a log,
 // the newer one if there were two.
 func (s *Service) signingKey(l *LogState) (*audit.Key, error) {
-	for _, name := range []org.KeyName{l.Signature.Keys.Now, l.Signature.Keys.Old} {
+	for _, name := range []KeyName{l.Signature.Keys.Now, l.Signature.Keys.Old} {
 		if name.Version == 0 {
 			break
 		}
@@ -267,8 +267,8 @@ func (s *Service) signingKey(l *LogState) (*audit.Key, error) {
 // nothing to sign; it returns nil if so.
 func (s *Service) CheckAnchor(ctx context.Context, rootID, logID string, anchors Anchors) (*Refusal, error) {
 	r := &Refusal{RootID: rootID, LogID: logID}
-	err := s.store.Read(ctx, func(tx org.Tx) error {
-		l, err := readLog(tx, rootID, logID, -1)
+	err := s.store.Read(ctx, func(v View) error {
+		l, err := readLog(v, rootID, logID, -1)
 		if errors.Is(err, org.ErrAbsent) {
 			r.Missing = true
 			return problem.New(problem.Conflict, "The audit log %s of the root %s was signed, but the database does not have it.", logID, rootID).
@@ -277,7 +277,7 @@ func (s *Service) CheckAnchor(ctx context.Context, rootID, logID string, anchors
 		if err != nil {
 			return err
 		}
-		return s.checkLog(tx, l, anchors)
+		return s.checkLog(v, l, anchors)
 	})
 	if p := (*problem.Error)(nil); !errors.As(err, &p) || p.Code == problem.Unavailable && p.RetryAfter > 0 {
 		return nil, err
@@ -288,8 +288,8 @@ func (s *Service) CheckAnchor(ctx context.Context, rootID, logID string, anchors
 
 // LogHead returns the head of the open log of a root.
 func (s *Service) LogHead(ctx context.Context, rootID string) (h *audit.Head, err error) {
-	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
-		h, err = tx.Head(rootID, "", -1)
+	err = s.store.Read(ctx, func(v View) (err error) {
+		h, err = v.Head(rootID, "", -1)
 		return err
 	})
 	if errors.Is(err, org.ErrAbsent) {
@@ -302,7 +302,7 @@ func (s *Service) LogHead(ctx context.Context, rootID string) (h *audit.Head, er
 // when the log had the given size. It does nothing if the log has been signed
 // again since.
 func (s *Service) AddCosignatures(ctx context.Context, head *audit.Head, size int64, answer []byte, witnesses ...note.Verifier) error {
-	err := s.store.Write(ctx, func(tx org.Tx) error {
+	err := s.store.Write(ctx, func(tx Tx) error {
 		sig, err := tx.Signature(head)
 		if err != nil || sig.Size != size {
 			return err
@@ -331,15 +331,15 @@ func (s *Service) Log(ctx context.Context, rootID string, epoch int64) (l *LogSt
 }
 
 func (s *Service) logNow(ctx context.Context, rootID string, epoch int64) (l *LogState, err error) {
-	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
-		l, err = s.signedLog(tx, rootID, epoch)
+	err = s.store.Read(ctx, func(v View) (err error) {
+		l, err = s.signedLog(v, rootID, epoch)
 		return err
 	})
 	return l, err
 }
 
-func (s *Service) signedLog(tx org.Tx, rootID string, epoch int64) (*LogState, error) {
-	l, err := readLog(tx, rootID, "", epoch)
+func (s *Service) signedLog(v View, rootID string, epoch int64) (*LogState, error) {
+	l, err := readLog(v, rootID, "", epoch)
 	if errors.Is(err, org.ErrAbsent) {
 		return nil, problem.New(problem.NotFound, "The audit log has no epoch %d.", epoch)
 	}
@@ -385,14 +385,14 @@ func (s *Service) VerifierKey(l *LogState) (string, error) {
 }
 
 // readSigned runs fn with an epoch of a log as it was last signed.
-func (s *Service) readSigned(ctx context.Context, rootID string, epoch int64, fn func(tx org.Tx, l *LogState) error) error {
+func (s *Service) readSigned(ctx context.Context, rootID string, epoch int64, fn func(v View, l *LogState) error) error {
 	return s.await(ctx, func() error {
-		return s.store.ReadHeavy(ctx, func(tx org.Tx) error {
-			l, err := s.signedLog(tx, rootID, epoch)
+		return s.store.ReadHeavy(ctx, func(v View) error {
+			l, err := s.signedLog(v, rootID, epoch)
 			if err != nil {
 				return err
 			}
-			return fn(tx, l)
+			return fn(v, l)
 		})
 	})
 }
@@ -400,16 +400,16 @@ func (s *Service) readSigned(ctx context.Context, rootID string, epoch int64, fn
 // Tile returns a tile of hashes or a bundle of entries of the part of a log
 // that is signed.
 func (s *Service) Tile(ctx context.Context, rootID string, epoch int64, t audit.Tile) (b []byte, err error) {
-	err = s.readSigned(ctx, rootID, epoch, func(tx org.Tx, l *LogState) error {
+	err = s.readSigned(ctx, rootID, epoch, func(v View, l *LogState) error {
 		if !t.In(l.Signature.Size) {
 			return problem.New(problem.NotFound, "The log has %d signed entries; it does not have this tile.", l.Signature.Size)
 		}
 		if !t.Entries {
-			b, err = hashSource(tx, l.Head).Read(t)
+			b, err = hashSource(v, l.Head).Read(t)
 			return err
 		}
 		from, to := t.Range()
-		leaves, err := tx.Leaves(l.Head, from, to)
+		leaves, err := v.Leaves(l.Head, from, to)
 		if err != nil {
 			return err
 		}
@@ -424,7 +424,7 @@ func (s *Service) Tile(ctx context.Context, rootID string, epoch int64, t audit.
 // Consistency returns the proof that the signed log of size to goes on from
 // that of size from. A negative to stands for all that is signed.
 func (s *Service) Consistency(ctx context.Context, rootID string, epoch, from, to int64) (proof []audit.Hash, err error) {
-	err = s.readSigned(ctx, rootID, epoch, func(tx org.Tx, l *LogState) error {
+	err = s.readSigned(ctx, rootID, epoch, func(v View, l *LogState) error {
 		if to < 0 {
 			to = l.Signature.Size
 		}
@@ -434,7 +434,7 @@ func (s *Service) Consistency(ctx context.Context, rootID string, epoch, from, t
 		if from > to {
 			return problem.Param("from", "is greater than %d", to)
 		}
-		proof, err = audit.ProveConsistency(from, to, hashSource(tx, l.Head))
+		proof, err = audit.ProveConsistency(from, to, hashSource(v, l.Head))
 		return err
 	})
 	return proof, err
@@ -443,17 +443,17 @@ func (s *Service) Consistency(ctx context.Context, rootID string, epoch, from, t
 // ProveGrowth returns the proof that a log, as it was when it had the head,
 // goes on from what it was at size from.
 func (s *Service) ProveGrowth(ctx context.Context, head *audit.Head, from int64) (proof []audit.Hash, err error) {
-	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
-		proof, err = audit.ProveConsistency(from, head.Size, hashSource(tx, head))
+	err = s.store.Read(ctx, func(v View) (err error) {
+		proof, err = audit.ProveConsistency(from, head.Size, hashSource(v, head))
 		return err
 	})
 	return proof, err
 }
 
 // LastSignature returns the last signature of the epoch with the head.
-func (s *Service) LastSignature(ctx context.Context, head *audit.Head) (sig *org.Signature, err error) {
-	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
-		sig, err = tx.Signature(head)
+func (s *Service) LastSignature(ctx context.Context, head *audit.Head) (sig *Signature, err error) {
+	err = s.store.Read(ctx, func(v View) (err error) {
+		sig, err = v.Signature(head)
 		return err
 	})
 	return sig, err
@@ -486,15 +486,15 @@ func (s *Service) await(ctx context.Context, fn func() error) error {
 // for the signature of an entry that was just made.
 func (s *Service) ProveEntry(ctx context.Context, actor *auth.Actor, snap *org.Snapshot, entryID string) (p *audit.Proof, err error) {
 	err = s.await(ctx, func() error {
-		return s.store.Read(ctx, func(tx org.Tx) error {
-			rec, err := tx.AuditEntry(snap.RootID, entryID)
+		return s.store.Read(ctx, func(v View) error {
+			rec, err := v.AuditEntry(snap.RootID, entryID)
 			if errors.Is(err, org.ErrAbsent) || err == nil && !snap.Shows(actor, rec) {
 				return problem.New(problem.NotFound, "There is no such audit entry, or it is not one of this organization.")
 			}
 			if err != nil {
 				return err
 			}
-			l, err := s.signedLog(tx, snap.RootID, rec.Epoch)
+			l, err := s.signedLog(v, snap.RootID, rec.Epoch)
 			if err != nil {
 				return err
 			}
@@ -502,7 +502,7 @@ func (s *Service) ProveEntry(ctx context.Context, actor *auth.Actor, snap *org.S
 				return s.unsigned(l.Head.LogID)
 			}
 			p = &audit.Proof{Leaf: rec.Leaf, Values: rec.Values, Seq: rec.Seq, Checkpoint: l.Signature.Checkpoint}
-			p.Hashes, err = audit.ProveEntry(l.Signature.Size, rec.Seq, hashSource(tx, l.Head))
+			p.Hashes, err = audit.ProveEntry(l.Signature.Size, rec.Seq, hashSource(v, l.Head))
 			return err
 		})
 	})
@@ -623,8 +623,8 @@ func (x *LogExport) page(ctx context.Context, q org.AuditQuery) (page org.AuditP
 	if err := org.GoOn(ctx); err != nil {
 		return page, err
 	}
-	err = x.service.store.ReadHeavy(ctx, func(tx org.Tx) (err error) {
-		page, err = tx.AuditEntries(q)
+	err = x.service.store.ReadHeavy(ctx, func(v View) (err error) {
+		page, err = v.AuditEntries(q)
 		return err
 	})
 	return page, err
@@ -651,7 +651,7 @@ func (x *LogExport) erasedSince(ctx context.Context, q org.AuditQuery) (int64, e
 }
 
 // logEntry drafts an entry about the log itself.
-func logEntry(c *org.Change, rootID, action string, changes []audit.Change) (audit.Draft, error) {
+func logEntry(c *change, rootID, action string, changes []audit.Change) (audit.Draft, error) {
 	o, err := c.Org(rootID)
 	if err != nil {
 		return audit.Draft{}, err
@@ -668,7 +668,7 @@ type RotatedLogKey struct {
 // RotateLogKey lets another key sign a root's log from now on: one of the newest
 // seed. The old key signs too until overlap has passed.
 func (s *Service) RotateLogKey(ctx context.Context, call *org.Call, rootID string, overlap time.Duration) (rotated *RotatedLogKey, receipt audit.Receipt, err error) {
-	receipt, err = s.orgs.Change(ctx, call, func(c *org.Change) (any, []audit.Draft, error) {
+	receipt, err = s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		o, err := c.Target(rootID, key.AuditRead)
 		if err != nil {
 			return nil, nil, err
@@ -684,7 +684,7 @@ func (s *Service) RotateLogKey(ctx context.Context, call *org.Call, rootID strin
 		if err != nil {
 			return nil, nil, err
 		}
-		keys := org.LogKeys{Now: org.KeyName{Seed: s.keyring.Newest(), Version: sig.Keys.Now.Version + 1}, Old: sig.Keys.Now, OldUntil: c.At.Add(overlap)}
+		keys := LogKeys{Now: KeyName{Seed: s.keyring.Newest(), Version: sig.Keys.Now.Version + 1}, Old: sig.Keys.Now, OldUntil: c.At.Add(overlap)}
 		from, err := s.keyring.Key(keys.Old.Seed, head.LogID, head.Epoch, keys.Old.Version)
 		if err != nil {
 			return nil, nil, err
@@ -720,14 +720,14 @@ func (s *Service) RotateLogKey(ctx context.Context, call *org.Call, rootID strin
 // seed of the present one, the next key of its newest seed does, and the entry
 // says so.
 func (s *Service) OpenEpoch(ctx context.Context, call *org.Call, rootID string, checkpoint []byte, reason string) (origin string, receipt audit.Receipt, err error) {
-	receipt, err = s.orgs.Change(ctx, call, func(c *org.Change) (any, []audit.Draft, error) {
+	receipt, err = s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		if err := c.LockRoot(rootID); err != nil {
 			return nil, nil, err
 		}
 		old := c.LogHead(rootID)
 		sig, err := c.Signature(old)
 		if errors.Is(err, org.ErrAbsent) {
-			sig, err = &org.Signature{Keys: org.LogKeys{Now: org.KeyName{Seed: s.keyring.Newest(), Version: 1}}}, nil
+			sig, err = &Signature{Keys: LogKeys{Now: KeyName{Seed: s.keyring.Newest(), Version: 1}}}, nil
 		}
 		if err != nil {
 			return nil, nil, err
@@ -748,7 +748,7 @@ func (s *Service) OpenEpoch(ctx context.Context, call *org.Call, rootID string, 
 			return nil, nil, err
 		}
 		// Nothing is signed yet.
-		if err := c.PutSignature(head, &org.Signature{SignedAt: c.At, Keys: keys}); err != nil {
+		if err := c.PutSignature(head, &Signature{SignedAt: c.At, Keys: keys}); err != nil {
 			return nil, nil, err
 		}
 		origin = audit.Origin(head.LogID, head.Epoch)
@@ -762,12 +762,12 @@ func (s *Service) OpenEpoch(ctx context.Context, call *org.Call, rootID string, 
 // sign: the same, but for an old one that the server lacks. If it lacks the
 // present one, it is a key that never signed the log before, which is returned
 // as fresh.
-func (s *Service) nextKeys(keys org.LogKeys, old *audit.Head) (_ org.LogKeys, fresh *audit.Key, err error) {
+func (s *Service) nextKeys(keys LogKeys, old *audit.Head) (_ LogKeys, fresh *audit.Key, err error) {
 	if !s.keyring.Has(keys.Now.Seed) {
-		keys = org.LogKeys{Now: org.KeyName{Seed: s.keyring.Newest(), Version: keys.Now.Version + 1}}
+		keys = LogKeys{Now: KeyName{Seed: s.keyring.Newest(), Version: keys.Now.Version + 1}}
 		fresh, err = s.keyring.Key(keys.Now.Seed, old.LogID, old.Epoch+1, keys.Now.Version)
 	} else if !s.keyring.Has(keys.Old.Seed) {
-		keys = org.LogKeys{Now: keys.Now}
+		keys = LogKeys{Now: keys.Now}
 	}
 	return keys, fresh, err
 }

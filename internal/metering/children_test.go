@@ -16,7 +16,7 @@ import (
 // read of them.
 type siblings struct {
 	Store
-	Tx
+	View
 	children []ChildTotal // by id
 	reads    int
 	rows     int
@@ -31,7 +31,7 @@ func newSiblings(n int, name string) *siblings {
 	return f
 }
 
-func (f *siblings) ReadHeavy(ctx context.Context, fn func(Tx) error) error {
+func (f *siblings) ReadHeavy(ctx context.Context, fn func(View) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}

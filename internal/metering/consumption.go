@@ -72,9 +72,9 @@ func (s *Service) History(ctx context.Context, actor *auth.Actor, id string, fir
 		read = s.store.ReadHeavy
 	}
 	var list []*Consumption
-	err = read(ctx, func(tx Tx) error {
+	err = read(ctx, func(v View) error {
 		list = nil
-		meters, err := meters(tx, snap.RootID)
+		meters, err := meters(v, snap.RootID)
 		if err != nil {
 			return err
 		}
@@ -82,22 +82,22 @@ func (s *Service) History(ctx context.Context, actor *auth.Actor, id string, fir
 			return problem.Param("from", "must be at most %d months before the parameter to, as this root has %d meters", n-1, len(meters))
 		}
 		index := meterIndex(meters)
-		limits, err := org.ChainLimits(tx, snap.RootID, snap.Path)
+		limits, err := org.ChainLimits(v, snap.RootID, snap.Path)
 		if err != nil {
 			return err
 		}
 		least := tightest(limits)
-		known, err := closedMonths(tx, snap.RootID)
+		known, err := closedMonths(v, snap.RootID)
 		if err != nil {
 			return err
 		}
-		isClosed := s.closedOf(tx, known)
+		isClosed := s.closedOf(v, known)
 		for _, month := range months {
 			closed, err := isClosed(month)
 			if err != nil {
 				return err
 			}
-			totals, err := tx.Totals(snap.RootID, id, month)
+			totals, err := v.Totals(snap.RootID, id, month)
 			if err != nil {
 				return err
 			}
@@ -121,8 +121,8 @@ func (s *Service) History(ctx context.Context, actor *auth.Actor, id string, fir
 
 // closedMonths returns which of the months that are known to a root are
 // closed.
-func closedMonths(tx Tx, rootID string) (map[usage.Month]bool, error) {
-	months, err := tx.Months(rootID)
+func closedMonths(v View, rootID string) (map[usage.Month]bool, error) {
+	months, err := v.Months(rootID)
 	closed := make(map[usage.Month]bool, len(months))
 	for _, m := range months {
 		closed[m.Month] = m.ClosedAt != nil
@@ -133,7 +133,7 @@ func closedMonths(tx Tx, rootID string) (map[usage.Month]bool, error) {
 // closedOf returns a function that reports whether nothing can be counted in a
 // month of a root any more. A month that is not known becomes known if a spool
 // still holds requests of it, or one that began in it is under way.
-func (s *Service) closedOf(tx Tx, known map[usage.Month]bool) func(usage.Month) (bool, error) {
+func (s *Service) closedOf(v View, known map[usage.Month]bool) func(usage.Month) (bool, error) {
 	now := s.now()
 	var stored time.Time // by all spools
 	return func(month usage.Month) (bool, error) {
@@ -145,7 +145,7 @@ func (s *Service) closedOf(tx Tx, known map[usage.Month]bool) func(usage.Month) 
 		}
 		if stored.IsZero() {
 			stored = s.spool.Since()
-			behind, err := tx.SpoolsBehind(now, 2)
+			behind, err := v.SpoolsBehind(now, 2)
 			if err != nil {
 				return false, err
 			}
@@ -180,13 +180,13 @@ func (s *Service) Daily(ctx context.Context, actor *auth.Actor, id string, month
 		return nil, nil
 	}
 	var list []DayConsumption
-	err = s.store.ReadHeavy(ctx, func(tx Tx) error {
-		meters, err := meters(tx, snap.RootID)
+	err = s.store.ReadHeavy(ctx, func(v View) error {
+		meters, err := meters(v, snap.RootID)
 		if err != nil {
 			return err
 		}
 		index := meterIndex(meters)
-		totals, err := tx.DayTotals(snap.RootID, id, days[0], usage.DayOf(month.End().Add(-1)))
+		totals, err := v.DayTotals(snap.RootID, id, days[0], usage.DayOf(month.End().Add(-1)))
 		if err != nil {
 			return err
 		}
@@ -300,8 +300,8 @@ func (s *Service) AllChildren(ctx context.Context, q ChildrenQuery) ([]ChildTota
 }
 
 func (s *Service) childPage(ctx context.Context, q ChildQuery) (list []ChildTotal, more bool, err error) {
-	err = s.store.ReadHeavy(ctx, func(tx Tx) (err error) {
-		list, more, err = tx.ChildTotals(q)
+	err = s.store.ReadHeavy(ctx, func(v View) (err error) {
+		list, more, err = v.ChildTotals(q)
 		return err
 	})
 	return list, more, err
@@ -367,8 +367,8 @@ func (s *Service) MeterOf(ctx context.Context, rootID, slug string) (*usage.Mete
 // Adjustments returns one page of the adjustments of an organization, which
 // the actor must see, and whether there are more.
 func (s *Service) Adjustments(ctx context.Context, q AdjustmentQuery) (list []usage.Adjustment, more bool, err error) {
-	err = s.store.ReadHeavy(ctx, func(tx Tx) (err error) {
-		list, more, err = tx.Adjustments(q)
+	err = s.store.ReadHeavy(ctx, func(v View) (err error) {
+		list, more, err = v.Adjustments(q)
 		return err
 	})
 	return list, more, err

@@ -561,13 +561,13 @@ func (s *Service) readGauges(ctx context.Context, age time.Duration) error {
 		return nil
 	}
 	var position access.Position
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		if position, err = tx.SpoolPosition(s.spool.ID()); err != nil {
+	err := s.store.Read(ctx, func(v View) (err error) {
+		if position, err = v.SpoolPosition(s.spool.ID()); err != nil {
 			return err
 		}
 		for i := range reads {
 			k := &reads[i].key
-			if reads[i].total, err = tx.Consumed(k.rootID, k.orgID, k.month, k.meter); err != nil {
+			if reads[i].total, err = v.Consumed(k.rootID, k.orgID, k.month, k.meter); err != nil {
 				return err
 			}
 		}

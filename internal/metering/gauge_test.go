@@ -37,7 +37,7 @@ type waitingCharge struct {
 	amount usage.Decimal
 }
 
-func (l *limited) Read(_ context.Context, fn func(Tx) error) error {
+func (l *limited) Read(_ context.Context, fn func(View) error) error {
 	l.mu.Lock()
 	err := fn(limitedTx{l: l})
 	after := l.after
@@ -52,7 +52,7 @@ func (l *limited) Read(_ context.Context, fn func(Tx) error) error {
 func (l *limited) Generation(string) uint64 { return 1 }
 
 type limitedTx struct {
-	Tx
+	View
 	l *limited
 }
 

@@ -44,8 +44,8 @@ func (s *Service) boundsOf(ctx context.Context, rootID, path string) (*bounds, e
 		return b, nil
 	}
 	b := &bounds{rootID: rootID, path: path, generation: generation}
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		b.limits, err = org.ChainLimits(tx, rootID, path)
+	err := s.store.Read(ctx, func(v View) (err error) {
+		b.limits, err = org.ChainLimits(v, rootID, path)
 		return err
 	})
 	if err != nil {
@@ -71,7 +71,7 @@ func PermitLimit(a *auth.Actor, o *org.Organization) error {
 
 // limitTarget finds the organization whose limit for a meter is to be changed,
 // and the limit as it is; nil if there is none.
-func (c *change) limitTarget(id, meter string) (*org.Organization, *usage.Limit, error) {
+func (c *check) limitTarget(id, meter string) (*org.Organization, *usage.Limit, error) {
 	o, err := c.Target(id, key.ConsumptionWrite)
 	if err != nil {
 		return nil, nil, err
@@ -94,7 +94,7 @@ func (c *change) limitTarget(id, meter string) (*org.Organization, *usage.Limit,
 // CheckLimit checks whether the actor may change the limit on an organization
 // for a meter, and whether it is as the call says.
 func (s *Service) CheckLimit(ctx context.Context, call *org.Call, id, meter string) error {
-	return s.precheck(ctx, call, func(c *change) error {
+	return s.precheck(ctx, call, func(c *check) error {
 		_, _, err := c.limitTarget(id, meter)
 		return err
 	})
@@ -110,7 +110,7 @@ func noLimit(id, meter string) *problem.Error {
 func (s *Service) PutLimit(ctx context.Context, call *org.Call, id, meter string, amount usage.Decimal, enforcement usage.Enforcement) (*LimitUse, audit.Receipt, error) {
 	var use *LimitUse
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, old, err := c.limitTarget(id, meter)
+		o, old, err := c.check().limitTarget(id, meter)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -147,8 +147,8 @@ func (s *Service) PutLimit(ctx context.Context, call *org.Call, id, meter string
 }
 
 // knownMeter fails with org.NotFound unless the root has the meter.
-func knownMeter(tx Tx, rootID, slug string) error {
-	all, err := meters(tx, rootID)
+func knownMeter(v View, rootID, slug string) error {
+	all, err := meters(v, rootID)
 	if err == nil && meterOf(all, slug) == nil {
 		err = noMeter(slug)
 	}
@@ -158,7 +158,7 @@ func knownMeter(tx Tx, rootID, slug string) error {
 // DeleteLimit removes the limit on an organization for a meter.
 func (s *Service) DeleteLimit(ctx context.Context, call *org.Call, id, meter string) (audit.Receipt, error) {
 	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, l, err := c.limitTarget(id, meter)
+		o, l, err := c.check().limitTarget(id, meter)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -186,8 +186,8 @@ func (s *Service) Limits(ctx context.Context, actor *auth.Actor, id string, afte
 		return nil, false, err
 	}
 	month := usage.MonthOf(s.now())
-	err = s.store.ReadHeavy(ctx, func(tx Tx) error {
-		limits, err := org.ChainLimits(tx, snap.RootID, snap.Path)
+	err = s.store.ReadHeavy(ctx, func(v View) error {
+		limits, err := org.ChainLimits(v, snap.RootID, snap.Path)
 		if err != nil {
 			return err
 		}
@@ -202,21 +202,21 @@ func (s *Service) Limits(ctx context.Context, actor *auth.Actor, id string, afte
 		if more = len(limits) > limit; more {
 			limits = limits[:limit]
 		}
-		list, err = limitUses(tx, actor, snap.Path, limits, month)
+		list, err = limitUses(v, actor, snap.Path, limits, month)
 		return err
 	})
 	return list, more, err
 }
 
 // limitUses adds to limits on organizations of a path what was consumed.
-func limitUses(tx Tx, actor *auth.Actor, path string, limits []usage.Limit, month usage.Month) ([]LimitUse, error) {
+func limitUses(v View, actor *auth.Actor, path string, limits []usage.Limit, month usage.Month) ([]LimitUse, error) {
 	list := make([]LimitUse, len(limits))
 	for i, l := range limits {
 		list[i].Limit = l
 		if !actor.Sees(pathOf(path, l.OrgID)) {
 			continue
 		}
-		used, err := tx.Consumed(l.RootID, l.OrgID, month, l.Meter)
+		used, err := v.Consumed(l.RootID, l.OrgID, month, l.Meter)
 		if err != nil {
 			return nil, err
 		}
@@ -257,13 +257,13 @@ func (s *Service) Limit(ctx context.Context, actor *auth.Actor, id, meter string
 	}
 	month := usage.MonthOf(s.now())
 	var list []LimitUse
-	err = s.store.Read(ctx, func(tx Tx) error {
-		limits, err := tx.Limits(snap.RootID, []string{id})
+	err = s.store.Read(ctx, func(v View) error {
+		limits, err := v.Limits(snap.RootID, []string{id})
 		if err != nil {
 			return err
 		}
 		limits = slices.DeleteFunc(limits, func(l usage.Limit) bool { return l.Meter != meter })
-		list, err = limitUses(tx, actor, snap.Path, limits, month)
+		list, err = limitUses(v, actor, snap.Path, limits, month)
 		return err
 	})
 	if err == nil && len(list) == 0 {

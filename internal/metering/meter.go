@@ -18,8 +18,8 @@ const maxMeters = 500
 
 // meters returns all meters of a root, by slug: the built-in ones and those
 // that it has defined.
-func meters(tx Tx, rootID string) ([]usage.Meter, error) {
-	defined, err := tx.Meters(rootID)
+func meters(v MetersView, rootID string) ([]usage.Meter, error) {
+	defined, err := v.Meters(rootID)
 	all := append(usage.BuiltIn(), defined...)
 	slices.SortFunc(all, func(a, b usage.Meter) int { return cmp.Compare(a.Slug, b.Slug) })
 	return all, err
@@ -52,8 +52,8 @@ func (s *Service) metersOf(ctx context.Context, rootID string) ([]usage.Meter, e
 		return m.meters, nil
 	}
 	m := &rootMeters{generation: generation}
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		m.meters, err = meters(tx, rootID)
+	err := s.store.Read(ctx, func(v View) (err error) {
+		m.meters, err = meters(v, rootID)
 		return err
 	})
 	if err != nil {
@@ -103,7 +103,7 @@ func metersOnRoot(o *org.Organization) error {
 
 // meterTarget finds the root whose meter is to be changed, all that it has
 // defined, and the meter as it is; nil if it is not among these.
-func (c *change) meterTarget(rootID, slug string) (*org.Organization, []usage.Meter, *usage.Meter, error) {
+func (c *check) meterTarget(rootID, slug string) (*org.Organization, []usage.Meter, *usage.Meter, error) {
 	o, err := c.Target(rootID, key.ConsumptionWrite)
 	if err != nil {
 		return nil, nil, nil, err
@@ -129,7 +129,7 @@ func (c *change) meterTarget(rootID, slug string) (*org.Organization, []usage.Me
 // CheckMeter checks whether the actor may change the meter of a root, and
 // whether it is as the call says.
 func (s *Service) CheckMeter(ctx context.Context, call *org.Call, rootID, slug string) error {
-	return s.precheck(ctx, call, func(c *change) error {
+	return s.precheck(ctx, call, func(c *check) error {
 		_, _, _, err := c.meterTarget(rootID, slug)
 		return err
 	})
@@ -161,7 +161,7 @@ func (s *Service) PutMeter(ctx context.Context, call *org.Call, rootID string, m
 	}
 	var out *usage.Meter
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, defined, old, err := c.meterTarget(rootID, m.Slug)
+		o, defined, old, err := c.check().meterTarget(rootID, m.Slug)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -206,7 +206,7 @@ func (s *Service) DeleteMeter(ctx context.Context, call *org.Call, rootID, slug 
 		return audit.Receipt{}, err
 	}
 	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, _, m, err := c.meterTarget(rootID, slug)
+		o, _, m, err := c.check().meterTarget(rootID, slug)
 		if err != nil {
 			return nil, nil, err
 		}

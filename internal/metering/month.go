@@ -53,12 +53,12 @@ func (s *Service) openMonth(tx Tx, rootID string, month usage.Month, now time.Ti
 // hash is what the audit entry holds. Closing a closed month does nothing.
 func (s *Service) CloseMonth(ctx context.Context, rootID string, month usage.Month) (audit.Receipt, error) {
 	call := &org.Call{Actor: auth.System()}
-	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	return s.closeIn(ctx, call, func(c *closing) (any, []audit.Draft, error) {
 		o, err := c.Locked(rootID)
 		if err != nil || o == nil {
 			return nil, nil, err
 		}
-		closed, err := c.Tx.CloseMonth(rootID, month, c.At)
+		closed, err := c.MonthsTx.CloseMonth(rootID, month, c.At)
 		if err != nil || !closed {
 			return nil, nil, err
 		}
@@ -122,20 +122,20 @@ func (s *Service) reportSpool(ctx context.Context, behind []SpoolReport, end tim
 	if err := s.spool.Drain(ctx); err != nil {
 		return err
 	}
-	return s.store.Write(ctx, func(tx Tx) error { return tx.ReportSpool(s.spool.ID(), s.spool.Run(), at, false) })
+	return s.closing.Write(ctx, func(tx MonthsTx) error { return tx.ReportSpool(s.spool.ID(), s.spool.Run(), at, false) })
 }
 
 // EndSpool reports that this process ends with nothing left in its spool.
 func (s *Service) EndSpool(ctx context.Context) error {
-	return s.store.Write(ctx, func(tx Tx) error { return tx.ReportSpool(s.spool.ID(), s.spool.Run(), s.Now(), true) })
+	return s.closing.Write(ctx, func(tx MonthsTx) error { return tx.ReportSpool(s.spool.ID(), s.spool.Run(), s.Now(), true) })
 }
 
 // spoolsBehind returns the spools that hold requests from before a time, or will
 // hold some that are under way, once this process has stored what it has of them.
 func (s *Service) spoolsBehind(ctx context.Context, end time.Time) (behind []SpoolReport, err error) {
 	for range 2 {
-		err := s.store.Read(ctx, func(tx Tx) (err error) {
-			behind, err = tx.SpoolsBehind(end, maxBehind)
+		err := s.closing.Read(ctx, func(v MonthsView) (err error) {
+			behind, err = v.SpoolsBehind(end, maxBehind)
 			return err
 		})
 		if err != nil || len(behind) == 0 {
@@ -154,7 +154,7 @@ func (s *Service) spoolsBehind(ctx context.Context, end time.Time) (behind []Spo
 // it is among the first that months wait for.
 func (s *Service) GiveUpSpool(ctx context.Context, id, reason string) (last usage.Month, known SpoolReport, err error) {
 	last = s.lastMonth(s.monthCloseAfter)
-	err = s.store.Write(ctx, func(tx Tx) error {
+	err = s.closing.Write(ctx, func(tx MonthsTx) error {
 		behind, err := tx.SpoolsBehind(last.End(), maxBehind)
 		if err != nil {
 			return err
@@ -187,15 +187,15 @@ func (s *Service) CloseMonths(ctx context.Context) (int, error) {
 	n := 0
 	for after, known := "", true; ctx.Err() == nil; {
 		var months []Month
-		err := s.store.Read(ctx, func(tx Tx) (err error) {
+		err := s.closing.Read(ctx, func(v MonthsView) (err error) {
 			if known {
-				if months, err = tx.OpenMonths(last, closeStep); err != nil || len(months) > 0 {
+				if months, err = v.OpenMonths(last, closeStep); err != nil || len(months) > 0 {
 					return err
 				}
 				known = false
 			}
 			// Roots that consumed nothing close their months too.
-			roots, err := tx.RootsWithout(last, after, closeStep)
+			roots, err := v.RootsWithout(last, after, closeStep)
 			for _, rootID := range roots {
 				months = append(months, Month{RootID: rootID, Month: last})
 				after = rootID
@@ -226,7 +226,7 @@ func (s *Service) closeAll(ctx context.Context, months []Month) error {
 			if err == nil && receipt.Origin == "" {
 				// Another process has closed it, or its root has been purged,
 				// and with it whoever could ask.
-				err = s.store.Write(ctx, func(tx Tx) error {
+				err = s.closing.Write(ctx, func(tx MonthsTx) error {
 					_, err := tx.HoldMonth(m.RootID, m.Month)
 					if errors.Is(err, org.ErrAbsent) {
 						return nil // the purge is complete: nothing of it comes back
@@ -261,8 +261,8 @@ func (s *Service) PruneUsage(ctx context.Context) error {
 	last := s.lastMonth(usage.Window + pruneMargin)
 	for ctx.Err() == nil {
 		var months []Month
-		err := s.store.Read(ctx, func(tx Tx) (err error) {
-			months, err = tx.MonthsToPrune(last, closeStep)
+		err := s.closing.Read(ctx, func(v MonthsView) (err error) {
+			months, err = v.MonthsToPrune(last, closeStep)
 			return err
 		})
 		if err != nil || len(months) == 0 {
@@ -280,7 +280,7 @@ func (s *Service) PruneUsage(ctx context.Context) error {
 func (s *Service) pruneMonth(ctx context.Context, m Month) error {
 	for after := (&usage.EventKey{RootID: m.RootID}); after != nil; {
 		var next *usage.EventKey
-		err := s.store.Write(ctx, func(tx Tx) (err error) {
+		err := s.closing.Write(ctx, func(tx MonthsTx) (err error) {
 			next, err = tx.PruneEvents(m.RootID, m.Month.End(), *after, pruneStep)
 			return err
 		})
@@ -294,9 +294,9 @@ func (s *Service) pruneMonth(ctx context.Context, m Month) error {
 		periods = append(periods, string(day))
 	}
 	for _, period := range periods {
-		if err := s.store.Write(ctx, func(tx Tx) error { return tx.PruneStates(m.RootID, period) }); err != nil {
+		if err := s.closing.Write(ctx, func(tx MonthsTx) error { return tx.PruneStates(m.RootID, period) }); err != nil {
 			return err
 		}
 	}
-	return s.store.Write(ctx, func(tx Tx) error { return tx.MarkPruned(m.RootID, m.Month, s.Now()) })
+	return s.closing.Write(ctx, func(tx MonthsTx) error { return tx.MarkPruned(m.RootID, m.Month, s.Now()) })
 }

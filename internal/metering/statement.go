@@ -26,20 +26,6 @@ type Statement struct {
 	Parts   int
 }
 
-// StatementTx is the part of a Tx that keeps statements.
-type StatementTx interface {
-	// MonthTotals returns the totals of all organizations of a root in a
-	// month, in the order of organization, parent and meter, those that follow
-	// after in that order.
-	MonthTotals(rootID string, month usage.Month, after usage.Total, limit int) ([]usage.Total, error)
-	// PutStatementPart keeps a part of a statement's text, counted from 0.
-	PutStatementPart(rootID string, month usage.Month, part int, text []byte) error
-	// PutStatement keeps a statement, whose parts are there.
-	PutStatement(s *Statement) error
-	Statement(rootID string, month usage.Month) (*Statement, error)
-	StatementPart(rootID string, month usage.Month, part int) ([]byte, error)
-}
-
 const (
 	statementPart = 256 << 10 // bytes
 	statementStep = 1000      // totals read at a time
@@ -56,7 +42,7 @@ const (
 // one id after the other by itself, the one that has it now first. Quantities
 // are exact decimals.
 type statementWriter struct {
-	tx   Tx
+	tx   MonthsTx
 	s    *Statement
 	hash hash.Hash
 	buf  []byte
@@ -81,7 +67,7 @@ func (w *statementWriter) quote(s string) {
 
 // writeStatement writes the statement of a month that nothing changes any
 // more, and returns its hash.
-func writeStatement(tx Tx, s *Statement) (audit.Hash, error) {
+func writeStatement(tx MonthsTx, s *Statement) (audit.Hash, error) {
 	w := &statementWriter{tx: tx, s: s, hash: sha256.New()}
 	defined, err := meters(tx, s.RootID)
 	if err != nil {
@@ -177,10 +163,10 @@ func (w *statementWriter) organizations() error {
 
 // stateMonth writes the statement of a month that was closed in this change,
 // and drafts the entry that holds its hash.
-func (c *change) stateMonth(root *org.Organization, month usage.Month) (audit.Draft, error) {
+func (c *closing) stateMonth(root *org.Organization, month usage.Month) (audit.Draft, error) {
 	entry := c.Entry(root, audit.ActionMonthClosed, audit.Target{Type: "month", ID: string(month)}, nil)
 	s := &Statement{RootID: root.ID, Month: month, EntryID: entry.ID}
-	sum, err := writeStatement(c.Tx, s)
+	sum, err := writeStatement(c.MonthsTx, s)
 	if err == nil {
 		err = c.PutStatement(s)
 	}
@@ -192,8 +178,8 @@ func (c *change) stateMonth(root *org.Organization, month usage.Month) (audit.Dr
 // StatementPart.
 func (s *Service) Statement(ctx context.Context, rootID string, month usage.Month) (*Statement, error) {
 	var st *Statement
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		st, err = tx.Statement(rootID, month)
+	err := s.store.Read(ctx, func(v View) (err error) {
+		st, err = v.Statement(rootID, month)
 		return err
 	})
 	if errors.Is(err, org.ErrAbsent) {
@@ -204,8 +190,8 @@ func (s *Service) Statement(ctx context.Context, rootID string, month usage.Mont
 
 // StatementPart returns a part of a statement's text.
 func (s *Service) StatementPart(ctx context.Context, st *Statement, part int) (text []byte, err error) {
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
-		text, err = tx.StatementPart(st.RootID, st.Month, part)
+	err = s.store.Read(ctx, func(v View) (err error) {
+		text, err = v.StatementPart(st.RootID, st.Month, part)
 		return err
 	})
 	return text, err

@@ -116,7 +116,7 @@ func mayLower(a *auth.Actor, path string) bool {
 // refuseLowering returns why the actor may not take something off what the
 // organization at path has consumed of a meter, empty if it may. Every ancestor has consumed less too then. So a limit on
 // one of them must be the actor's to change, or it would lift it like this.
-func refuseLowering(tx Tx, a *auth.Actor, path, meter string) (string, error) {
+func refuseLowering(tx View, a *auth.Actor, path, meter string) (string, error) {
 	switch {
 	case a.Everywhere():
 		return "", nil
@@ -214,7 +214,7 @@ func (s *Service) Ingest(ctx context.Context, call *org.Call, orgID string, even
 			}
 			in.call = present
 			var err error
-			out, err = in.run(s.store.In(tx))
+			out, err = in.run(s.store.TxOf(tx))
 			return out, path, err
 		})
 		if err != errNoGauge {
@@ -268,7 +268,7 @@ func (in *ingestion) watch(ctx context.Context, within string) error {
 	// One query for all: it takes as long for organizations that the actor does
 	// not see as for those that nobody has.
 	var places map[string]org.Place
-	if err := in.service.store.Read(ctx, func(tx Tx) (err error) {
+	if err := in.service.store.Read(ctx, func(tx View) (err error) {
 		places, err = tx.Places(in.orgIDs)
 		return err
 	}); err != nil {
@@ -474,7 +474,7 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 }
 
 // refuseLowering is the function of that name, which asks once for all events.
-func (in *ingestion) refuseLowering(tx Tx, path, meter string) (string, error) {
+func (in *ingestion) refuseLowering(tx View, path, meter string) (string, error) {
 	of := [2]string{path, meter}
 	refusal, ok := in.refusals[of]
 	if ok {

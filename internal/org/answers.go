@@ -35,8 +35,8 @@ func (s *Service) AnswersKept(ctx context.Context, rootID string) (bytes int64, 
 	}
 	if !ok {
 		k = &keptAnswers{readAt: now}
-		err := s.store.Read(ctx, func(tx Tx) error {
-			n, first, err := tx.AnswersKept(rootID, now.Add(-idempotencyWindow))
+		err := s.store.Read(ctx, func(v View) error {
+			n, first, err := v.AnswersKept(rootID, now.Add(-idempotencyWindow))
 			if k.bytes.Store(n); n > 0 {
 				k.first.Store(first.Unix())
 			}
@@ -100,8 +100,8 @@ func (s *Service) KeepAnswer(ctx context.Context, actor *auth.Actor, idem *Idemp
 // same idempotency key; nil if there is none.
 func (s *Service) Replay(ctx context.Context, actor *auth.Actor, idempotencyKey string) (*Replay, error) {
 	var r *Replay
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		r, err = tx.Idempotent(actor.ID, idempotencyKey, s.Now().Add(-idempotencyWindow))
+	err := s.store.Read(ctx, func(v View) (err error) {
+		r, err = v.Idempotent(actor.ID, idempotencyKey, s.Now().Add(-idempotencyWindow))
 		return err
 	})
 	if errors.Is(err, ErrAbsent) {

@@ -96,20 +96,20 @@ func (k *keySnapshot) admits(now time.Time, hash [32]byte, ip netip.Addr) (actor
 //
 // In a transaction that holds the lock of the actor's root nobody can change
 // the actor any more until the transaction ends.
-func (s *Service) present(tx Tx, call *Call) (*auth.Actor, error) {
-	return s.presentAs(tx, call, tx.Key)
+func (s *Service) present(v View, call *Call) (*auth.Actor, error) {
+	return s.presentAs(v, call, v.Key)
 }
 
 // presentAs is present with a way to read the key.
-func (s *Service) presentAs(tx Tx, call *Call, read func(id string) (*key.Key, error)) (*auth.Actor, error) {
+func (s *Service) presentAs(v View, call *Call, read func(id string) (*key.Key, error)) (*auth.Actor, error) {
 	if call.Actor.Kind != auth.KindKey {
 		return call.Actor, nil
 	}
 	snap, ok := s.keys.GetIfPresent(call.Actor.ID)
-	if !ok || !tx.TreeUnchanged(snap.RootID, snap.generation) {
+	if !ok || !v.TreeUnchanged(snap.RootID, snap.generation) {
 		k, err := read(call.Actor.ID)
 		if err == nil {
-			snap, err = snapshotOf(tx, k)
+			snap, err = snapshotOf(v, k)
 		}
 		if errors.Is(err, ErrAbsent) {
 			return nil, Unauthorized()
@@ -160,10 +160,10 @@ func (s *Service) presentNow(ctx context.Context, call *Call) (*auth.Actor, erro
 }
 
 // presentCall returns the call with its actor as it is in a transaction.
-func (s *Service) presentCall(tx Tx, call *Call) (*Call, error) {
+func (s *Service) presentCall(v View, call *Call) (*Call, error) {
 	own := *call
 	var err error
-	if own.Actor, err = s.present(tx, call); err != nil {
+	if own.Actor, err = s.present(v, call); err != nil {
 		return nil, err
 	}
 	return &own, nil

@@ -24,13 +24,13 @@ type Customizations struct {
 }
 
 // ancestors returns the organizations above o, root first.
-func Ancestors(tx Tx, o *Organization) ([]*Organization, error) {
+func Ancestors(v OrgView, o *Organization) ([]*Organization, error) {
 	ids := o.PathIDs()
 	ids = ids[:len(ids)-1]
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	found, err := tx.OrgsByID(ids)
+	found, err := v.OrgsByID(ids)
 	if err != nil {
 		return nil, err
 	}

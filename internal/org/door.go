@@ -43,10 +43,20 @@ type Idempotency struct {
 // errUnchanged ends a mutation that turned out to change nothing.
 var errUnchanged = errors.New("nothing changed")
 
+// Check is what decides whether a change may be made, for the function that asks and
+// no longer. Inside of a change all of it is as it is under the locks.
+type Check struct {
+	View
+	Call   *Call // its Actor is as it is under the first lock, once there is one
+	change *Change
+	// rootOf returns the root that an organization was last seen in, or "".
+	rootOf func(id string) string
+}
+
 // Change is a mutation under way, for the function that makes it and no longer.
 type Change struct {
+	Check
 	Tx
-	Call *Call // its Actor is as it is under the first lock, once there is one
 	// At is the time of the change. It is taken under the first lock and never
 	// before the last entry of a log that is locked, whatever the clock does, so
 	// that entries of a log are in the order of their times.
@@ -55,11 +65,8 @@ type Change struct {
 	now   func() time.Time
 	ends  *logEnds
 	heads map[string]*audit.Head
-	// present returns the actor of the call as it is in this transaction; nil
-	// where nothing is locked, and so nothing decided for good.
-	present func(tx Tx, call *Call) (*auth.Actor, error)
-	// rootOf returns the root that an organization was last seen in, or "".
-	rootOf func(id string) string
+	// present returns the actor of the call as it is in this transaction.
+	present func(v View, call *Call) (*auth.Actor, error)
 }
 
 // Change runs one mutation. It is the only way to change what the audit trail
@@ -68,13 +75,14 @@ type Change struct {
 // committed in one transaction. If fn returns no entry, nothing that it wrote
 // is kept. The receipt is that of the last entry; it is zero if nothing
 // changed.
-func (s *Service) Change(ctx context.Context, call *Call, fn func(tx *Change) (result any, entries []audit.Draft, err error)) (audit.Receipt, error) {
+func (s *Service) Change(ctx context.Context, call *Call, fn func(c *Change) (result any, entries []audit.Draft, err error)) (audit.Receipt, error) {
 	var receipt audit.Receipt
 	var roots []string
 	err := s.writeTogether(ctx, call, func(tx Tx) error {
 		receipt = audit.Receipt{}
 		own := *call // its actor is brought up to date
-		c := &Change{Tx: tx, Call: &own, At: s.Now(), NewID: s.newID, now: s.Now, ends: s.ends, heads: map[string]*audit.Head{}, present: s.present, rootOf: s.RootOf}
+		c := &Change{Check: Check{View: tx, Call: &own, rootOf: s.rootOf}, Tx: tx, At: s.Now(), NewID: s.newID, now: s.Now, ends: s.ends, heads: map[string]*audit.Head{}, present: s.present}
+		c.change = c
 		result, entries, err := fn(c)
 		if err != nil {
 			return err
@@ -136,24 +144,14 @@ func (s *Service) writeTogether(ctx context.Context, call *Call, fn func(Tx) err
 // Precheck runs checks of a change before the change, on what is committed and
 // without a lock. They run again in the change itself: what they find may not
 // last.
-func (s *Service) Precheck(ctx context.Context, call *Call, fn func(c *Change) error) error {
+func (s *Service) Precheck(ctx context.Context, call *Call, fn func(c *Check) error) error {
 	own := *call
 	var err error
 	if own.Actor, err = s.presentNow(ctx, call); err != nil {
 		return err
 	}
-	return s.store.Read(ctx, func(tx Tx) error {
-		return fn(&Change{Tx: readOnly{tx}, Call: &own, heads: map[string]*audit.Head{}, rootOf: s.RootOf})
-	})
+	return s.store.Read(ctx, func(v View) error { return fn(&Check{View: v, Call: &own, rootOf: s.rootOf}) })
 }
-
-// readOnly is a Tx that takes no lock.
-type readOnly struct{ Tx }
-
-// Unwrap returns the transaction itself.
-func (r readOnly) Unwrap() Tx { return r.Tx }
-
-func (readOnly) Lock(string) (*audit.Head, error) { return &audit.Head{}, nil }
 
 // Deliver runs a write that leaves no entry in the audit trail and holds no lock of a
 // root: events that somebody sends. fn gets the call with its actor as it is in the
@@ -242,9 +240,8 @@ func (c *Change) append(entries []audit.Draft, rand io.Reader) (receipt audit.Re
 		if err := c.AppendAudit(c.heads[rootID], records[rootID]); err != nil {
 			return receipt, nil, err
 		}
-		if own := records[rootID]; c.ends != nil {
-			c.ends.put(rootID, logEnd{c.heads[rootID].Root, own[len(own)-1].Timestamp})
-		}
+		own := records[rootID]
+		c.ends.put(rootID, logEnd{c.heads[rootID].Root, own[len(own)-1].Timestamp})
 	}
 	return receipt, roots, nil
 }
@@ -265,25 +262,23 @@ func (c *Change) lockFor(rootID, soon string) error {
 		return NotFound()
 	}
 	first := len(c.heads) == 0
-	if first && c.present != nil {
+	if first {
 		c.ahead(soon)
 	}
 	head, err := c.Lock(rootID)
 	if err != nil {
 		return err
 	}
-	if first && c.now != nil {
+	if first {
 		c.At = c.now()
 	}
-	if c.ends != nil {
-		last, err := c.lastEntry(head)
-		if err != nil {
-			return err
-		}
-		c.At = Later(c.At, last)
+	last, err := c.lastEntry(head)
+	if err != nil {
+		return err
 	}
+	c.At = Later(c.At, last)
 	c.heads[rootID] = head
-	if first && c.present != nil {
+	if first {
 		c.Call.Actor, err = c.present(c.Tx, c.Call)
 	}
 	return err
@@ -344,14 +339,14 @@ func (c *Change) lastEntry(head *audit.Head) (time.Time, error) {
 }
 
 // within reports whether the actor can see anything in a root.
-func (c *Change) within(rootID string) bool {
+func (c *Check) within(rootID string) bool {
 	return c.Call.Actor.Everywhere() || c.Call.Actor.RootID == rootID
 }
 
-// Target finds the organization that a change is about, locks its root, and
-// checks again, inside the transaction, what the surface has checked before:
-// visibility, permissions and precondition.
-func (c *Change) Target(id string, permissions ...string) (*Organization, error) {
+// Target finds the organization that a change is about and checks, again, what the
+// surface has checked before: visibility and permissions. In a change it locks its root
+// first.
+func (c *Check) Target(id string, permissions ...string) (*Organization, error) {
 	o, err := c.Locked(id)
 	if err != nil {
 		return nil, err
@@ -362,14 +357,13 @@ func (c *Change) Target(id string, permissions ...string) (*Organization, error)
 	return o, c.Call.Actor.Demand(o.Path, permissions...)
 }
 
-// Locked locks the root of the organization and returns the organization,
-// live or deleted, as it is under that lock; nil if there is none in a root in
-// which the actor sees something.
-func (c *Change) Locked(id string) (*Organization, error) {
+// Locked returns the organization, live or deleted, in a change as it is under the
+// lock of its root; nil if there is none in a root in which the actor sees something.
+func (c *Check) Locked(id string) (*Organization, error) {
 	// An organization never leaves its root. Only where an id has been freed
 	// and used again is the remembered root the wrong one.
-	if rootID := c.rootOf(id); rootID != "" && c.within(rootID) {
-		if err := c.lockFor(rootID, id); err != nil && !errors.Is(err, ErrAbsent) {
+	if rootID := c.rootOf(id); c.change != nil && rootID != "" && c.within(rootID) {
+		if err := c.change.lockFor(rootID, id); err != nil && !errors.Is(err, ErrAbsent) {
 			return nil, err
 		}
 	}
@@ -377,8 +371,8 @@ func (c *Change) Locked(id string) (*Organization, error) {
 	if err == nil && !c.within(o.RootID) {
 		return nil, nil
 	}
-	if err == nil && c.heads[o.RootID] == nil {
-		if err = c.LockRoot(o.RootID); err == nil {
+	if err == nil && c.change != nil && c.change.heads[o.RootID] == nil {
+		if err = c.change.LockRoot(o.RootID); err == nil {
 			o, err = c.Org(id)
 		}
 	}

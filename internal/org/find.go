@@ -53,8 +53,8 @@ func (s *Service) Find(ctx context.Context, actor *auth.Actor, id string) (*Snap
 	// lies in its root.
 	generation := s.store.OrgGeneration(actor.RootID, id)
 	var o *Organization
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		o, err = Seen(tx, actor, id)
+	err := s.store.Read(ctx, func(v View) (err error) {
+		o, err = Seen(v, actor, id)
 		return err
 	})
 	if errors.Is(err, ErrAbsent) {
@@ -68,8 +68,8 @@ func (s *Service) Find(ctx context.Context, actor *auth.Actor, id string) (*Snap
 }
 
 // seen returns a live organization that the actor sees; ErrAbsent otherwise.
-func Seen(tx Tx, actor *auth.Actor, id string) (*Organization, error) {
-	o, err := Reached(tx, actor, id)
+func Seen(v OrgView, actor *auth.Actor, id string) (*Organization, error) {
+	o, err := Reached(v, actor, id)
 	if err == nil && o.DeletedAt != nil {
 		return nil, ErrAbsent
 	}
@@ -79,19 +79,26 @@ func Seen(tx Tx, actor *auth.Actor, id string) (*Organization, error) {
 // reached returns an organization, live or deleted, that lies or lay within
 // the reach of the actor; ErrAbsent otherwise. It takes the same time for an
 // organization elsewhere and for none.
-func Reached(tx Tx, actor *auth.Actor, id string) (*Organization, error) {
+func Reached(v OrgView, actor *auth.Actor, id string) (*Organization, error) {
 	if actor.Everywhere() {
-		return tx.Org(id)
+		return v.Org(id)
 	}
 	place, ok := actor.Place()
 	if !ok {
 		return nil, ErrAbsent
 	}
-	o, err := tx.OrgWithin(id, place.Path, place.Self)
+	o, err := v.OrgWithin(id, place.Path, place.Self)
 	if err == nil && !actor.Sees(o.Path) {
 		return nil, ErrAbsent
 	}
 	return o, err
+}
+
+// Generation returns the root that an organization was last seen in, "" if that is not
+// known, and its generation there; see Store.OrgGeneration.
+func (s *Service) Generation(id string) (rootID string, generation uint64) {
+	rootID = s.rootOf(id)
+	return rootID, s.store.OrgGeneration(rootID, id)
 }
 
 // Remember keeps an organization, which nobody may change any more, as it is under a
@@ -108,8 +115,8 @@ func (s *Service) Exists(ctx context.Context, id string) bool {
 		return false
 	}
 	var places map[string]Place
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		places, err = tx.Places([]string{id})
+	err := s.store.Read(ctx, func(v View) (err error) {
+		places, err = v.Places([]string{id})
 		return err
 	})
 	_, ok := places[id]
@@ -136,8 +143,8 @@ func (s *Service) live(ctx context.Context, id string) (*Snapshot, error) {
 			generation = s.store.OrgGeneration(rootID, id)
 		}
 		var o *Organization
-		err := s.store.Read(ctx, func(tx Tx) (err error) {
-			o, err = tx.Org(id)
+		err := s.store.Read(ctx, func(v View) (err error) {
+			o, err = v.Org(id)
 			return err
 		})
 		switch {
@@ -160,7 +167,7 @@ func (s *Service) live(ctx context.Context, id string) (*Snapshot, error) {
 
 // rootOf returns the root that an organization was last seen in, "" if that is
 // not known. It may be out of date.
-func (s *Service) RootOf(id string) string {
+func (s *Service) rootOf(id string) string {
 	if snap, ok := s.orgs.GetIfPresent(id); ok {
 		return snap.RootID
 	}
@@ -204,8 +211,8 @@ func (s *Service) keyOf(ctx context.Context, id string, hash [32]byte) (*keySnap
 // none.
 func (s *Service) rootOfKey(ctx context.Context, id string, hash [32]byte) (rootID string, err error) {
 	var secret, old []byte
-	err = s.store.Read(ctx, func(tx Tx) (err error) {
-		rootID, secret, old, err = tx.SecretHashes(id)
+	err = s.store.Read(ctx, func(v View) (err error) {
+		rootID, secret, old, err = v.SecretHashes(id)
 		return err
 	})
 	if err != nil && !errors.Is(err, ErrAbsent) {
@@ -231,11 +238,11 @@ func (s *Service) keyHolding(ctx context.Context, id, rootID string, hash [32]by
 func (s *Service) keySnapshot(ctx context.Context, id, rootID string) (*keySnapshot, error) {
 	generation := s.store.Generation(rootID)
 	var snap *keySnapshot
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		if snap, err = readKey(tx, id); err != nil {
+	err := s.store.Read(ctx, func(v View) (err error) {
+		if snap, err = readKey(v, id); err != nil {
 			return err
 		}
-		snap.quota, err = s.quotaIn(tx, rootID, generation)
+		snap.quota, err = s.quotaIn(v, rootID, generation)
 		return err
 	})
 	if errors.Is(err, ErrAbsent) {
@@ -249,17 +256,17 @@ func (s *Service) keySnapshot(ctx context.Context, id, rootID string) (*keySnaps
 }
 
 // readKey reads a key and its organization.
-func readKey(tx Tx, id string) (*keySnapshot, error) {
-	k, err := tx.Key(id)
+func readKey(v View, id string) (*keySnapshot, error) {
+	k, err := v.Key(id)
 	if err != nil {
 		return nil, err
 	}
-	return snapshotOf(tx, k)
+	return snapshotOf(v, k)
 }
 
 // snapshotOf adds its organization to a key.
-func snapshotOf(tx Tx, k *key.Key) (*keySnapshot, error) {
-	o, err := tx.Org(k.OrgID)
+func snapshotOf(v View, k *key.Key) (*keySnapshot, error) {
+	o, err := v.Org(k.OrgID)
 	if err != nil {
 		return nil, err
 	}

@@ -100,8 +100,8 @@ func (q *Quota) ETag(rootID string) string {
 	return ETag("quota", Stamp{Path: rootID, Version: q.Version, At: q.UpdatedAt})
 }
 
-func quotaOf(tx Tx, rootID string) (*Quota, error) {
-	q, err := tx.Quota(rootID)
+func quotaOf(v View, rootID string) (*Quota, error) {
+	q, err := v.Quota(rootID)
 	if errors.Is(err, ErrAbsent) {
 		return &Quota{}, nil
 	}
@@ -124,8 +124,8 @@ func (s *Service) QuotaOf(ctx context.Context, rootID string) (*Quota, error) {
 		return q.quota, nil
 	}
 	var quota *Quota
-	err := s.store.Read(ctx, func(tx Tx) (err error) {
-		quota, err = s.quotaIn(tx, rootID, generation)
+	err := s.store.Read(ctx, func(v View) (err error) {
+		quota, err = s.quotaIn(v, rootID, generation)
 		return err
 	})
 	return quota, err
@@ -133,11 +133,11 @@ func (s *Service) QuotaOf(ctx context.Context, rootID string) (*Quota, error) {
 
 // quotaIn is QuotaOf within a transaction that began after the root had the
 // generation.
-func (s *Service) quotaIn(tx Tx, rootID string, generation uint64) (*Quota, error) {
+func (s *Service) quotaIn(v View, rootID string, generation uint64) (*Quota, error) {
 	if q, ok := s.quotas.GetIfPresent(rootID); ok && q.generation == generation {
 		return q.quota, nil
 	}
-	quota, err := quotaOf(tx, rootID)
+	quota, err := quotaOf(v, rootID)
 	if err == nil {
 		s.quotas.Set(rootID, &rootQuota{quota: quota, generation: generation})
 	}
@@ -167,7 +167,7 @@ func quotaOnRoot(o *Organization) error {
 
 // quotaTarget finds the root whose quota is to be changed, and the quota as it
 // is.
-func (c *Change) quotaTarget(rootID string) (*Organization, *Quota, error) {
+func (c *Check) quotaTarget(rootID string) (*Organization, *Quota, error) {
 	o, err := c.Target(rootID)
 	if err != nil {
 		return nil, nil, err
@@ -178,7 +178,7 @@ func (c *Change) quotaTarget(rootID string) (*Organization, *Quota, error) {
 	if err := quotaOnRoot(o); err != nil {
 		return nil, nil, err
 	}
-	q, err := quotaOf(c.Tx, rootID)
+	q, err := quotaOf(c, rootID)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -188,7 +188,7 @@ func (c *Change) quotaTarget(rootID string) (*Organization, *Quota, error) {
 // CheckQuota checks whether the actor may change the quota of a root, and
 // whether it is as the call says.
 func (s *Service) CheckQuota(ctx context.Context, call *Call, rootID string) error {
-	return s.Precheck(ctx, call, func(c *Change) error {
+	return s.Precheck(ctx, call, func(c *Check) error {
 		_, _, err := c.quotaTarget(rootID)
 		return err
 	})

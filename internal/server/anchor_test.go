@@ -15,7 +15,6 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/evidence"
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -35,7 +34,7 @@ func signedLog(t testing.TB, rootID, logID string, epoch int64, n int) *evidence
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &evidence.LogState{Head: h, Signature: &org.Signature{Size: h.Size, Checkpoint: signed, SignedAt: time.Unix(1_700_000_000, 0).UTC()}}
+	return &evidence.LogState{Head: h, Signature: &evidence.Signature{Size: h.Size, Checkpoint: signed, SignedAt: time.Unix(1_700_000_000, 0).UTC()}}
 }
 
 func TestAnchor(t *testing.T) {

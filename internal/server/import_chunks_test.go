@@ -23,13 +23,12 @@ import (
 // watchedStore is a store that tells of each Write before it is made. What
 // before returns instead of nil is the Write's error.
 type watchedStore struct {
-	org.Store
+	*store.Store
 	writes atomic.Int64
 	before func(n int64, write func() error) error
 }
 
-func (s *watchedStore) Write(ctx context.Context, fn func(org.Tx) error) error {
-	write := func() error { return s.Store.Write(ctx, fn) }
+func (s *watchedStore) write(write func() error) error {
 	if s.before == nil {
 		return write()
 	}
@@ -38,14 +37,15 @@ func (s *watchedStore) Write(ctx context.Context, fn func(org.Tx) error) error {
 
 // importService returns a service on a store, without what a server does in the
 // background.
-func importService(t *testing.T, s org.Store) *tree.Service {
+func importService(t *testing.T, s *watchedStore) *tree.Service {
 	t.Helper()
-	return tree.NewService(tree.Config{Orgs: orgService(t, s), Store: s, Now: time.Now, NewID: ident.New, Rand: rand.Reader, RestoreWindow: time.Hour})
+	return tree.NewService(tree.Config{Orgs: orgService(t, s), Store: store.Side[tree.View, tree.Tx]{Store: s.Store}, Now: time.Now, NewID: ident.New, Rand: rand.Reader, RestoreWindow: time.Hour,
+		Imports: testkit.Around[tree.ImportView, tree.ImportTx]{Face: store.Side[tree.ImportView, tree.ImportTx]{Store: s.Store}, Make: s.write}})
 }
 
-func orgService(t *testing.T, s org.Store) *org.Service {
+func orgService(t *testing.T, s *watchedStore) *org.Service {
 	t.Helper()
-	service, err := org.NewService(org.Config{Store: s, Now: time.Now, NewID: ident.New, Rand: rand.Reader})
+	service, err := org.NewService(org.Config{Store: testkit.AroundOrgs{Store: s.Store, Make: s.write}, Now: time.Now, NewID: ident.New, Rand: rand.Reader})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func orgService(t *testing.T, s org.Store) *org.Service {
 
 // onStores runs a scenario on a store of each engine and checks the system
 // after it.
-func onStores(t *testing.T, scenario func(t *testing.T, s org.Store)) {
+func onStores(t *testing.T, scenario func(t *testing.T, s *store.Store)) {
 	for _, engine := range testkit.Engines {
 		t.Run(engine, func(t *testing.T) {
 			var s *store.Store
@@ -77,9 +77,9 @@ func onStores(t *testing.T, scenario func(t *testing.T, s org.Store)) {
 	}
 }
 
-func underWay(t *testing.T, s org.Store) (list []org.PendingImport) {
+func underWay(t *testing.T, s *store.Store) (list []tree.PendingImport) {
 	t.Helper()
-	if err := s.Read(t.Context(), func(tx org.Tx) (err error) {
+	if err := testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) (err error) {
 		list, err = tx.Imports("", 10)
 		return err
 	}); err != nil {
@@ -112,10 +112,10 @@ func importRows(ctx context.Context, s *tree.Service, call *org.Call, rows, pare
 }
 
 // there counts the organizations with a prefix that exist for everybody.
-func there(t *testing.T, s org.Store, prefix string) int {
+func there(t *testing.T, s *store.Store, prefix string) int {
 	t.Helper()
 	n := 0
-	if err := s.Read(t.Context(), func(tx org.Tx) error {
+	if err := testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error {
 		for q := (org.OrgQuery{Limit: 1000}); ; {
 			page, err := tx.Orgs(q)
 			if err != nil {
@@ -154,8 +154,8 @@ func create(t *testing.T, s *tree.Service, id, parent string) {
 // the answer says nothing else.
 func TestImportFaults(t *testing.T) {
 	const n, chunks = 250, 3 // chunks of 100: one transaction each to stage them, and one to reveal them
-	onStores(t, func(t *testing.T, s org.Store) {
-		create(t, importService(t, s), "r", "")
+	onStores(t, func(t *testing.T, s *store.Store) {
+		create(t, importService(t, &watchedStore{Store: s}), "r", "")
 		broken := errors.New("the disk is on fire")
 		unknown := problem.New(problem.OutcomeUnknown, "Nobody knows.")
 		var none, all int
@@ -187,7 +187,7 @@ func TestImportFaults(t *testing.T) {
 					t.Errorf("%s: answered %+v %v with %d there", name, res, receipt, before)
 				}
 				// The process starts again.
-				if _, err := importService(t, s).SettleImports(t.Context(), 0); err != nil {
+				if _, err := importService(t, &watchedStore{Store: s}).SettleImports(t.Context(), 0); err != nil {
 					t.Fatal(err)
 				}
 				after := there(t, s, prefix)
@@ -209,7 +209,7 @@ func TestImportFaults(t *testing.T) {
 					t.Errorf("%s: a decided import was given up", name)
 				}
 				// Its ids are free again, or taken.
-				_, _, err = importRows(t.Context(), importService(t, s), byOperator, treeRows(prefix, n), "")
+				_, _, err = importRows(t.Context(), importService(t, &watchedStore{Store: s}), byOperator, treeRows(prefix, n), "")
 				if (err == nil) != (after == 0) || err != nil && !strings.Contains(problem.From(err).Fields[0].Detail, "is in use") {
 					t.Errorf("%s: %d were there, and the same import gives %v", name, after, err)
 				}
@@ -224,7 +224,7 @@ func TestImportFaults(t *testing.T) {
 
 // pausing returns a service whose import stops before its k-th transaction; go
 // on lets it continue and returns what it answers.
-func pausing(t *testing.T, s org.Store, k int64, rows, parent string) (goOn func() error) {
+func pausing(t *testing.T, s *store.Store, k int64, rows, parent string) (goOn func() error) {
 	t.Helper()
 	reached, proceed := make(chan struct{}), make(chan struct{})
 	w := &watchedStore{Store: s, before: func(n int64, write func() error) error {
@@ -268,8 +268,8 @@ func belowRows(prefix string, n int) string {
 // Rows that wait are not there for anybody: they look like nothing, and their
 // ids like any that is taken.
 func TestStagedOrganizationsDoNotExist(t *testing.T) {
-	onStores(t, func(t *testing.T, s org.Store) {
-		service := importService(t, s)
+	onStores(t, func(t *testing.T, s *store.Store) {
+		service := importService(t, &watchedStore{Store: s})
 		create(t, service, "r", "")
 		create(t, service, "p", "r")
 		create(t, service, "used", "r")
@@ -286,7 +286,7 @@ func TestStagedOrganizationsDoNotExist(t *testing.T) {
 			}
 			ctx := t.Context()
 			for what, err := range map[string]error{
-				"find":    second(orgService(t, s).Find(ctx, byOperator.Actor, id)),
+				"find":    second(orgService(t, &watchedStore{Store: s}).Find(ctx, byOperator.Actor, id)),
 				"restore": third(service.Restore(ctx, byOperator, id)),
 				"delete":  third(service.Delete(ctx, byOperator, id, tree.DeleteOptions{Cascade: true})),
 				"update":  third(service.Update(ctx, byOperator, id, tree.OrgUpdate{})),
@@ -322,8 +322,8 @@ func third[A, B any](_ A, _ B, err error) error { return err }
 // Until an import is decided whatever happens above its rows comes first. From
 // then on nobody takes the place away where its rows go.
 func TestChangesAboveAnImport(t *testing.T) {
-	onStores(t, func(t *testing.T, s org.Store) {
-		service := importService(t, s)
+	onStores(t, func(t *testing.T, s *store.Store) {
+		service := importService(t, &watchedStore{Store: s})
 		create(t, service, "r", "")
 		create(t, service, "elsewhere", "r")
 		ctx := t.Context()
@@ -409,12 +409,12 @@ func TestChangesAboveAnImport(t *testing.T) {
 // An import is taken over only from a process that is gone, and then by one
 // alone: the first, should it wake up, does nothing more to it.
 func TestImportIsTakenOver(t *testing.T) {
-	onStores(t, func(t *testing.T, s org.Store) {
-		create(t, importService(t, s), "r", "")
+	onStores(t, func(t *testing.T, s *store.Store) {
+		create(t, importService(t, &watchedStore{Store: s}), "r", "")
 		for _, k := range []int64{3, 5} {
 			prefix := fmt.Sprintf("o%d-", k)
 			goOn := pausing(t, s, k, belowRows(prefix, 250), "r")
-			other := importService(t, s)
+			other := importService(t, &watchedStore{Store: s})
 			if n, err := other.SettleImports(t.Context(), time.Hour); n != 0 || err != nil || len(underWay(t, s)) != 1 {
 				t.Errorf("an import under way was taken over: %d %v", n, err)
 			}

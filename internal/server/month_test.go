@@ -294,7 +294,7 @@ func waitsForLock(method, path, body string) func(*testing.T, *testkit.Server, s
 		release := sync.OnceFunc(func() { close(held) })
 		t.Cleanup(release)
 		go func() {
-			ended <- s.Store.Metering().Write(t.Context(), func(tx metering.Tx) error {
+			ended <- testkit.Whole(s.Store).Write(t.Context(), func(tx testkit.Tx) error {
 				if _, err := tx.Lock("r"); err != nil {
 					return err
 				}

@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/testkit"
 )
 
@@ -16,7 +15,7 @@ func TestServerOfOldSchemaStops(t *testing.T) {
 	s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"acme","name":"Acme"}`)
 	key, _ := s.NewKey("acme", `"permissions":["admin"]`)
 	s.Must(200, "GET", "/orgs/acme", key, "")
-	if err := s.Store.Write(t.Context(), func(tx org.Tx) error { return tx.ReplaceMark("compatible_from", "1000") }); err != nil {
+	if err := testkit.Whole(s.Store).Write(t.Context(), func(tx testkit.Tx) error { return tx.ReplaceMark("compatible_from", "1000") }); err != nil {
 		t.Fatal(err)
 	}
 	begun := time.Now()

@@ -53,7 +53,7 @@ func (s *Server) keyring(ctx context.Context) (*audit.Keyring, error) {
 // resort, and only where nothing is signed no loss.
 func (s *Server) damagedSeed(ctx context.Context, from string, damage error) error {
 	var signing []string
-	if err := s.Store.Read(ctx, func(tx org.Tx) (err error) { signing, err = tx.SigningSeeds(s.config.Now()); return err }); err != nil {
+	if err := s.marks().Read(ctx, func(v marksView) (err error) { signing, err = v.SigningSeeds(s.config.Now()); return err }); err != nil {
 		return err
 	}
 	if len(signing) == 0 {
@@ -70,11 +70,11 @@ of the database. Another seed in its place could not go on with these logs`, fro
 func (s *Server) makeSeed(ctx context.Context, path string) (*audit.Keyring, error) {
 	var signing []string
 	var first string
-	err := s.Store.Read(ctx, func(tx org.Tx) (err error) {
-		if signing, err = tx.SigningSeeds(s.config.Now()); err != nil || len(signing) > 0 {
+	err := s.marks().Read(ctx, func(v marksView) (err error) {
+		if signing, err = v.SigningSeeds(s.config.Now()); err != nil || len(signing) > 0 {
 			return err
 		}
-		first, err = tx.Mark(seedMark)
+		first, err = v.Mark(seedMark)
 		if errors.Is(err, org.ErrAbsent) {
 			err = nil
 		}
@@ -121,14 +121,14 @@ func (s *Server) markSeed(ctx context.Context, k *audit.Keyring) error {
 	if s.config.Database == "" {
 		return nil
 	}
-	err := s.Store.Read(ctx, func(tx org.Tx) error { _, err := tx.Mark(seedMark); return err })
+	err := s.marks().Read(ctx, func(v marksView) error { _, err := v.Mark(seedMark); return err })
 	if err == nil {
 		return org.ErrStale
 	}
 	if !errors.Is(err, org.ErrAbsent) {
 		return err
 	}
-	return s.Store.Write(ctx, func(tx org.Tx) error { return tx.PutMark(seedMark, k.Newest()) })
+	return s.marks().Write(ctx, func(tx marksTx) error { return tx.PutMark(seedMark, k.Newest()) })
 }
 
 // seedNames names seeds by their ids.

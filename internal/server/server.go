@@ -197,11 +197,11 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 	if err != nil {
 		return nil, err
 	}
-	s.Tree = tree.NewService(tree.Config{Orgs: s.Service, Store: s.Store, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
+	s.Tree = tree.NewService(tree.Config{Orgs: s.Service, Store: store.Side[tree.View, tree.Tx]{Store: s.Store}, Imports: store.Side[tree.ImportView, tree.ImportTx]{Store: s.Store}, Now: c.Now, NewID: ident.New, Rand: rand.Reader,
 		RestoreWindow: c.RestoreWindow, Drain: s.Recorder.Drain})
-	s.Trail = trail.NewService(trail.Config{Orgs: s.Service, Store: s.Store, NewID: ident.New, AccessNews: accessNews})
-	s.Evidence = evidence.NewService(s.Service, s.Store, keyring)
-	s.Metering, err = metering.NewService(metering.Config{Orgs: s.Service, Store: s.Store.Metering(), Spool: s.Recorder, Now: c.Now,
+	s.Trail = trail.NewService(trail.Config{Orgs: s.Service, Store: store.Side[trail.View, trail.Tx]{Store: s.Store}, NewID: ident.New, AccessNews: accessNews})
+	s.Evidence = evidence.NewService(s.Service, store.Side[evidence.View, evidence.Tx]{Store: s.Store}, keyring)
+	s.Metering, err = metering.NewService(metering.Config{Orgs: s.Service, Store: store.Side[metering.View, metering.Tx]{Store: s.Store}, Months: store.Side[metering.MonthsView, metering.MonthsTx]{Store: s.Store}, Spool: s.Recorder, Now: c.Now,
 		MonthCloseAfter: c.MonthCloseAfter})
 	if err != nil {
 		return nil, err
@@ -315,8 +315,8 @@ func (s *Server) compareOperatorKey(ctx context.Context, hash [32]byte) error {
 	}
 	var last string
 	now := hex.EncodeToString(hash[:8])
-	err := s.Store.Read(ctx, func(tx org.Tx) (err error) {
-		last, err = tx.Mark(operatorMark)
+	err := s.marks().Read(ctx, func(v marksView) (err error) {
+		last, err = v.Mark(operatorMark)
 		return err
 	})
 	if err == nil && last == now {
@@ -328,7 +328,7 @@ func (s *Server) compareOperatorKey(ctx context.Context, hash [32]byte) error {
 	} else if !errors.Is(err, org.ErrAbsent) {
 		return err
 	}
-	return s.Store.Write(ctx, func(tx org.Tx) error { return tx.ReplaceMark(operatorMark, now) })
+	return s.marks().Write(ctx, func(tx marksTx) error { return tx.ReplaceMark(operatorMark, now) })
 }
 
 // Handler returns what answers HTTP requests.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -28,7 +29,7 @@ func eventSize(e *access.Event) int {
 	return 300 + len(e.ID) + len(e.OrgID) + len(e.User) + len(e.Action) + len(e.UserAgent) + len(e.Method) + len(e.Path) + len(e.RequestID)
 }
 
-func (t *tx) AccessEvents(q org.AccessQuery) (org.AccessPage, error) {
+func (t *tx) AccessEvents(q trail.AccessQuery) (trail.AccessPage, error) {
 	w := &window{columns: eventColumns, result: eventColumns, from: `access_events AS a`, order: `at DESC, seq DESC`, key: `at, seq`, maxBytes: q.MaxBytes}
 	w.bound(`root_id = ` + w.arg(q.RootID))
 	if q.Scope == org.ScopeSelf {
@@ -40,7 +41,7 @@ func (t *tx) AccessEvents(q org.AccessQuery) (org.AccessPage, error) {
 	if !q.To.IsZero() {
 		w.bound(`at < ` + w.arg(micros(q.To)))
 	}
-	if q.Before != (org.AccessPosition{}) {
+	if q.Before != (trail.AccessPosition{}) {
 		w.bound(`(at, seq) < (` + w.arg(micros(q.Before.At)) + `, ` + w.arg(q.Before.Seq) + `)`)
 	}
 	w.wantEvents(&q)
@@ -51,7 +52,7 @@ func (t *tx) AccessEvents(q org.AccessQuery) (org.AccessPage, error) {
 	case q.Path != q.RootID+"/":
 		w.scan = MaxScan / 2 // each row's organization is looked up
 	}
-	var page org.AccessPage
+	var page trail.AccessPage
 	var at, seq int64
 	more, err := t.page(w, q.Limit, func(r row) error {
 		e, err := scanEvent(r)
@@ -61,14 +62,14 @@ func (t *tx) AccessEvents(q org.AccessQuery) (org.AccessPage, error) {
 		return err
 	}, into(&at, &seq))
 	if more && err == nil {
-		page.Next = &org.AccessPosition{At: fromMicros(at), Seq: seq}
+		page.Next = &trail.AccessPosition{At: fromMicros(at), Seq: seq}
 	}
 	return page, err
 }
 
 // wantEvents lets through the events that q wants, whatever order and bounds
 // the list of them has.
-func (w *window) wantEvents(q *org.AccessQuery) {
+func (w *window) wantEvents(q *trail.AccessQuery) {
 	if q.Scope != org.ScopeSelf && q.Path != q.RootID+"/" {
 		w.want(`EXISTS (SELECT 1 FROM orgs AS o WHERE o.root_id = e.root_id AND o.id = e.org_id
 			AND o.path >= ` + w.arg(q.Path) + ` AND o.path < ` + w.arg(subtreeEnd(q.Path)) + `)`)
@@ -85,8 +86,8 @@ func (w *window) wantEvents(q *org.AccessQuery) {
 	}
 }
 
-func (t *tx) AccessFeed(q org.AccessQuery, after int64) (org.AccessFeed, error) {
-	feed := org.AccessFeed{Position: after}
+func (t *tx) AccessFeed(q trail.AccessQuery, after int64) (trail.AccessFeed, error) {
+	feed := trail.AccessFeed{Position: after}
 	last, err := t.AccessHead(q.RootID)
 	if err != nil || last <= after {
 		return feed, err
@@ -230,7 +231,7 @@ const (
 		WHERE c.root_id = $1 AND c.sender = '' AND c.id = $3 AND c.org_id = $5) ON CONFLICT DO NOTHING`
 )
 
-func (t *tx) InsertAccessEvents(rootID, sender string, events []org.IncomingEvent) (duplicates int64, err error) {
+func (t *tx) InsertAccessEvents(rootID, sender string, events []trail.IncomingEvent) (duplicates int64, err error) {
 	// Taken first, the root's number also keeps two transactions from waiting
 	// for each other's claims.
 	seq, err := t.nextEvents(rootID, len(events))
@@ -270,8 +271,8 @@ func (t *tx) InsertAccessEvents(rootID, sender string, events []org.IncomingEven
 	})
 }
 
-func (t *tx) AccessRetention(rootID string) (*org.AccessRetention, error) {
-	r := org.AccessRetention{RootID: rootID}
+func (t *tx) AccessRetention(rootID string) (*trail.AccessRetention, error) {
+	r := trail.AccessRetention{RootID: rootID}
 	var at int64
 	err := t.queryRow(into(&r.Days, &at), `SELECT days, updated_at FROM access_retentions WHERE root_id = $1`, rootID)
 	if err != nil {
@@ -281,7 +282,7 @@ func (t *tx) AccessRetention(rootID string) (*org.AccessRetention, error) {
 	return &r, nil
 }
 
-func (t *tx) PutAccessRetention(r *org.AccessRetention) error {
+func (t *tx) PutAccessRetention(r *trail.AccessRetention) error {
 	_, err := t.exec(`INSERT INTO access_retentions (root_id, days, updated_at) VALUES ($1, $2, $3)
 		ON CONFLICT (root_id) DO UPDATE SET days = excluded.days, updated_at = excluded.updated_at`, r.RootID, r.Days, micros(r.UpdatedAt))
 	return err

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
+	"github.com/orgd/orgd/internal/evidence"
 	"github.com/orgd/orgd/internal/org"
 )
 
@@ -239,8 +240,8 @@ func (t *tx) Leaves(head *audit.Head, from, to int64) ([][]byte, error) {
 	return leaves, err
 }
 
-func (t *tx) Signature(head *audit.Head) (*org.Signature, error) {
-	s := &org.Signature{}
+func (t *tx) Signature(head *audit.Head) (*evidence.Signature, error) {
+	s := &evidence.Signature{}
 	var signedAt, oldUntil int64
 	err := t.queryRow(into(&s.Size, &s.Checkpoint, &signedAt, &s.Keys.Now.Seed, &s.Keys.Now.Version,
 		&s.Keys.Old.Seed, &s.Keys.Old.Version, &oldUntil),
@@ -261,7 +262,7 @@ func optionalUTC(n int64) time.Time {
 	return fromMicros(n)
 }
 
-func (t *tx) PutSignature(head *audit.Head, s *org.Signature) error {
+func (t *tx) PutSignature(head *audit.Head, s *evidence.Signature) error {
 	until := int64(0)
 	if !s.Keys.OldUntil.IsZero() {
 		until = micros(s.Keys.OldUntil)
@@ -280,7 +281,7 @@ func (t *tx) PutSignature(head *audit.Head, s *org.Signature) error {
 	return err
 }
 
-func (t *tx) PutKeys(head *audit.Head, keys org.LogKeys) error {
+func (t *tx) PutKeys(head *audit.Head, keys evidence.LogKeys) error {
 	until := int64(0)
 	if !keys.OldUntil.IsZero() {
 		until = micros(keys.OldUntil)

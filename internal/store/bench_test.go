@@ -19,7 +19,7 @@ import (
 
 func plantRoots(b *testing.B, s *store.Store, n int) {
 	b.Helper()
-	err := s.Write(b.Context(), func(tx org.Tx) error {
+	err := testkit.Whole(s).Write(b.Context(), func(tx testkit.Tx) error {
 		for i := range n {
 			id := fmt.Sprintf("root-%d", i)
 			o := &org.Organization{ID: id, RootID: id, Path: id + "/", Name: id, Type: org.TypeOrganization, Version: 1,
@@ -37,15 +37,15 @@ func plantRoots(b *testing.B, s *store.Store, n int) {
 
 // update makes the change that a PATCH makes.
 func update(s *store.Store, rootID string) error {
-	return s.Write(context.Background(), func(tx org.Tx) error { return change(tx, rootID) })
+	return testkit.Whole(s).Write(context.Background(), func(tx testkit.Tx) error { return change(tx, rootID) })
 }
 
 // updateTogether is update for a change that may share its transaction.
 func updateTogether(s *store.Store, rootID string) error {
-	return s.WriteTogether(context.Background(), rootID, func(tx org.Tx) error { return change(tx, rootID) })
+	return s.WriteTogether(context.Background(), rootID, func(tx org.Tx) error { return change(tx.(testkit.Tx), rootID) })
 }
 
-func change(tx org.Tx, rootID string) error {
+func change(tx testkit.Tx, rootID string) error {
 	if _, err := tx.Org(rootID); err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func BenchmarkSQLite(b *testing.B) {
 		plantRoots(b, s, 1)
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
-				err := s.Read(context.Background(), func(tx org.Tx) error {
+				err := testkit.Whole(s).Read(context.Background(), func(tx testkit.Tx) error {
 					_, err := tx.Org("root-0")
 					return err
 				})

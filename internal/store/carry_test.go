@@ -10,10 +10,10 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
-	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -85,7 +85,7 @@ func TestOldDatabaseIsCarriedOn(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = s.Metering().Read(t.Context(), func(tx metering.Tx) error {
+			err = testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error {
 				got, err := tx.LogHashes(head, 1, 0, entries>>audit.TileHeight)
 				if diff := cmp.Diff(tiles, got); diff != "" || len(got) != 2 {
 					t.Errorf("tiles: %s", diff)
@@ -103,7 +103,7 @@ func TestOldDatabaseIsCarriedOn(t *testing.T) {
 						t.Errorf("children of %s at second %d: %s, %v", want.parent, want.at, diff, err)
 					}
 				}
-				page, err := tx.AccessEvents(org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 10})
+				page, err := tx.AccessEvents(trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 10})
 				if len(page.Events) != events || page.Events[0].ID != fmt.Sprintf("evt_%d", events-1) {
 					t.Errorf("events %+v", page.Events)
 				}
@@ -171,15 +171,15 @@ func TestIdsFromBeforeSendersAreKept(t *testing.T) {
 			used := func(sender, orgID string, part int) usage.Event {
 				return usage.Event{EventKey: usage.EventKey{RootID: "r", Sender: sender, Source: "s", ID: "1", Part: part}, OrgID: orgID, Meter: "tokens", At: now}
 			}
-			seen := func(orgID, id string) org.IncomingEvent {
-				return org.IncomingEvent{Named: true, Event: access.Event{RootID: "r", ID: id, OrgID: orgID, User: "u", Action: "LOGIN", Status: access.Success, Timestamp: now}}
+			seen := func(orgID, id string) trail.IncomingEvent {
+				return trail.IncomingEvent{Named: true, Event: access.Event{RootID: "r", ID: id, OrgID: orgID, User: "u", Action: "LOGIN", Status: access.Success, Timestamp: now}}
 			}
-			err = s.Metering().Write(t.Context(), func(tx metering.Tx) error {
+			err = testkit.Whole(s).Write(t.Context(), func(tx testkit.Tx) error {
 				for _, test := range []struct {
 					what   string
 					event  usage.Event
 					fresh  bool
-					access org.IncomingEvent
+					access trail.IncomingEvent
 				}{
 					{"sent again by its organization", used("a", "a", 0), false, seen("a", "one")},
 					{"sent again from above", used("r", "a", 0), false, seen("a", "one")},
@@ -194,7 +194,7 @@ func TestIdsFromBeforeSendersAreKept(t *testing.T) {
 					if err != nil {
 						return err
 					}
-					duplicates, err := tx.InsertAccessEvents("r", test.event.Sender, []org.IncomingEvent{test.access})
+					duplicates, err := tx.InsertAccessEvents("r", test.event.Sender, []trail.IncomingEvent{test.access})
 					if err != nil {
 						return err
 					}
@@ -202,7 +202,7 @@ func TestIdsFromBeforeSendersAreKept(t *testing.T) {
 						t.Errorf("%s: counted %v, %d duplicates", test.what, fresh, duplicates)
 					}
 				}
-				if n, err := tx.InsertAccessEvents("r", "a", []org.IncomingEvent{seen("a", "gone")}); n != 0 || err != nil {
+				if n, err := tx.InsertAccessEvents("r", "a", []trail.IncomingEvent{seen("a", "gone")}); n != 0 || err != nil {
 					t.Errorf("the id of an event that is not kept any more: %d duplicates, %v", n, err)
 				}
 				series := usage.Series{RootID: "r", Period: "2026-11", OrgID: "a", Meter: "disk"}
@@ -216,7 +216,7 @@ func TestIdsFromBeforeSendersAreKept(t *testing.T) {
 				t.Fatal(err)
 			}
 			// They are pruned like all others, and then nobody's.
-			err = s.Metering().Write(t.Context(), func(tx metering.Tx) error {
+			err = testkit.Whole(s).Write(t.Context(), func(tx testkit.Tx) error {
 				if _, err := tx.PruneEvents("r", now.Add(time.Hour), usage.EventKey{RootID: "r"}, 100); err != nil {
 					return err
 				}

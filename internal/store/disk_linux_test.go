@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/testkit"
@@ -85,7 +84,7 @@ func loseBlock(t *testing.T, checkpoints, protected, reading bool, failing int) 
 			case <-time.After(50 * time.Millisecond):
 			}
 			if reading {
-				s.Read(t.Context(), func(tx org.Tx) error {
+				testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error {
 					_, err := tx.Org("r")
 					time.Sleep(400 * time.Millisecond) // longer than a checkpoint waits
 					return err

@@ -19,9 +19,9 @@ import (
 	"github.com/ncruces/go-sqlite3/util/vfsutil"
 	"github.com/ncruces/go-sqlite3/vfs"
 
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/store"
+	"github.com/orgd/orgd/internal/testkit"
 )
 
 // cacheVFS has files as Linux has them on ext4: what is written is in the page
@@ -217,7 +217,7 @@ func (f *cachedFile) Truncate(size int64) error {
 
 // insertMany adds organizations that fill many pages.
 func insertMany(s *store.Store, from, n int) error {
-	return s.Write(context.Background(), func(tx org.Tx) error {
+	return testkit.Whole(s).Write(context.Background(), func(tx testkit.Tx) error {
 		for i := range n {
 			if err := insertOrg(tx, fmt.Sprintf("r/%06d-%s/", from+i, strings.Repeat("x", 200))); err != nil {
 				return err
@@ -262,7 +262,7 @@ func TestSQLiteFailedWrite(t *testing.T) {
 			if err := insertMany(s, 0, 300); err != nil {
 				t.Fatal(err)
 			}
-			err := s.Read(t.Context(), func(tx org.Tx) error {
+			err := testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error {
 				if _, err := tx.Org("r"); err != nil {
 					return err
 				}
@@ -400,7 +400,7 @@ func missingAfter(t *testing.T, dir string, acknowledged int64) string {
 		return err.Error()
 	}
 	var n int64
-	err = s.Read(t.Context(), func(tx org.Tx) error {
+	err = testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error {
 		head, err := tx.Head("r", "", -1)
 		if err == nil {
 			n = head.Size
@@ -433,7 +433,7 @@ func TestSQLiteUnsettled(t *testing.T) {
 	s := openOn(t, v)
 	plantRoot(t, s, "r")
 	read := func() (version int64, err error) {
-		err = s.Read(t.Context(), func(tx org.Tx) error {
+		err = testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error {
 			o, err := tx.Org("r")
 			if err == nil {
 				version = o.Version

@@ -10,6 +10,7 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -97,7 +98,7 @@ func oneRow(_ int, rows int64) error {
 	return nil
 }
 
-func (t *tx) KeysHolding(q org.HoldingQuery) (keys []*key.Key, next []string, err error) {
+func (t *tx) KeysHolding(q trail.HoldingQuery) (keys []*key.Key, next []string, err error) {
 	w := &window{columns: keyColumns, from: `api_keys AS k`, order: `org_id, id`, key: `org_id, id`, result: keyColumns, maxBytes: q.MaxBytes}
 	w.bound(`root_id = ` + w.arg(q.RootID))
 	if q.Self {
@@ -127,7 +128,7 @@ func (t *tx) KeysHolding(q org.HoldingQuery) (keys []*key.Key, next []string, er
 	return keys, next, err
 }
 
-func (t *tx) OrgsHolding(q org.HoldingQuery) (orgs []*org.Organization, next []string, err error) {
+func (t *tx) OrgsHolding(q trail.HoldingQuery) (orgs []*org.Organization, next []string, err error) {
 	w := &window{columns: orgColumns, from: `orgs AS o`, order: `path`, key: `path`, result: orgColumns, maxBytes: q.MaxBytes, bytes: orgBytes}
 	w.bound(`root_id = ` + w.arg(q.RootID))
 	if q.Self {

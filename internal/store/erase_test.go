@@ -14,8 +14,8 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/ident"
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/store"
+	"github.com/orgd/orgd/internal/testkit"
 )
 
 // What is erased is in no file of a SQLite database, wherever its pages were
@@ -78,7 +78,7 @@ func TestSQLiteScrub(t *testing.T) {
 	if holding() == 0 {
 		t.Fatal("this test does not find what is in the files")
 	}
-	if err := s.Write(t.Context(), func(tx org.Tx) error { return tx.PutAccessEvents(erased) }); err != nil {
+	if err := testkit.Whole(s).Write(t.Context(), func(tx testkit.Tx) error { return tx.PutAccessEvents(erased) }); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Scrub(t.Context()); err != nil {
@@ -92,7 +92,7 @@ func TestSQLiteScrub(t *testing.T) {
 	}
 	s = openSQLite(t, dir, store.Options{})
 	for _, e := range all {
-		if err := s.Read(t.Context(), func(tx org.Tx) error {
+		if err := testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error {
 			got, err := tx.AccessEvent(e.RootID, e.Timestamp, e.Seq)
 			if err == nil && got.User != e.User && !gone[e.User] {
 				t.Errorf("event %s is now of %q", e.ID, got.User)

@@ -89,12 +89,12 @@ func Commit(c *sqlite3.Conn) error {
 
 // ClosedLog ends the log of a root and appends a record to it, as the purge of
 // a root does.
-func ClosedLog(tx org.Tx, head *audit.Head, r audit.Record) error {
-	if err := tx.CloseLog(head, time.UnixMicro(1)); err != nil {
+func ClosedLog(t org.Tx, head *audit.Head, r audit.Record) error {
+	if err := t.(*tx).CloseLog(head, time.UnixMicro(1)); err != nil {
 		return err
 	}
 	head.Size++
-	return tx.AppendAudit(head, []audit.Record{r})
+	return t.AppendAudit(head, []audit.Record{r})
 }
 
 // LockPanics panics while it reads the head of a log.
@@ -109,7 +109,7 @@ func HeadsWritten(s *Store) (n int) {
 
 // Group makes changes in one group commit, in their order, and returns their
 // errors.
-func Group(s *Store, changes ...func(org.Tx) error) []error {
+func Group[T any](s *Store, changes ...func(T) error) []error {
 	e := s.engine.(*sqliteEngine)
 	waiting := make(chan struct{})
 	e.queue <- &job{committed: s.generations.changed, done: make(chan struct{}), fn: func(*tx) error {
@@ -119,7 +119,7 @@ func Group(s *Store, changes ...func(org.Tx) error) []error {
 	}}
 	jobs := make([]*job, len(changes))
 	for i, change := range changes {
-		jobs[i] = &job{committed: s.generations.changed, done: make(chan struct{}), fn: func(t *tx) error { return change(t) }}
+		jobs[i] = &job{committed: s.generations.changed, done: make(chan struct{}), fn: func(t *tx) error { return change(side[T](t)) }}
 		e.queue <- jobs[i]
 	}
 	close(waiting)

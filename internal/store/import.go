@@ -4,16 +4,17 @@ import (
 	"fmt"
 
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/tree"
 )
 
-func (t *tx) OrgStates(ids []string) (map[string]org.OrgState, error) {
+func (t *tx) OrgStates(ids []string) (map[string]tree.OrgState, error) {
 	list, err := encodeStrings(ids)
 	if err != nil {
 		return nil, err
 	}
-	states := make(map[string]org.OrgState, len(ids))
+	states := make(map[string]tree.OrgState, len(ids))
 	err = t.query(func(r row) error {
-		var o org.OrgState
+		var o tree.OrgState
 		var createdAt, deletedAt int64
 		err := r.Scan(&o.ID, &o.Path, (*string)(&o.Type), &createdAt, &o.Version, &deletedAt)
 		if o.CreatedAt = fromMicros(createdAt); deletedAt == 0 {
@@ -41,32 +42,32 @@ func (t *tx) TakenIDs(ids []string) ([]string, error) {
 
 const importColumns = `id, actor_type, actor_id, actor_name, request_id, ip, user_agent, chunks, revealed, step`
 
-func scanImport(r row, p *org.PendingImport) error {
+func scanImport(r row, p *tree.PendingImport) error {
 	return r.Scan(&p.ID, &p.Actor.Type, &p.Actor.ID, &p.Actor.Name, &p.RequestID, &p.IP, &p.UserAgent, &p.Chunks, &p.Revealed, &p.Step)
 }
 
-func (t *tx) Import(id string) (*org.PendingImport, error) {
-	p := &org.PendingImport{}
+func (t *tx) Import(id string) (*tree.PendingImport, error) {
+	p := &tree.PendingImport{}
 	err := t.queryRow(func(r row) error { return scanImport(r, p) }, `SELECT `+importColumns+` FROM imports WHERE id = $1`, id)
 	return p, err
 }
 
-func (t *tx) Imports(after string, limit int) ([]org.PendingImport, error) {
-	var list []org.PendingImport
+func (t *tx) Imports(after string, limit int) ([]tree.PendingImport, error) {
+	var list []tree.PendingImport
 	err := t.query(func(r row) error {
-		list = append(list, org.PendingImport{})
+		list = append(list, tree.PendingImport{})
 		return scanImport(r, &list[len(list)-1])
 	}, `SELECT `+importColumns+` FROM imports WHERE id > $1 ORDER BY id LIMIT $2`, after, int64(limit))
 	return list, err
 }
 
-func (t *tx) BeginImport(p *org.PendingImport) error {
+func (t *tx) BeginImport(p *tree.PendingImport) error {
 	_, err := t.exec(`INSERT INTO imports (`+importColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
 		p.ID, p.Actor.Type, p.Actor.ID, p.Actor.Name, p.RequestID, p.IP, p.UserAgent, p.Chunks, p.Revealed, p.Step)
 	return err
 }
 
-func (t *tx) StepImport(p *org.PendingImport) error {
+func (t *tx) StepImport(p *tree.PendingImport) error {
 	n, err := t.exec(`UPDATE imports SET step = step + 1, revealed = $3 WHERE id = $1 AND step = $2`, p.ID, p.Step, p.Revealed)
 	if err == nil && n == 0 {
 		err = org.ErrStale

@@ -10,7 +10,6 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib"
 	"github.com/ncruces/go-sqlite3/driver"
 
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/testkit"
 )
@@ -60,7 +59,7 @@ func TestMarked(t *testing.T) {
 				if err != nil {
 					t.Fatalf("opened with the mark %q: %v", mark, err)
 				}
-				if err := s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Mark("demo"); return err }); err != nil {
+				if err := testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Mark("demo"); return err }); err != nil {
 					t.Error(err)
 				}
 				s.Close()

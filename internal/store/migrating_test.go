@@ -14,7 +14,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/testkit"
 )
@@ -166,7 +165,7 @@ func TestCompatibleFrom(t *testing.T) {
 			if err := s.CheckSchema(ctx); err != nil {
 				t.Errorf("a new database is not for its own server: %v", err)
 			}
-			if err := s.Write(ctx, func(tx org.Tx) error { return tx.ReplaceMark("compatible_from", "1000") }); err != nil {
+			if err := testkit.Whole(s).Write(ctx, func(tx testkit.Tx) error { return tx.ReplaceMark("compatible_from", "1000") }); err != nil {
 				t.Fatal(err)
 			}
 			s.Close()

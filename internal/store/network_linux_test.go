@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/testkit"
 )
 
@@ -20,7 +19,7 @@ func TestPostgresOrphans(t *testing.T) {
 	var once sync.Once
 	go func() {
 		defer close(given)
-		_ = s.Write(context.Background(), func(tx org.Tx) error {
+		_ = testkit.Whole(s).Write(context.Background(), func(tx testkit.Tx) error {
 			_, err := tx.Lock("r")
 			once.Do(func() {
 				close(held)

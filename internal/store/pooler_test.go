@@ -13,7 +13,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/store/storetest"
@@ -37,7 +36,7 @@ func openPooled(t testing.TB, pooler, direct string) *store.Store {
 // Behind a pooler that gives each transaction another session everything holds
 // that holds without one, if there is a way past it too.
 func TestPoolerOfTransactions(t *testing.T) {
-	storetest.Run(t, func(t testing.TB) storetest.Store {
+	storetest.Run(t, func(t testing.TB) *store.Store {
 		direct := testkit.Postgres(t)
 		return openPooled(t, testkit.PgBouncer(t, direct, "transaction"), direct)
 	})
@@ -219,7 +218,7 @@ func TestRoleSettings(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 8 {
 			wg.Go(func() {
-				err := s.Write(t.Context(), func(tx org.Tx) error {
+				err := testkit.Whole(s).Write(t.Context(), func(tx testkit.Tx) error {
 					_, err := tx.Lock(root)
 					time.Sleep(100 * time.Millisecond) // idle in the transaction, while others wait for the lock
 					return err
@@ -340,7 +339,7 @@ func TestSilentServer(t *testing.T) {
 	var waiting sync.WaitGroup
 	for range 4 {
 		waiting.Go(func() {
-			_ = s.Write(t.Context(), func(tx org.Tx) error {
+			_ = testkit.Whole(s).Write(t.Context(), func(tx testkit.Tx) error {
 				_, err := tx.Lock("r")
 				time.Sleep(200 * time.Millisecond)
 				return err
@@ -368,7 +367,7 @@ func TestSilentServer(t *testing.T) {
 	eventually(t, "doubt", func() bool { return !trusted(s, "r") })
 	time.Sleep(5 * time.Second)
 	begin = time.Now()
-	err := s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("r"); return err })
+	err := testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Org("r"); return err })
 	if p := problem.From(err); err == nil || p.Code != problem.Unavailable || p.RetryAfter == 0 {
 		t.Errorf("error %v", err)
 	}
@@ -435,7 +434,7 @@ func TestReadOnlyDatabase(t *testing.T) {
 	eventually(t, "doubt", func() bool { return !trusted(s, "r") })
 	eventually(t, "the reason", func() bool { return s.Ping(t.Context()) != nil })
 	eventually(t, "no reads of what may be old", func() bool {
-		err := s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("r"); return err })
+		err := testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Org("r"); return err })
 		return problem.Is(err, problem.Unavailable)
 	})
 	readOnly(false)

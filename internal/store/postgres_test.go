@@ -22,7 +22,7 @@ import (
 func openPostgres(t testing.TB, url string) *store.Store { return openPooled(t, url, "") }
 
 func TestPostgres(t *testing.T) {
-	storetest.Run(t, func(t testing.TB) storetest.Store { return openPostgres(t, testkit.Postgres(t)) })
+	storetest.Run(t, func(t testing.TB) *store.Store { return openPostgres(t, testkit.Postgres(t)) })
 }
 
 // eventually waits for a condition for as long as the test may run.
@@ -46,7 +46,7 @@ func trusted(s *store.Store, rootID string) bool {
 
 func plantRoot(t testing.TB, s *store.Store, id string) {
 	t.Helper()
-	err := s.Write(t.Context(), func(tx org.Tx) error {
+	err := testkit.Whole(s).Write(t.Context(), func(tx testkit.Tx) error {
 		o := &org.Organization{ID: id, RootID: id, Path: id + "/", Name: id, Type: org.TypeOrganization, Version: 1}
 		return errors.Join(tx.InsertOrgs([]*org.Organization{o}), tx.NewLog(&audit.Head{RootID: id, LogID: id}))
 	})
@@ -78,7 +78,7 @@ func TestPostgresReplicas(t *testing.T) {
 	if two.Generation("r") != r {
 		t.Error("the change of an organization changed the generation of its tree")
 	}
-	if err := one.Write(t.Context(), func(tx org.Tx) error {
+	if err := testkit.Whole(one).Write(t.Context(), func(tx testkit.Tx) error {
 		_, err := tx.Lock("r")
 		return errors.Join(err, tx.PutSchema("r", []byte("{}")))
 	}); err != nil {
@@ -108,7 +108,7 @@ func TestPostgresGone(t *testing.T) {
 		}
 	}
 	wantUnavailable(update(s, "r"))
-	wantUnavailable(s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("r"); return err }))
+	wantUnavailable(testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Org("r"); return err }))
 	wantUnavailable(s.Ping(t.Context()))
 
 	if err := cluster.Start(); err != nil {
@@ -178,7 +178,7 @@ func testCutConnections(t *testing.T, update func(s *store.Store, rootID string)
 	close(stop)
 	wg.Wait()
 	var size int64
-	err = s.Write(t.Context(), func(tx org.Tx) error {
+	err = testkit.Whole(s).Write(t.Context(), func(tx testkit.Tx) error {
 		head, err := tx.Lock("r")
 		if err == nil {
 			size = head.Size
@@ -207,7 +207,7 @@ func TestPostgresConflict(t *testing.T) {
 	for _, order := range [][]string{{"a", "b"}, {"b", "a"}} {
 		go func() {
 			first := true
-			errs <- s.Write(context.Background(), func(tx org.Tx) error {
+			errs <- testkit.Whole(s).Write(context.Background(), func(tx testkit.Tx) error {
 				runs.Add(1)
 				if _, err := tx.Lock(order[0]); err != nil {
 					return err
@@ -272,7 +272,7 @@ func TestPostgresTogether(t *testing.T) {
 	eventually(t, "as many transactions as there are leaders", func() bool { return number(waiting) == 2 })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	err = s.WriteTogether(ctx, "r", func(tx org.Tx) error { return change(tx, "r") })
+	err = s.WriteTogether(ctx, "r", func(tx org.Tx) error { return change(tx.(testkit.Tx), "r") })
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v of one that waits no longer", err)
 	}

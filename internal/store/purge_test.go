@@ -14,6 +14,7 @@ import (
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -45,14 +46,14 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 				} else {
 					s = openPostgres(t, testkit.Postgres(t))
 				}
-				write := func(fn func(tx metering.Tx) error) {
+				write := func(fn func(tx testkit.Tx) error) {
 					t.Helper()
-					if err := s.Metering().Write(t.Context(), fn); err != nil {
+					if err := testkit.Whole(s).Write(t.Context(), fn); err != nil {
 						t.Fatal(err)
 					}
 				}
 				month := usage.MonthOf(begin)
-				write(func(tx metering.Tx) error {
+				write(func(tx testkit.Tx) error {
 					orgs := []*org.Organization{organization("r/"), organization("r/stays/"), organization(purged), organization(purged + "keys/"), organization(purged + "busy/")}
 					for n := range many {
 						orgs = append(orgs, organization(fmt.Sprintf("%sc%04d/", purged, n), fmt.Sprintf("a%d", n), fmt.Sprintf("b%d", n)), organization(fmt.Sprintf("r/stays/m%04d/", n)))
@@ -87,7 +88,7 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 				}
 				totals := func() (names map[string]usage.Decimal) {
 					names = map[string]usage.Decimal{}
-					if err := s.Metering().Read(t.Context(), func(tx metering.Tx) error {
+					if err := testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error {
 						page, err := tx.MonthTotals("r", month, usage.Total{}, 1_000_000)
 						for _, x := range page {
 							names[x.OrgID] += x.Total
@@ -103,7 +104,7 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 				if top == "top" {
 					path = purged
 				}
-				write(func(tx metering.Tx) error {
+				write(func(tx testkit.Tx) error {
 					if _, err := tx.MarkDeleted("r", path, "del", begin); err != nil {
 						return err
 					}
@@ -115,7 +116,7 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 				for done := false; !done; steps++ {
 					var some []string
 					var rows int64
-					write(func(tx metering.Tx) (err error) {
+					write(func(tx testkit.Tx) (err error) {
 						rows, err = store.Changes(tx, func() (err error) {
 							some, done, err = tx.Purge("r", "del", limit, begin)
 							return err
@@ -156,13 +157,13 @@ func TestPurgeStepsAreBounded(t *testing.T) {
 						t.Fatalf("%s has %s, and had %s", name, after[name], quantity)
 					}
 				}
-				if err := s.Metering().Read(t.Context(), func(tx metering.Tx) error {
+				if err := testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error {
 					left, _, err := tx.ChildTotals(metering.ChildQuery{RootID: "r", ParentID: "top", Month: month, Meter: "m1", Limit: 10})
 					if len(left) > 0 {
 						t.Errorf("children of the id that is free: %v", left)
 					}
 					limits, err2 := tx.Limits("r", []string{"busy"})
-					events, err3 := tx.AccessEvents(org.AccessQuery{RootID: "r", OrgID: "busy", Path: "r/busy/", Scope: org.ScopeSelf, Limit: 10})
+					events, err3 := tx.AccessEvents(trail.AccessQuery{RootID: "r", OrgID: "busy", Path: "r/busy/", Scope: org.ScopeSelf, Limit: 10})
 					_, err4 := tx.Idempotent("key_0001", "i", begin)
 					if len(limits)+len(events.Events) > 0 || !errors.Is(err4, org.ErrAbsent) {
 						t.Errorf("%d limits and %d events are left, %v", len(limits), len(events.Events), err4)

@@ -26,6 +26,7 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/store/storetest"
+	"github.com/orgd/orgd/internal/testkit"
 )
 
 func openSQLite(t testing.TB, dir string, o store.Options) *store.Store {
@@ -51,7 +52,7 @@ func openOn(t *testing.T, v vfs.VFS) *store.Store {
 }
 
 func TestSQLite(t *testing.T) {
-	storetest.Run(t, func(t testing.TB) storetest.Store { return openSQLite(t, t.TempDir(), store.Options{}) })
+	storetest.Run(t, func(t testing.TB) *store.Store { return openSQLite(t, t.TempDir(), store.Options{}) })
 }
 
 func TestSQLiteOpen(t *testing.T) {
@@ -80,8 +81,8 @@ func TestSQLiteOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, err := range map[string]error{
-		"read":  s.Read(t.Context(), func(org.Tx) error { return nil }),
-		"write": s.Write(t.Context(), func(org.Tx) error { return nil }),
+		"read":  testkit.Whole(s).Read(t.Context(), func(testkit.Tx) error { return nil }),
+		"write": testkit.Whole(s).Write(t.Context(), func(testkit.Tx) error { return nil }),
 		"ping":  s.Ping(t.Context()),
 	} {
 		if !problem.Is(err, problem.Unavailable) {
@@ -101,7 +102,7 @@ func TestSQLiteOpen(t *testing.T) {
 func size(t testing.TB, s *store.Store, rootID string) int64 {
 	t.Helper()
 	var n int64
-	err := s.Write(t.Context(), func(tx org.Tx) error {
+	err := testkit.Whole(s).Write(t.Context(), func(tx testkit.Tx) error {
 		head, err := tx.Lock(rootID)
 		if err == nil {
 			n = head.Size
@@ -114,7 +115,7 @@ func size(t testing.TB, s *store.Store, rootID string) int64 {
 	return n
 }
 
-func insertOrg(tx org.Tx, path string) error {
+func insertOrg(tx testkit.Tx, path string) error {
 	ids := org.SplitPath(path)
 	return tx.InsertOrgs([]*org.Organization{{ID: ids[len(ids)-1], RootID: ids[0], ParentID: ids[0], Path: path,
 		Depth: len(ids) - 1, Name: path, Version: 1}})
@@ -130,9 +131,9 @@ func TestSQLiteGroup(t *testing.T) {
 	for round := range 20 {
 		id := func(name string) string { return fmt.Sprintf("r/%s-%d/", name, round) }
 		kinds := []string{"good", "fails", "panics", "breaks", "good-2", "fails-2", "good-3"}
-		var changes []func(org.Tx) error
+		var changes []func(testkit.Tx) error
 		for _, kind := range kinds {
-			changes = append(changes, func(tx org.Tx) error {
+			changes = append(changes, func(tx testkit.Tx) error {
 				if err := insertOrg(tx, id(kind)); err != nil {
 					return err
 				}
@@ -153,7 +154,7 @@ func TestSQLiteGroup(t *testing.T) {
 			if good != (err == nil) {
 				t.Errorf("%s: error %v", kinds[i], err)
 			}
-			err := s.Read(t.Context(), func(tx org.Tx) error {
+			err := testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error {
 				_, err := tx.Org(org.SplitPath(id(kinds[i]))[1])
 				return err
 			})
@@ -172,31 +173,31 @@ func TestSQLiteGroupRunsAgain(t *testing.T) {
 	plantRoot(t, s, "r")
 	failure := errors.New("no")
 	runs := make([]int, 6)
-	count := func(i int, fn func(tx org.Tx) error) func(tx org.Tx) error {
-		return func(tx org.Tx) error {
+	count := func(i int, fn func(tx testkit.Tx) error) func(tx testkit.Tx) error {
+		return func(tx testkit.Tx) error {
 			runs[i]++
 			return fn(tx)
 		}
 	}
-	insert := func(path string) func(tx org.Tx) error {
-		return func(tx org.Tx) error { return insertOrg(tx, path) }
+	insert := func(path string) func(tx testkit.Tx) error {
+		return func(tx testkit.Tx) error { return insertOrg(tx, path) }
 	}
 	errs := store.Group(s,
 		count(0, insert("r/a/")),
 		count(1, insert("r/a/")), // is taken
-		count(2, func(tx org.Tx) error { return change(tx, "r") }))
+		count(2, func(tx testkit.Tx) error { return change(tx, "r") }))
 	if errs[0] != nil || errs[1] == nil || errs[2] != nil || runs[0] != 1 || runs[2] != 1 {
 		t.Errorf("errors %v after %v runs", errs, runs)
 	}
 	errs = store.Group(s,
-		count(3, func(tx org.Tx) error {
+		count(3, func(tx testkit.Tx) error {
 			if runs[3] > 1 { // of two failures the second is the one that is told
 				return failure
 			}
 			return insertOrg(tx, "r/b/")
 		}),
-		count(4, func(tx org.Tx) error { return change(tx, "r") }),
-		func(tx org.Tx) error { return errors.Join(change(tx, "r"), failure) },
+		count(4, func(tx testkit.Tx) error { return change(tx, "r") }),
+		func(tx testkit.Tx) error { return errors.Join(change(tx, "r"), failure) },
 		count(5, insert("r/b/")))
 	if !errors.Is(errs[0], failure) || errs[1] != nil || !errors.Is(errs[2], failure) || errs[3] != nil {
 		t.Errorf("errors %v", errs)
@@ -217,11 +218,11 @@ func TestSQLiteGroupHeads(t *testing.T) {
 	plantRoot(t, s, "r")
 	plantRoot(t, s, "q")
 	failure := errors.New("no")
-	append1 := func(rootID string) func(tx org.Tx) error {
-		return func(tx org.Tx) error { return change(tx, rootID) }
+	append1 := func(rootID string) func(tx testkit.Tx) error {
+		return func(tx testkit.Tx) error { return change(tx, rootID) }
 	}
-	expect := func(want int64) func(tx org.Tx) error {
-		return func(tx org.Tx) error {
+	expect := func(want int64) func(tx testkit.Tx) error {
+		return func(tx testkit.Tx) error {
 			head, err := tx.Head("r", "", -1)
 			if err == nil && head.Size != want {
 				err = fmt.Errorf("the log has %d entries, not %d", head.Size, want)
@@ -229,7 +230,7 @@ func TestSQLiteGroupHeads(t *testing.T) {
 			return err
 		}
 	}
-	stale := func(tx org.Tx) error {
+	stale := func(tx testkit.Tx) error {
 		head, err := tx.Lock("r")
 		if err != nil {
 			return err
@@ -247,12 +248,12 @@ func TestSQLiteGroupHeads(t *testing.T) {
 				t.Errorf("change %d: %v", i, err)
 			}
 		}
-		if err := s.Read(t.Context(), expect(n+4)); err != nil {
+		if err := testkit.Whole(s).Read(t.Context(), expect(n+4)); err != nil {
 			t.Error(err)
 		}
 	}
 	written := store.HeadsWritten(s)
-	for _, err := range store.Group(s, slices.Repeat([]func(org.Tx) error{append1("r")}, 10)...) {
+	for _, err := range store.Group(s, slices.Repeat([]func(testkit.Tx) error{append1("r")}, 10)...) {
 		if err != nil {
 			t.Error(err)
 		}
@@ -260,9 +261,9 @@ func TestSQLiteGroupHeads(t *testing.T) {
 	if n := store.HeadsWritten(s) - written; n != 2 {
 		t.Errorf("the head was written %d times for ten changes", n)
 	}
-	fails := func(tx org.Tx) error { return errors.Join(change(tx, "r"), failure) }
+	fails := func(tx testkit.Tx) error { return errors.Join(change(tx, "r"), failure) }
 	for _, at := range []int{0, 2, 1} { // first, after others, and soon after that with savepoints
-		changes := slices.Repeat([]func(org.Tx) error{append1("r")}, 4)
+		changes := slices.Repeat([]func(testkit.Tx) error{append1("r")}, 4)
 		changes[at] = fails
 		for i, err := range store.Group(s, changes...) {
 			if (i == at) != (err != nil) {
@@ -271,14 +272,14 @@ func TestSQLiteGroupHeads(t *testing.T) {
 		}
 	}
 	for i, err := range store.Group(s, append1("q"),
-		func(tx org.Tx) error {
+		func(tx testkit.Tx) error {
 			head, err := tx.Lock("q")
 			if err != nil {
 				return err
 			}
 			return store.ClosedLog(tx, head, audit.Record{RootID: "q", Seq: head.Size, ID: "aud_last", OrgID: "q", Path: "q/", Leaf: []byte("{}"), Values: []byte("{}")})
 		},
-		func(tx org.Tx) error {
+		func(tx testkit.Tx) error {
 			if _, err := tx.Lock("q"); !errors.Is(err, org.ErrAbsent) {
 				return fmt.Errorf("a closed log was locked: %v", err)
 			}
@@ -304,7 +305,7 @@ func TestSQLiteGroupAnswers(t *testing.T) {
 	s := openOn(t, v)
 	plantRoot(t, s, "r")
 	there := errors.New("it is there already")
-	insert := func(tx org.Tx) error {
+	insert := func(tx testkit.Tx) error {
 		if _, err := tx.Org("a"); err == nil {
 			return there
 		}
@@ -327,7 +328,7 @@ func TestSQLiteGroupAnswers(t *testing.T) {
 func TestSQLitePanicInScan(t *testing.T) {
 	s := openSQLite(t, t.TempDir(), store.Options{})
 	plantRoot(t, s, "r")
-	if errs := store.Group(s, func(tx org.Tx) error { return store.LockPanics(tx, "r") }); errs[0] == nil {
+	if errs := store.Group(s, func(tx testkit.Tx) error { return store.LockPanics(tx, "r") }); errs[0] == nil {
 		t.Error("no error")
 	}
 	if err := update(s, "r"); err != nil {
@@ -343,7 +344,7 @@ func TestSQLiteAbandoned(t *testing.T) {
 	started, release := make(chan struct{}), make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		s.Write(context.Background(), func(org.Tx) error {
+		testkit.Whole(s).Write(context.Background(), func(testkit.Tx) error {
 			close(started)
 			<-release
 			return nil
@@ -352,14 +353,14 @@ func TestSQLiteAbandoned(t *testing.T) {
 	<-started
 	ctx, cancel := context.WithCancel(t.Context())
 	wg.Go(cancel)
-	err := s.Write(ctx, func(tx org.Tx) error { return insertOrg(tx, "r/a/") })
+	err := testkit.Whole(s).Write(ctx, func(tx testkit.Tx) error { return insertOrg(tx, "r/a/") })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 	close(release)
 	wg.Wait()
 	plantRoot(t, s, "later")
-	err = s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("a"); return err })
+	err = testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Org("a"); return err })
 	if !errors.Is(err, org.ErrAbsent) {
 		t.Errorf("read: error %v", err)
 	}
@@ -436,8 +437,8 @@ func TestSQLiteFaults(t *testing.T) {
 				}
 				generation := s.OrgGeneration("r", "r")
 				for _, err := range store.Group(s,
-					func(tx org.Tx) error { return change(tx, "r") },
-					func(tx org.Tx) error { return change(tx, "r") },
+					func(tx testkit.Tx) error { return change(tx, "r") },
+					func(tx testkit.Tx) error { return change(tx, "r") },
 				) {
 					if !problem.Is(err, test.want) {
 						t.Errorf("error %v", err)
@@ -450,7 +451,7 @@ func TestSQLiteFaults(t *testing.T) {
 					}
 				}
 				read := func() error {
-					return s.Read(t.Context(), func(tx org.Tx) error { _, err := tx.Org("r"); return err })
+					return testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Org("r"); return err })
 				}
 				if test.want != problem.OutcomeUnknown {
 					if err := read(); err != nil {
@@ -553,7 +554,7 @@ func TestSQLiteKill(t *testing.T) {
 			}
 			acknowledged[rootID] = n
 			var seqs []int64
-			err := s.Read(t.Context(), func(tx org.Tx) error {
+			err := testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error {
 				q := org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Ascending: true, Limit: 1000}
 				for q.After >= 0 {
 					p, err := tx.AuditEntries(q)

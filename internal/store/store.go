@@ -30,7 +30,7 @@ type Options struct {
 	// a part of a sentence; an empty text when it is over.
 	Busy func(with string)
 	// Mark, if set, is for data that is of no worth: the database gets this
-	// mark (org.Tx.Mark), and one that ever had organizations and does not bear
+	// mark (Store.Mark), and one that ever had organizations and does not bear
 	// it is refused with ErrUnmarked, before anything of it is changed.
 	Mark string
 	// Direct is a URL of a PostgreSQL database that leads past the pooler through
@@ -131,12 +131,12 @@ type engine interface {
 func (s *Store) Kind() string { return s.engine.kind() }
 
 // Read implements org.Store.
-func (s *Store) Read(ctx context.Context, fn func(org.Tx) error) error {
+func (s *Store) Read(ctx context.Context, fn func(org.View) error) error {
 	return s.engine.read(ctx, false, s.traced(func(t *tx) error { return fn(t) }))
 }
 
 // ReadHeavy implements org.Store.
-func (s *Store) ReadHeavy(ctx context.Context, fn func(org.Tx) error) error {
+func (s *Store) ReadHeavy(ctx context.Context, fn func(org.View) error) error {
 	return s.engine.read(ctx, true, s.traced(func(t *tx) error { return fn(t) }))
 }
 
@@ -172,7 +172,7 @@ func (s *Store) Generation(rootID string) uint64 { return s.generations.of(rootI
 // OrgGeneration implements org.Store.
 func (s *Store) OrgGeneration(rootID, orgID string) uint64 { return s.generations.of(rootID, orgID) }
 
-// Partition implements org.Store.
+// Partition implements trail.Store.
 func (s *Store) Partition(ctx context.Context, now, expired time.Time) (time.Time, error) {
 	return s.engine.partition(ctx, now, expired)
 }

@@ -53,7 +53,7 @@ var catalogs = map[string]string{
 func database(t testing.TB, s *store.Store) map[string][]dbColumn {
 	t.Helper()
 	tables := map[string][]dbColumn{}
-	look(t, s, func(tx org.Tx) error {
+	look(t, s, func(tx testkit.Tx) error {
 		rows, err := store.Select(tx, 4, catalogs[s.Kind()])
 		for _, r := range rows {
 			place, _ := strconv.Atoi(r[3])
@@ -64,16 +64,16 @@ func database(t testing.TB, s *store.Store) map[string][]dbColumn {
 	return tables
 }
 
-func look(t testing.TB, s *store.Store, fn func(org.Tx) error) {
+func look(t testing.TB, s *store.Store, fn func(testkit.Tx) error) {
 	t.Helper()
-	if err := s.ReadHeavy(t.Context(), fn); err != nil {
+	if err := testkit.Whole(s).ReadHeavy(t.Context(), fn); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func alter(t testing.TB, s *store.Store, fn func(org.Tx) error) {
+func alter(t testing.TB, s *store.Store, fn func(testkit.Tx) error) {
 	t.Helper()
-	if err := s.Write(t.Context(), fn); err != nil {
+	if err := testkit.Whole(s).Write(t.Context(), fn); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -158,7 +158,7 @@ func TestTablesNoticed(t *testing.T) {
 			`ALTER TABLE meters ADD COLUMN remark TEXT NOT NULL DEFAULT ''`,
 			`ALTER TABLE meters ADD COLUMN amount INTEGER NOT NULL DEFAULT 0`,
 		} {
-			alter(t, s, func(tx org.Tx) error { return store.Exec(tx, statement) })
+			alter(t, s, func(tx testkit.Tx) error { return store.Exec(tx, statement) })
 		}
 		known := store.Tables()
 		for i := range known {
@@ -309,7 +309,7 @@ func holding(t testing.TB, s *store.Store, found func(text string) bool) map[str
 		if len(names) == 0 {
 			continue
 		}
-		look(t, s, func(tx org.Tx) error {
+		look(t, s, func(tx testkit.Tx) error {
 			rows, err := store.Select(tx, len(names), `SELECT `+strings.Join(selected, `, `)+` FROM `+name)
 			for _, r := range rows {
 				for i, text := range r {
@@ -365,7 +365,7 @@ func (p *planter) row(table string, values map[string]any) {
 		row[c.name] = v
 		names, places, args = append(names, c.name), append(places, "$"+strconv.Itoa(i+1)), append(args, v)
 	}
-	alter(p.t, p.s, func(tx org.Tx) error {
+	alter(p.t, p.s, func(tx testkit.Tx) error {
 		return store.Exec(tx, `INSERT INTO `+table+` (`+strings.Join(names, `, `)+`) VALUES (`+strings.Join(places, `, `)+`)`, args...)
 	})
 	p.rows[table] = append(p.rows[table], row)
@@ -430,7 +430,7 @@ func TestTablesArePurged(t *testing.T) {
 
 func testTablesArePurged(t *testing.T, s *store.Store, top string) {
 	begin := time.Date(2026, 11, 7, 0, 0, 0, 0, time.UTC)
-	alter(t, s, func(tx org.Tx) error {
+	alter(t, s, func(tx testkit.Tx) error {
 		var orgs []*org.Organization
 		for _, path := range []string{"theroot/", "theroot/remains/", "theroot/top/", "theroot/top/below/", "foreign/", "foreign/theirs/"} {
 			ids := org.SplitPath(path)
@@ -463,7 +463,7 @@ func testTablesArePurged(t *testing.T, s *store.Store, top string) {
 	for _, id := range slices.Concat(purged, others) {
 		before[id] = holding(t, s, named(id))
 	}
-	alter(t, s, func(tx org.Tx) error {
+	alter(t, s, func(tx testkit.Tx) error {
 		_, err := tx.MarkDeleted("theroot", path, "del_1", begin)
 		if err == nil {
 			_, err = tx.BeginPurge("theroot", "del_1", begin)
@@ -474,7 +474,7 @@ func testTablesArePurged(t *testing.T, s *store.Store, top string) {
 		if steps > 1000 {
 			t.Fatal("the purge does not end")
 		}
-		alter(t, s, func(tx org.Tx) (err error) {
+		alter(t, s, func(tx testkit.Tx) (err error) {
 			_, done, err = tx.Purge("theroot", "del_1", 7, begin)
 			return err
 		})
@@ -559,7 +559,7 @@ func TestTablesAreErased(t *testing.T) {
 					if strings.HasPrefix(c.Name, "old_") { // of secrets that have been replaced
 						where = ` WHERE length(old_hash) > 0`
 					}
-					alter(t, s.Store, func(tx org.Tx) error {
+					alter(t, s.Store, func(tx testkit.Tx) error {
 						return store.Exec(tx, `UPDATE `+table.Name+` SET `+c.Name+` = $1`+where, subject)
 					})
 				}

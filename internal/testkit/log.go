@@ -13,22 +13,21 @@ import (
 	"github.com/transparency-dev/merkle/rfc6962"
 
 	"github.com/orgd/orgd/internal/audit"
-	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 )
 
-// tree computes the tree of a log by another implementation than the
+// merkleTree computes the tree of a log by another implementation than the
 // product's.
-type tree struct {
+type merkleTree struct {
 	*compact.Range
 	tiles map[int]map[int64]audit.Hash // by level and index: the roots of complete tiles
 }
 
-func newTree() *tree {
-	return &tree{Range: (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewEmptyRange(0), tiles: map[int]map[int64]audit.Hash{}}
+func newMerkleTree() *merkleTree {
+	return &merkleTree{Range: (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewEmptyRange(0), tiles: map[int]map[int64]audit.Hash{}}
 }
 
-func (tr *tree) add(t testing.TB, leaf audit.Hash) {
+func (tr *merkleTree) add(t testing.TB, leaf audit.Hash) {
 	t.Helper()
 	if err := tr.Append(leaf[:], func(id compact.NodeID, hash []byte) {
 		if level := int(id.Level) / audit.TileHeight; level > 0 && id.Level%audit.TileHeight == 0 {
@@ -42,7 +41,7 @@ func (tr *tree) add(t testing.TB, leaf audit.Hash) {
 	}
 }
 
-func (tr *tree) root(t testing.TB) audit.Hash {
+func (tr *merkleTree) root(t testing.TB) audit.Hash {
 	t.Helper()
 	root, err := tr.GetRootHash(nil)
 	if err != nil {
@@ -55,9 +54,9 @@ func (tr *tree) root(t testing.TB) audit.Hash {
 }
 
 // check compares the tree with the stored head and tiles of an epoch.
-func (tr *tree) check(t testing.TB, s metering.Store, rootID string, epoch int64) {
+func (tr *merkleTree) check(t testing.TB, s database, rootID string, epoch int64) {
 	t.Helper()
-	if err := s.Read(context.Background(), func(tx metering.Tx) error {
+	if err := s.Read(context.Background(), func(tx Tx) error {
 		head, err := tx.Head(rootID, "", epoch)
 		if err != nil {
 			return err
@@ -132,7 +131,7 @@ func CheckLogs(t testing.TB, s *Server) {
 		return
 	}
 	anchored := Anchored(t, s)
-	for _, rootID := range liveRoots(t, s.Store.Metering()) {
+	for _, rootID := range liveRoots(t, Whole(s.Store)) {
 		l, err := s.Evidence.Log(ctx, rootID, -1)
 		if err != nil {
 			t.Errorf("the log of %s: %v", rootID, err)
@@ -176,12 +175,12 @@ func CheckLogs(t testing.TB, s *Server) {
 	}
 }
 
-func liveRoots(t testing.TB, s metering.Store) (roots []string) {
+func liveRoots(t testing.TB, s database) (roots []string) {
 	t.Helper()
 	q := org.OrgQuery{RootsOnly: true, Limit: 1000}
 	for {
 		var page org.OrgPage
-		if err := s.Read(context.Background(), func(tx metering.Tx) (err error) {
+		if err := s.Read(context.Background(), func(tx Tx) (err error) {
 			page, err = tx.Orgs(q)
 			return err
 		}); err != nil {

@@ -13,43 +13,41 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/settings"
+	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/trail"
 )
 
 // CheckSystem checks what must hold of a store at every moment: its tree is a
 // tree, folding the audit trail reproduces its state, every log's head follows
 // from its leaves without a gap, and consumption is exact, as checkUsage says.
-func CheckSystem(t testing.TB, of Metered) {
+func CheckSystem(t testing.TB, s *store.Store) {
 	t.Helper()
-	s := of.Metering()
 	// On one snapshot: the server may close a month meanwhile.
-	if err := s.Read(context.Background(), func(tx metering.Tx) error {
-		checkSystem(t, snapshot{s, tx})
+	if err := Whole(s).Read(context.Background(), func(tx Tx) error {
+		checkSystem(t, snapshot{tx})
 		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// Metered is a store of everything.
-type Metered interface{ Metering() metering.Store }
-
-// snapshot is a store as one transaction sees it.
-type snapshot struct {
-	metering.Store
-	tx metering.Tx
+// database is what is checked.
+type database interface {
+	Read(ctx context.Context, fn func(Tx) error) error
 }
 
-func (s snapshot) Read(_ context.Context, fn func(metering.Tx) error) error { return fn(s.tx) }
+// snapshot is a store as one transaction sees it.
+type snapshot struct{ tx Tx }
 
-func checkSystem(t testing.TB, s metering.Store) {
+func (s snapshot) Read(_ context.Context, fn func(Tx) error) error { return fn(s.tx) }
+
+func checkSystem(t testing.TB, s database) {
 	t.Helper()
 	ctx := context.Background()
 	live := map[string]*org.Organization{}
-	if err := s.Read(ctx, func(tx metering.Tx) error {
+	if err := s.Read(ctx, func(tx Tx) error {
 		q := org.OrgQuery{Limit: 1000}
 		for {
 			page, err := tx.Orgs(q)
@@ -110,16 +108,16 @@ func checkPlace(t testing.TB, o *org.Organization, live map[string]*org.Organiza
 
 // checkLog recomputes the log of a root from its leaves and folds its entries.
 // It also returns how many organizations have had each id.
-func checkLog(t testing.TB, s metering.Store, rootID string) (fold *trail.Fold, seen map[string]int) {
+func checkLog(t testing.TB, s database, rootID string) (fold *trail.Fold, seen map[string]int) {
 	t.Helper()
 	ctx := context.Background()
 	fold, seen = trail.NewFold(), map[string]int{}
-	tree := newTree()
+	tree := newMerkleTree()
 	var epoch int64
 	q := org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Scope: org.ScopeSubtree, Ascending: true, Limit: 1000}
 	for {
 		var page org.AuditPage
-		if err := s.Read(ctx, func(tx metering.Tx) (err error) {
+		if err := s.Read(ctx, func(tx Tx) (err error) {
 			page, err = tx.AuditEntries(q)
 			return err
 		}); err != nil {
@@ -129,7 +127,7 @@ func checkLog(t testing.TB, s metering.Store, rootID string) (fold *trail.Fold, 
 			r := &page.Records[i]
 			if r.Epoch == epoch+1 && r.Seq == 0 {
 				tree.check(t, s, rootID, epoch)
-				tree, epoch = newTree(), r.Epoch
+				tree, epoch = newMerkleTree(), r.Epoch
 			}
 			if r.Epoch != epoch || uint64(r.Seq) != tree.End() {
 				t.Errorf("the log of %s has seq %d of epoch %d where %d of epoch %d should be", rootID, r.Seq, r.Epoch, tree.End(), epoch)
@@ -163,9 +161,9 @@ func checkLog(t testing.TB, s metering.Store, rootID string) (fold *trail.Fold, 
 }
 
 // checkFold looks the folded state up in the store.
-func checkFold(t testing.TB, s metering.Store, fold *trail.Fold) {
+func checkFold(t testing.TB, s database, fold *trail.Fold) {
 	t.Helper()
-	if err := s.Read(context.Background(), func(tx metering.Tx) error {
+	if err := s.Read(context.Background(), func(tx Tx) error {
 		for id := range fold.Orgs {
 			stored, err := tx.Org(id)
 			if err != nil {
@@ -227,12 +225,12 @@ func checkFold(t testing.TB, s metering.Store, fold *trail.Fold) {
 
 // checkAccess checks that following the access log of a root from its start
 // and paging through it give the same events, each once.
-func checkAccess(t testing.TB, s metering.Store, rootID string) {
+func checkAccess(t testing.TB, s database, rootID string) {
 	t.Helper()
-	q := org.AccessQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Scope: org.ScopeSubtree, Limit: 1000}
+	q := trail.AccessQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Scope: org.ScopeSubtree, Limit: 1000}
 	followed := map[int64]string{}
 	made := map[string]bool{} // ids that orgd gave; those of products are one sender's each
-	if err := s.Read(context.Background(), func(tx metering.Tx) error {
+	if err := s.Read(context.Background(), func(tx Tx) error {
 		var position int64
 		for more := true; more; {
 			feed, err := tx.AccessFeed(q, position)

@@ -52,9 +52,9 @@ func (x *sums) check(t testing.TB) {
 // of organizations that have been purged is under names that nobody finds by an
 // id. seen says how many organizations of the tree have had each id: an event
 // does not say which of several it was about.
-func checkUsage(t testing.TB, s metering.Store, rootID string, seen map[string]int, fold *trail.Fold) {
+func checkUsage(t testing.TB, s database, rootID string, seen map[string]int, fold *trail.Fold) {
 	t.Helper()
-	read := func(fn func(tx metering.Tx) error) {
+	read := func(fn func(tx Tx) error) {
 		t.Helper()
 		if err := s.Read(context.Background(), fn); err != nil {
 			t.Fatal(err)
@@ -65,7 +65,7 @@ func checkUsage(t testing.TB, s metering.Store, rootID string, seen map[string]i
 		meters[m.Slug] = m
 	}
 	var months []metering.Month
-	read(func(tx metering.Tx) (err error) {
+	read(func(tx Tx) (err error) {
 		defined, err := tx.Meters(rootID)
 		for _, m := range defined {
 			meters[m.Slug] = m
@@ -98,7 +98,7 @@ func checkUsage(t testing.TB, s metering.Store, rootID string, seen map[string]i
 	treeMoved := false // an organization has consumed below several parents
 	// While a purge is under way a part of the names is new.
 	purging := map[string]bool{}
-	read(func(tx metering.Tx) error {
+	read(func(tx Tx) error {
 		tops, err := tx.Purging(1000)
 		for _, o := range tops {
 			purging[o.DeletionID] = true
@@ -113,7 +113,7 @@ func checkUsage(t testing.TB, s metering.Store, rootID string, seen map[string]i
 	}
 	for name := range usageNames(t, s, rootID, months, seen) {
 		id := known(name)
-		read(func(tx metering.Tx) error {
+		read(func(tx Tx) error {
 			for _, m := range months {
 				totals, err := tx.Totals(rootID, name, m.Month)
 				if err != nil {
@@ -189,7 +189,7 @@ func checkUsage(t testing.TB, s metering.Store, rootID string, seen map[string]i
 	var last usage.EventKey
 	for {
 		var events []usage.Event
-		read(func(tx metering.Tx) (err error) {
+		read(func(tx Tx) (err error) {
 			events, err = tx.UsageEvents(rootID, last, 5000)
 			return err
 		})
@@ -259,10 +259,10 @@ func checkUsage(t testing.TB, s metering.Store, rootID string, seen map[string]i
 // usageNames returns the names under which consumption is kept in the tree of a
 // root, and the ids of its organizations. A name that is an id is one of an
 // organization that is there, live or deleted.
-func usageNames(t testing.TB, s metering.Store, rootID string, months []metering.Month, seen map[string]int) map[string]bool {
+func usageNames(t testing.TB, s database, rootID string, months []metering.Month, seen map[string]int) map[string]bool {
 	t.Helper()
 	names := map[string]bool{}
-	if err := s.Read(context.Background(), func(tx metering.Tx) error {
+	if err := s.Read(context.Background(), func(tx Tx) error {
 		for id := range seen {
 			names[id] = true
 		}

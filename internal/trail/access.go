@@ -14,16 +14,16 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 )
 
-func accessRetention(tx org.Tx, rootID string) (*org.AccessRetention, error) {
-	r, err := tx.AccessRetention(rootID)
+func accessRetention(v View, rootID string) (*AccessRetention, error) {
+	r, err := v.AccessRetention(rootID)
 	if errors.Is(err, org.ErrAbsent) {
-		return &org.AccessRetention{RootID: rootID, Days: org.DefaultAccessRetention}, nil
+		return &AccessRetention{RootID: rootID, Days: DefaultAccessRetention}, nil
 	}
 	return r, err
 }
 
 // AccessRetention returns how long the access events of a root are kept.
-func (s *Service) AccessRetention(ctx context.Context, actor *auth.Actor, rootID string) (*org.AccessRetention, error) {
+func (s *Service) AccessRetention(ctx context.Context, actor *auth.Actor, rootID string) (*AccessRetention, error) {
 	snap, err := s.orgs.Find(ctx, actor, rootID)
 	if err != nil {
 		return nil, err
@@ -31,9 +31,9 @@ func (s *Service) AccessRetention(ctx context.Context, actor *auth.Actor, rootID
 	if err := org.CheckRoot(snap.Organization); err != nil {
 		return nil, err
 	}
-	var r *org.AccessRetention
-	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
-		r, err = accessRetention(tx, rootID)
+	var r *AccessRetention
+	err = s.store.Read(ctx, func(v View) (err error) {
+		r, err = accessRetention(v, rootID)
 		return err
 	})
 	return r, err
@@ -41,7 +41,7 @@ func (s *Service) AccessRetention(ctx context.Context, actor *auth.Actor, rootID
 
 // retentionTarget finds the root whose retention is to be changed, and the
 // retention as it is.
-func retentionTarget(c *org.Change, rootID string) (*org.Organization, *org.AccessRetention, error) {
+func (c *check) retentionTarget(rootID string) (*org.Organization, *AccessRetention, error) {
 	o, err := c.Target(rootID, key.AccessLogWrite)
 	if err != nil {
 		return nil, nil, err
@@ -49,7 +49,7 @@ func retentionTarget(c *org.Change, rootID string) (*org.Organization, *org.Acce
 	if err := org.CheckRoot(o); err != nil {
 		return nil, nil, err
 	}
-	r, err := accessRetention(c.Tx, rootID)
+	r, err := accessRetention(c, rootID)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -59,29 +59,29 @@ func retentionTarget(c *org.Change, rootID string) (*org.Organization, *org.Acce
 // CheckAccessRetention checks whether the actor may change the retention of a
 // root, and whether it is as the call says.
 func (s *Service) CheckAccessRetention(ctx context.Context, call *org.Call, rootID string) error {
-	return s.orgs.Precheck(ctx, call, func(c *org.Change) error {
-		_, _, err := retentionTarget(c, rootID)
+	return s.orgs.Precheck(ctx, call, func(c *org.Check) error {
+		_, _, err := (&check{c, s.store.ViewOf(c.View)}).retentionTarget(rootID)
 		return err
 	})
 }
 
 // PutAccessRetention sets how long the access events of a root are kept. What
 // is older than that is gone for readers when it returns.
-func (s *Service) PutAccessRetention(ctx context.Context, call *org.Call, rootID string, days int) (*org.AccessRetention, audit.Receipt, error) {
-	if days < 1 || days > org.MaxAccessRetention {
-		return nil, audit.Receipt{}, problem.Body("/days", "must be a whole number from 1 to %d", org.MaxAccessRetention)
+func (s *Service) PutAccessRetention(ctx context.Context, call *org.Call, rootID string, days int) (*AccessRetention, audit.Receipt, error) {
+	if days < 1 || days > maxAccessRetention {
+		return nil, audit.Receipt{}, problem.Body("/days", "must be a whole number from 1 to %d", maxAccessRetention)
 	}
-	var out *org.AccessRetention
-	receipt, err := s.orgs.Change(ctx, call, func(c *org.Change) (any, []audit.Draft, error) {
-		o, before, err := retentionTarget(c, rootID)
+	var out *AccessRetention
+	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+		o, before, err := (&check{&c.Change.Check, c.Tx}).retentionTarget(rootID)
 		if err != nil {
 			return nil, nil, err
 		}
 		if out = before; before.Days == days {
 			return nil, nil, nil
 		}
-		out = &org.AccessRetention{RootID: rootID, Days: days, UpdatedAt: c.At}
-		if err := c.PutAccessRetention(out); err != nil {
+		out = &AccessRetention{RootID: rootID, Days: days, UpdatedAt: c.At}
+		if err := c.Tx.PutAccessRetention(out); err != nil {
 			return nil, nil, err
 		}
 		return out, []audit.Draft{c.Entry(o, "access_log_retention.put", audit.Target{Type: "access_log_retention", ID: rootID},
@@ -91,15 +91,15 @@ func (s *Service) PutAccessRetention(ctx context.Context, call *org.Call, rootID
 }
 
 // AccessEvents returns one page of access events, of those that are kept.
-func (s *Service) AccessEvents(ctx context.Context, q org.AccessQuery) (org.AccessPage, error) {
-	var page org.AccessPage
-	err := s.store.ReadHeavy(ctx, func(tx org.Tx) error {
-		r, err := accessRetention(tx, q.RootID)
+func (s *Service) AccessEvents(ctx context.Context, q AccessQuery) (AccessPage, error) {
+	var page AccessPage
+	err := s.store.ReadHeavy(ctx, func(v View) error {
+		r, err := accessRetention(v, q.RootID)
 		if err != nil {
 			return err
 		}
-		q.From = org.Later(q.From, r.Since(s.orgs.Now()))
-		page, err = tx.AccessEvents(q)
+		q.From = org.Later(q.From, r.since(s.orgs.Now()))
+		page, err = v.AccessEvents(q)
 		return err
 	})
 	return page, err
@@ -107,19 +107,19 @@ func (s *Service) AccessEvents(ctx context.Context, q org.AccessQuery) (org.Acce
 
 // AccessFeed returns the access events that became visible after a position,
 // of those that are kept.
-func (s *Service) AccessFeed(ctx context.Context, q org.AccessQuery, after int64) (org.AccessFeed, error) {
+func (s *Service) AccessFeed(ctx context.Context, q AccessQuery, after int64) (AccessFeed, error) {
 	last, err := s.AccessHead(ctx, q.RootID)
 	if err != nil || last <= after {
-		return org.AccessFeed{Position: after}, err
+		return AccessFeed{Position: after}, err
 	}
-	var feed org.AccessFeed
-	err = s.store.ReadHeavy(ctx, func(tx org.Tx) error {
-		r, err := accessRetention(tx, q.RootID)
+	var feed AccessFeed
+	err = s.store.ReadHeavy(ctx, func(v View) error {
+		r, err := accessRetention(v, q.RootID)
 		if err != nil {
 			return err
 		}
-		q.From = org.Later(q.From, r.Since(s.orgs.Now()))
-		feed, err = tx.AccessFeed(q, after)
+		q.From = org.Later(q.From, r.since(s.orgs.Now()))
+		feed, err = v.AccessFeed(q, after)
 		return err
 	})
 	return feed, err
@@ -129,8 +129,8 @@ func (s *Service) AccessFeed(ctx context.Context, q org.AccessQuery, after int64
 // visible now.
 func (s *Service) AccessHead(ctx context.Context, rootID string) (int64, error) {
 	var last int64
-	err := s.store.Read(ctx, func(tx org.Tx) (err error) {
-		last, err = tx.AccessHead(rootID)
+	err := s.store.Read(ctx, func(v View) (err error) {
+		last, err = v.AccessHead(rootID)
 		return err
 	})
 	return last, err
@@ -152,7 +152,7 @@ type Ingested struct {
 // left out: see SenderOf.
 // The error EventInvalid names the bad ones. An event without an organization
 // is the target's, and one without a time of now.
-func (s *Service) IngestAccess(ctx context.Context, call *org.Call, orgID string, events []org.IncomingEvent) (*Ingested, error) {
+func (s *Service) IngestAccess(ctx context.Context, call *org.Call, orgID string, events []IncomingEvent) (*Ingested, error) {
 	leave, err := s.orgs.BulkTurn(ctx, call, len(events))
 	if err != nil {
 		return nil, err
@@ -160,7 +160,8 @@ func (s *Service) IngestAccess(ctx context.Context, call *org.Call, orgID string
 	defer leave()
 	var out *Ingested
 	var rootID string
-	err = s.orgs.Deliver(ctx, call, key.AccessLogWrite, func(tx org.Tx, call *org.Call) (any, string, error) {
+	err = s.orgs.Deliver(ctx, call, key.AccessLogWrite, func(began org.Tx, call *org.Call) (any, string, error) {
+		tx := s.store.TxOf(began)
 		now := s.orgs.Now()
 		target, err := tx.Org(orgID)
 		if errors.Is(err, org.ErrAbsent) || err == nil && (target.DeletedAt != nil || !call.Actor.Sees(target.Path)) {
@@ -198,7 +199,7 @@ func (s *Service) IngestAccess(ctx context.Context, call *org.Call, orgID string
 				bad.Add(i, e.Line, problem.Body("/org_id", "is not an organization at or below %s that this key can see", orgID))
 			case e.Timestamp.After(now.Add(maxAhead)):
 				bad.Add(i, e.Line, problem.Body("/timestamp", "is more than 5 minutes in the future"))
-			case e.Timestamp.Before(retention.Since(now)):
+			case e.Timestamp.Before(retention.since(now)):
 				bad.Add(i, e.Line, problem.Body("/timestamp", "is older than the %d days for which %s keeps its access log", retention.Days, target.RootID))
 			}
 		}
@@ -224,7 +225,7 @@ func (s *Service) IngestAccess(ctx context.Context, call *org.Call, orgID string
 
 // placesBelow returns which of the organizations that the events name are live,
 // at or below the target, and visible.
-func placesBelow(tx org.Tx, actor *auth.Actor, target *org.Organization, events []org.IncomingEvent) (map[string]bool, error) {
+func placesBelow(v View, actor *auth.Actor, target *org.Organization, events []IncomingEvent) (map[string]bool, error) {
 	places := map[string]bool{target.ID: true}
 	var ids []string
 	for i := range events {
@@ -238,7 +239,7 @@ func placesBelow(tx org.Tx, actor *auth.Actor, target *org.Organization, events 
 	if len(ids) == 0 {
 		return places, nil
 	}
-	found, err := tx.Places(ids)
+	found, err := v.Places(ids)
 	for id, place := range found {
 		places[id] = strings.HasPrefix(place.Path, target.Path) && actor.Can(key.AccessLogWrite, place.Path)
 	}
@@ -253,24 +254,24 @@ const expireStep = 1000
 // between. It returns how many rows it removed.
 func (s *Service) ExpireAccess(ctx context.Context, pause time.Duration) (removed int64, err error) {
 	now := s.orgs.Now()
-	retentions := map[string]*org.AccessRetention{}
+	retentions := map[string]*AccessRetention{}
 	var roots []string
 	longest := now
 	for after := ""; ; {
 		var page []string
-		err := s.store.Read(ctx, func(tx org.Tx) error {
+		err := s.store.Read(ctx, func(v View) error {
 			var err error
-			if page, err = tx.AccessRoots(after, expireStep); err != nil {
+			if page, err = v.AccessRoots(after, expireStep); err != nil {
 				return err
 			}
 			for _, rootID := range page {
-				r, err := accessRetention(tx, rootID)
+				r, err := accessRetention(v, rootID)
 				if err != nil {
 					return err
 				}
 				retentions[rootID] = r
-				if r.Since(now).Before(longest) {
-					longest = r.Since(now)
+				if r.since(now).Before(longest) {
+					longest = r.since(now)
 				}
 			}
 			return nil
@@ -285,21 +286,21 @@ func (s *Service) ExpireAccess(ctx context.Context, pause time.Duration) (remove
 		after = page[len(page)-1]
 	}
 	if len(roots) == 0 {
-		longest = now.AddDate(0, 0, -org.DefaultAccessRetention)
+		longest = now.AddDate(0, 0, -DefaultAccessRetention)
 	}
 	floor, failed := s.store.Partition(ctx, now, longest)
 	if failed != nil {
 		floor = longest
 	}
 	for _, rootID := range roots {
-		claims := retentions[rootID].Since(now)
+		claims := retentions[rootID].since(now)
 		events := claims
 		if events.Equal(longest) {
 			events = floor
 		}
 		for {
 			var n int64
-			err := s.store.Write(ctx, func(tx org.Tx) (err error) {
+			err := s.store.Write(ctx, func(tx Tx) (err error) {
 				n, err = tx.ExpireAccess(rootID, events, claims, expireStep)
 				return err
 			})

@@ -125,8 +125,8 @@ func (run *eraseRun) search(ctx context.Context) error {
 	aq := org.AuditQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, From: snap.TrailSince(), Holding: needle, Ascending: true, Limit: 100, MaxBytes: erasePage}
 	for aq.After >= 0 {
 		var page org.AuditPage
-		if err := run.read(ctx, func(tx org.Tx) (err error) {
-			page, err = tx.AuditEntries(aq)
+		if err := run.read(ctx, func(v View) (err error) {
+			page, err = v.AuditEntries(aq)
 			return err
 		}); err != nil {
 			return err
@@ -139,11 +139,11 @@ func (run *eraseRun) search(ctx context.Context) error {
 		aq.After = page.Next
 	}
 
-	eq := org.AccessQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, Holding: needle, Limit: 1000, MaxBytes: erasePage}
+	eq := AccessQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Scope: scope, Holding: needle, Limit: 1000, MaxBytes: erasePage}
 	for more := true; more; {
-		var page org.AccessPage
-		if err := run.read(ctx, func(tx org.Tx) (err error) {
-			page, err = tx.AccessEvents(eq)
+		var page AccessPage
+		if err := run.read(ctx, func(v View) (err error) {
+			page, err = v.AccessEvents(eq)
 			return err
 		}); err != nil {
 			return err
@@ -158,11 +158,11 @@ func (run *eraseRun) search(ctx context.Context) error {
 		}
 	}
 
-	hq := org.HoldingQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Self: self, Needle: needle, Limit: 1000, MaxBytes: erasePage}
+	hq := HoldingQuery{RootID: snap.RootID, OrgID: snap.ID, Path: snap.Path, Self: self, Needle: needle, Limit: 1000, MaxBytes: erasePage}
 	for more := true; more; more = hq.After != nil {
 		var keys []*key.Key
-		if err := run.read(ctx, func(tx org.Tx) (err error) {
-			keys, hq.After, err = tx.KeysHolding(hq)
+		if err := run.read(ctx, func(v View) (err error) {
+			keys, hq.After, err = v.KeysHolding(hq)
 			return err
 		}); err != nil {
 			return err
@@ -176,8 +176,8 @@ func (run *eraseRun) search(ctx context.Context) error {
 	hq.After = nil
 	for more := true; more; more = hq.After != nil {
 		var orgs []*org.Organization
-		if err := run.read(ctx, func(tx org.Tx) (err error) {
-			orgs, hq.After, err = tx.OrgsHolding(hq)
+		if err := run.read(ctx, func(v View) (err error) {
+			orgs, hq.After, err = v.OrgsHolding(hq)
 			return err
 		}); err != nil {
 			return err
@@ -191,8 +191,8 @@ func (run *eraseRun) search(ctx context.Context) error {
 	if self || snap.ParentID != "" {
 		return nil
 	}
-	return run.read(ctx, func(tx org.Tx) error {
-		schema, err := tx.Schema(snap.RootID)
+	return run.read(ctx, func(v View) error {
+		schema, err := v.Schema(snap.RootID)
 		if err == nil && holdsJSON(run.subject, schema) {
 			run.done.Remaining.CustomizationSchemas++
 		} else if errors.Is(err, org.ErrAbsent) {
@@ -202,7 +202,7 @@ func (run *eraseRun) search(ctx context.Context) error {
 	})
 }
 
-func (run *eraseRun) read(ctx context.Context, fn func(org.Tx) error) error {
+func (run *eraseRun) read(ctx context.Context, fn func(View) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -288,7 +288,7 @@ func (run *eraseRun) step(ctx context.Context, idem *org.Idempotency) error {
 	call := *run.call
 	call.Idempotent = idem
 	var after Erasure
-	receipt, err := run.s.orgs.Change(ctx, &call, func(c *org.Change) (any, []audit.Draft, error) {
+	receipt, err := run.s.change(ctx, &call, func(c *change) (any, []audit.Draft, error) {
 		after = run.done
 		o, err := c.Target(run.orgID, key.AuditErase)
 		if err != nil {
@@ -338,7 +338,7 @@ func (run *eraseRun) step(ctx context.Context, idem *org.Idempotency) error {
 
 // entry drafts the erasure entry. The subject may be the one who asks: what
 // the entry would say of them again is left out.
-func (run *eraseRun) entry(c *org.Change, o *org.Organization, changes []audit.Change) audit.Draft {
+func (run *eraseRun) entry(c *change, o *org.Organization, changes []audit.Change) audit.Draft {
 	d := c.OrgEntry(o, audit.ActionErasure, changes)
 	if run.subject.In(d.Actor.Name) {
 		d.Actor.Name, d.IP, d.UserAgent = "", "", ""
@@ -353,7 +353,7 @@ func (run *eraseRun) entry(c *org.Change, o *org.Organization, changes []audit.C
 
 // recordsNow erases what was found from records as they are now. The reason of
 // an adjustment is kept beside its entry too: adjustments are those that lose it.
-func (run *eraseRun) recordsNow(c *org.Change, rootID string) (records []audit.Record, places []audit.Place, adjustments []usage.Adjustment, err error) {
+func (run *eraseRun) recordsNow(c *change, rootID string) (records []audit.Record, places []audit.Place, adjustments []usage.Adjustment, err error) {
 	for _, id := range run.records {
 		r, err := c.AuditEntry(rootID, id)
 		if err != nil {
@@ -384,7 +384,7 @@ func (run *eraseRun) recordsNow(c *org.Change, rootID string) (records []audit.R
 	return records, places, adjustments, nil
 }
 
-func (run *eraseRun) eventsNow(c *org.Change) (events []access.Event, err error) {
+func (run *eraseRun) eventsNow(c *change) (events []access.Event, err error) {
 	for _, e := range run.events {
 		e, err := c.AccessEvent(e.RootID, e.Timestamp, e.Seq)
 		if errors.Is(err, org.ErrAbsent) {
@@ -399,7 +399,7 @@ func (run *eraseRun) eventsNow(c *org.Change) (events []access.Event, err error)
 	return events, nil
 }
 
-func (run *eraseRun) keysNow(c *org.Change) (keys []*key.Key, err error) {
+func (run *eraseRun) keysNow(c *change) (keys []*key.Key, err error) {
 	for _, k := range run.keys {
 		k, err := c.Key(k.ID)
 		if errors.Is(err, org.ErrAbsent) {

@@ -11,8 +11,8 @@ import (
 // names must be one that the actor sees.
 func (s *Service) AuditEntries(ctx context.Context, q org.AuditQuery) ([]*audit.Entry, int64, error) {
 	var page org.AuditPage
-	err := s.store.ReadHeavy(ctx, func(tx org.Tx) (err error) {
-		page, err = tx.AuditEntries(q)
+	err := s.store.ReadHeavy(ctx, func(v View) (err error) {
+		page, err = v.AuditEntries(q)
 		return err
 	})
 	if err != nil {

@@ -29,7 +29,7 @@ const (
 // WithRecheck.
 type past struct {
 	ctx     context.Context
-	store   org.Store
+	store   Store
 	rootID  string
 	at      time.Time
 	before  int64                        // the position in the log after all that had been made
@@ -45,7 +45,7 @@ func longHistory() error {
 }
 
 // run runs fn on the store.
-func (p *past) run(fn func(org.Tx) error) error {
+func (p *past) run(fn func(View) error) error {
 	if err := org.GoOn(p.ctx); err != nil {
 		return err
 	}
@@ -117,8 +117,8 @@ func (p *past) reached(a *auth.Actor, chain []*org.Organization) (bool, error) {
 		return false, nil
 	}
 	var now []*org.Organization
-	err := p.run(func(tx org.Tx) (err error) {
-		now, err = tx.OrgsByID(ids)
+	err := p.run(func(v View) (err error) {
+		now, err = v.OrgsByID(ids)
 		return err
 	})
 	if err != nil {
@@ -168,10 +168,10 @@ func (s *Service) readPast(ctx context.Context, actor *auth.Actor, now *org.Orga
 	rootID := now.RootID
 	p := &past{ctx: ctx, store: s.store, rootID: rootID, at: at, states: map[string]*org.Organization{}, pages: map[string]org.AuditPage{}}
 	present := s.orgs.Now()
-	err := p.run(func(tx org.Tx) (err error) {
+	err := p.run(func(v View) (err error) {
 		if at.After(present) {
 			// Entries may be later than the clock says now, if it went back.
-			last, err := tx.LastAudit(rootID)
+			last, err := v.LastAudit(rootID)
 			if err != nil && !errors.Is(err, org.ErrAbsent) {
 				return err
 			}
@@ -179,7 +179,7 @@ func (s *Service) readPast(ctx context.Context, actor *auth.Actor, now *org.Orga
 				return problem.Param("as_of", "is in the future")
 			}
 		}
-		p.before, err = tx.AuditPositionAt(rootID, at)
+		p.before, err = v.AuditPositionAt(rootID, at)
 		return err
 	})
 	if err != nil {
@@ -294,8 +294,8 @@ func (p *past) walk(top *org.Organization, maxDepth int, after string, limit, ma
 	for len(stack) > 0 {
 		frame := stack[len(stack)-1]
 		if len(frame.ids) == 0 && frame.more && frame.org.Depth < maxDepth {
-			err := p.run(func(tx org.Tx) (err error) {
-				frame.ids, frame.next, frame.more, err = tx.ChildrenAt(p.rootID, frame.org.ID, p.at, frame.next, 100)
+			err := p.run(func(v View) (err error) {
+				frame.ids, frame.next, frame.more, err = v.ChildrenAt(p.rootID, frame.org.ID, p.at, frame.next, 100)
 				return err
 			})
 			if err != nil {

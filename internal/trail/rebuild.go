@@ -33,7 +33,7 @@ func (p *past) history(id string) org.AuditQuery {
 // prefetch reads the newest entries of organizations that are about to be
 // rebuilt, as far as they fit into one short read.
 func (p *past) prefetch(ids []string) error {
-	return p.run(func(tx org.Tx) error {
+	return p.run(func(v View) error {
 		size := 0
 		for _, id := range ids {
 			if _, ok := p.states[id]; ok || size >= historyBytes {
@@ -41,7 +41,7 @@ func (p *past) prefetch(ids []string) error {
 			}
 			q := p.history(id)
 			q.Limit, q.MaxBytes = 20, historyBytes-size
-			page, err := tx.AuditEntries(q)
+			page, err := v.AuditEntries(q)
 			if err != nil {
 				return err
 			}
@@ -67,8 +67,8 @@ func (p *past) rebuild(id string) (*org.Organization, error) {
 	for q := p.history(id); q.Before > 0; {
 		page, ok := p.pages[id]
 		if delete(p.pages, id); !ok {
-			err := p.run(func(tx org.Tx) (err error) {
-				page, err = tx.AuditEntries(q)
+			err := p.run(func(v View) (err error) {
+				page, err = v.AuditEntries(q)
 				return err
 			})
 			if err != nil {
@@ -140,8 +140,8 @@ func (p *past) open(batch []wanted) error {
 			positions[i] = org.AuditPosition(batch[at].record.Epoch, batch[at].record.Seq)
 		}
 		var values [][]byte
-		err := p.run(func(tx org.Tx) (err error) {
-			values, err = tx.AuditValues(p.rootID, positions, historyBytes)
+		err := p.run(func(v View) (err error) {
+			values, err = v.AuditValues(p.rootID, positions, historyBytes)
 			return err
 		})
 		if err != nil {

@@ -24,8 +24,8 @@ import (
 // trail is the audit log of a root, as far as the past needs it. It counts what
 // is read of it.
 type trail struct {
-	org.Store
-	org.Tx
+	Store
+	View
 	head    *audit.Head
 	records []audit.Record
 	reads   int
@@ -53,7 +53,7 @@ func moment(n int) time.Time {
 	return time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(n) * time.Second)
 }
 
-func (s *trail) ReadHeavy(_ context.Context, fn func(org.Tx) error) error {
+func (s *trail) ReadHeavy(_ context.Context, fn func(View) error) error {
 	s.reads++
 	return fn(s)
 }
@@ -104,8 +104,8 @@ func (s *trail) AuditValues(_ string, positions []int64, maxBytes int) (values [
 // at returns the organization as it was at a moment.
 func (s *trail) at(ctx context.Context, at time.Time) (*org.Organization, error) {
 	p := &past{ctx: ctx, store: s, rootID: "r", at: at, states: map[string]*org.Organization{}, pages: map[string]org.AuditPage{}}
-	if err := p.run(func(tx org.Tx) (err error) {
-		p.before, err = tx.AuditPositionAt("r", at)
+	if err := p.run(func(v View) (err error) {
+		p.before, err = v.AuditPositionAt("r", at)
 		return err
 	}); err != nil {
 		return nil, err

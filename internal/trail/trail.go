@@ -12,8 +12,8 @@ import (
 
 // AuditHead returns the head of a root's audit log.
 func (s *Service) AuditHead(ctx context.Context, rootID string) (head *audit.Head, err error) {
-	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
-		head, err = tx.Head(rootID, "", -1)
+	err = s.store.Read(ctx, func(v View) (err error) {
+		head, err = v.Head(rootID, "", -1)
 		return err
 	})
 	return head, err
@@ -33,13 +33,13 @@ func (s *Service) AuditFeed(ctx context.Context, q org.AuditQuery) (entries []*a
 		return nil, q.After, false, nil
 	}
 	page := org.AuditPage{Next: -1}
-	err = s.store.ReadHeavy(ctx, func(tx org.Tx) error {
-		head, err := tx.Head(q.RootID, "", -1)
+	err = s.store.ReadHeavy(ctx, func(v View) error {
+		head, err := v.Head(q.RootID, "", -1)
 		if err != nil {
 			return err
 		}
 		position = max(org.AuditPosition(head.Epoch, head.Size), q.After)
-		page, err = tx.AuditEntries(q)
+		page, err = v.AuditEntries(q)
 		return err
 	})
 	if err != nil {
@@ -67,8 +67,8 @@ func entriesOf(records []audit.Record) ([]*audit.Entry, error) {
 // the actor.
 func (s *Service) AuditEntry(ctx context.Context, actor *auth.Actor, snap *org.Snapshot, entryID string) (*audit.Entry, error) {
 	var rec *audit.Record
-	err := s.store.Read(ctx, func(tx org.Tx) (err error) {
-		rec, err = tx.AuditEntry(snap.RootID, entryID)
+	err := s.store.Read(ctx, func(v View) (err error) {
+		rec, err = v.AuditEntry(snap.RootID, entryID)
 		return err
 	})
 	if errors.Is(err, org.ErrAbsent) || err == nil && !snap.Shows(actor, rec) {

@@ -59,7 +59,7 @@ type ImportResult struct {
 
 // sameState reports whether rows may still go below an organization that was
 // as before and is as after.
-func sameState(before, after org.OrgState, settings bool) bool {
+func sameState(before, after OrgState, settings bool) bool {
 	if !settings {
 		before.Version = after.Version
 	}
@@ -119,17 +119,17 @@ func (s *Service) Import(ctx context.Context, call *org.Call, r io.Reader, opt I
 
 // importAtOnce creates the organizations of a plan in one transaction.
 func (s *Service) importAtOnce(ctx context.Context, call *org.Call, plan *importPlan, out *ImportResult) (audit.Receipt, error) {
-	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
+	return s.changeImport(ctx, call, func(c *importChange) (any, []audit.Draft, error) {
 		if err := plan.confirm(c); err != nil {
 			return nil, nil, err
 		}
 		orgs := plan.orgs(0, len(plan.rows))
 		entries := make([]audit.Draft, len(orgs))
 		for i, o := range orgs {
-			stamp(o, c)
+			stamp(o, c.At)
 			entries[i] = c.OrgEntry(o, "organization.created", created(o))
 		}
-		if err := c.insert(orgs); err != nil {
+		if err := taken(c.InsertOrgs(orgs)); err != nil {
 			return nil, nil, err
 		}
 		for _, o := range orgs {
@@ -155,7 +155,7 @@ type importPlan struct {
 	// places are the organizations outside of the import below which its rows
 	// go, and those above them whose settings rows inherit that have some of
 	// their own, as they were.
-	places   map[string]org.OrgState
+	places   map[string]OrgState
 	settings map[string]bool   // the places whose settings such rows inherit
 	schemas  map[string]string // the text of a root's schema, "" for none, if such rows go there
 }
@@ -187,7 +187,7 @@ func (s *Service) confirming(ctx context.Context, call *org.Call, plan *importPl
 
 // samePlaces reports whether the rows go to the same places by both plans.
 func (p *importPlan) samePlaces(q *importPlan) bool {
-	return maps.EqualFunc(p.places, q.places, func(a, b org.OrgState) bool { return sameState(a, b, false) })
+	return maps.EqualFunc(p.places, q.places, func(a, b OrgState) bool { return sameState(a, b, false) })
 }
 
 // planImport checks, on what is committed and without a lock, everything but
@@ -220,7 +220,7 @@ func (s *Service) planImport(ctx context.Context, call *org.Call, rows []ImportR
 	}
 	var bad importErrors
 	checker := newSettingsChecker(s.now)
-	if err := s.precheck(ctx, call, func(c *change) error {
+	if err := s.precheckImport(ctx, call, func(c *importCheck) error {
 		bad = importErrors{}
 		if err := p.findPlaces(c, &bad); err != nil {
 			return err
@@ -272,7 +272,7 @@ func (p *importPlan) base(outside string) int {
 
 // findPlaces finds the organizations outside of the import below which its
 // rows go. None of their roots is locked.
-func (p *importPlan) findPlaces(c *change, bad *importErrors) error {
+func (p *importPlan) findPlaces(c *importCheck, bad *importErrors) error {
 	if p.topID != "" {
 		if _, err := c.Target(p.topID, key.OrgsWrite); err != nil {
 			return err
@@ -286,7 +286,7 @@ func (p *importPlan) findPlaces(c *change, bad *importErrors) error {
 	if err != nil {
 		return err
 	}
-	p.places = make(map[string]org.OrgState, len(ids))
+	p.places = make(map[string]OrgState, len(ids))
 	for _, id := range ids {
 		if state, ok := states[id]; ok && c.Call.Actor.Sees(state.Path) {
 			p.places[id] = state
@@ -346,7 +346,7 @@ func (p *importPlan) demandMembers(actor *auth.Actor) error {
 // confirm locks the roots of the places, all of which the actor has been seen
 // to see, and checks under these locks that what the plan relied on is as it
 // was.
-func (p *importPlan) confirm(c *change) error {
+func (p *importPlan) confirm(c *importChange) error {
 	if p.topID != "" {
 		if _, err := c.Target(p.topID, key.OrgsWrite); err != nil {
 			return err
@@ -374,7 +374,7 @@ func (p *importPlan) confirm(c *change) error {
 		}
 	}
 	for rootID, before := range p.schemas {
-		if after, err := c.schemaText(rootID); err != nil {
+		if after, err := schemaText(c, rootID); err != nil {
 			return err
 		} else if string(after) != before {
 			return errReplan
@@ -406,8 +406,8 @@ func (s *Service) checkIDs(ctx context.Context, p *importPlan) error {
 			ids, lines[rows[i].ID] = append(ids, rows[i].ID), rows[i].Line
 		}
 		var taken []string
-		if err := s.store.Read(ctx, func(tx org.Tx) (err error) {
-			taken, err = tx.TakenIDs(ids)
+		if err := s.imported.Read(ctx, func(v ImportView) (err error) {
+			taken, err = v.TakenIDs(ids)
 			return err
 		}); err != nil {
 			return err

@@ -32,7 +32,7 @@ const settleAttempts = 3
 // between, SettleImports removes what is staged of an import that is not
 // decided, and completes one that is.
 func (s *Service) importChunks(ctx context.Context, call *org.Call, plan *importPlan, ends []int, out *ImportResult) (audit.Receipt, error) {
-	p := &org.PendingImport{ID: s.newID("imp_"), Actor: audit.Actor{Type: string(call.Actor.Kind), ID: call.Actor.ID, Name: call.Actor.Name},
+	p := &PendingImport{ID: s.newID("imp_"), Actor: audit.Actor{Type: string(call.Actor.Kind), ID: call.Actor.ID, Name: call.Actor.Name},
 		RequestID: call.RequestID, IP: call.IP, UserAgent: call.UserAgent, Chunks: len(ends)}
 	s.imports.begin(p.ID)
 	defer s.imports.end(p.ID)
@@ -70,11 +70,11 @@ func (s *Service) importChunks(ctx context.Context, call *org.Call, plan *import
 }
 
 // stage stages the rows of a plan, in chunks that end at ends.
-func (s *Service) stage(ctx context.Context, p *org.PendingImport, plan *importPlan, ends []int) error {
+func (s *Service) stage(ctx context.Context, p *PendingImport, plan *importPlan, ends []int) error {
 	from := 0
 	for chunk, to := range ends {
 		orgs := plan.orgs(from, to)
-		err := s.store.Write(ctx, func(tx org.Tx) error {
+		err := s.imported.Write(ctx, func(tx ImportTx) error {
 			var err error
 			if chunk == 0 {
 				err = tx.BeginImport(p)
@@ -105,14 +105,14 @@ func (s *Service) stage(ctx context.Context, p *org.PendingImport, plan *importP
 
 // reveal makes the next chunk of an import live, after what confirm checks; nil
 // for nothing. The answer to the call is kept with the last chunk.
-func (s *Service) reveal(ctx context.Context, call *org.Call, p *org.PendingImport, confirm func(*change) error, out *ImportResult) (audit.Receipt, error) {
+func (s *Service) reveal(ctx context.Context, call *org.Call, p *PendingImport, confirm func(*importChange) error, out *ImportResult) (audit.Receipt, error) {
 	this, next := *call, *p
 	next.Revealed++
 	last := next.Revealed == p.Chunks
 	if !last {
 		this.Idempotent = nil
 	}
-	receipt, err := s.change(ctx, &this, func(c *change) (any, []audit.Draft, error) {
+	receipt, err := s.changeImport(ctx, &this, func(c *importChange) (any, []audit.Draft, error) {
 		if confirm != nil {
 			if err := confirm(c); err != nil {
 				return nil, nil, err
@@ -133,7 +133,7 @@ func (s *Service) reveal(ctx context.Context, call *org.Call, p *org.PendingImpo
 		}
 		entries := make([]audit.Draft, len(orgs))
 		for i, o := range orgs {
-			stamp(o, c)
+			stamp(o, c.At)
 			entries[i] = c.OrgEntry(o, "organization.created", created(o))
 			entries[i].Actor = p.Actor
 		}
@@ -155,7 +155,7 @@ func (s *Service) reveal(ctx context.Context, call *org.Call, p *org.PendingImpo
 // lockRoots locks the roots of organizations, and starts the logs of those that
 // are new roots. All that exist are locked first, so that the time of the
 // change is after that of every entry in their logs.
-func (s *Service) lockRoots(c *change, orgs []*org.Organization) error {
+func (s *Service) lockRoots(c *importChange, orgs []*org.Organization) error {
 	var fresh []*org.Organization
 	var roots []string
 	for _, o := range orgs {
@@ -187,9 +187,9 @@ func (s *Service) lockRoots(c *change, orgs []*org.Organization) error {
 // of its call, nil if there is none or the call has ended. ErrStale: somebody
 // else is at work on it.
 func (s *Service) settle(ctx context.Context, id string, idempotent *org.Idempotency, out *ImportResult) (done bool, receipt audit.Receipt, err error) {
-	var p *org.PendingImport
-	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
-		p, err = tx.Import(id)
+	var p *PendingImport
+	err = s.imported.Read(ctx, func(v ImportView) (err error) {
+		p, err = v.Import(id)
 		return err
 	})
 	if errors.Is(err, org.ErrAbsent) {
@@ -215,9 +215,9 @@ func (s *Service) settle(ctx context.Context, id string, idempotent *org.Idempot
 }
 
 // unstage removes what is staged of an import.
-func (s *Service) unstage(ctx context.Context, p *org.PendingImport) error {
+func (s *Service) unstage(ctx context.Context, p *PendingImport) error {
 	for ended := false; !ended; p.Step++ {
-		if err := s.store.Write(ctx, func(tx org.Tx) error {
+		if err := s.imported.Write(ctx, func(tx ImportTx) error {
 			if err := tx.StepImport(p); err != nil {
 				return err
 			}
@@ -242,9 +242,9 @@ func (s *Service) unstage(ctx context.Context, p *org.PendingImport) error {
 func (s *Service) SettleImports(ctx context.Context, patience time.Duration) (n int, err error) {
 	after, seen := "", map[string]bool{}
 	for {
-		var list []org.PendingImport
-		if err := s.store.Read(ctx, func(tx org.Tx) (err error) {
-			list, err = tx.Imports(after, 100)
+		var list []PendingImport
+		if err := s.imported.Read(ctx, func(v ImportView) (err error) {
+			list, err = v.Imports(after, 100)
 			return err
 		}); err != nil {
 			return n, err
@@ -298,7 +298,7 @@ func (m *imports) end(id string) {
 }
 
 // left reports whether nobody is at work on an import.
-func (m *imports) left(p *org.PendingImport, now time.Time, patience time.Duration) bool {
+func (m *imports) left(p *PendingImport, now time.Time, patience time.Duration) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.own[p.ID] {

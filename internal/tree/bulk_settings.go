@@ -44,7 +44,7 @@ func (k *settingsChecker) spend(n int) error {
 
 // findSettings finds what the places hand down to rows that have settings, and
 // adds those above them to the places.
-func (p *importPlan) findSettings(c *change, k *settingsChecker) error {
+func (p *importPlan) findSettings(c *importCheck, k *settingsChecker) error {
 	direct := slices.DeleteFunc(slices.Sorted(maps.Keys(p.settings)), func(id string) bool {
 		_, ok := p.places[id]
 		return !ok
@@ -69,14 +69,14 @@ func (p *importPlan) findSettings(c *change, k *settingsChecker) error {
 				return err
 			}
 			layersOf[o.ID] = org.Layers(o)[0]
-			p.places[o.ID], p.settings[o.ID] = org.StateOf(o), true
+			p.places[o.ID], p.settings[o.ID] = stateOf(o), true
 		}
 	}
 	for _, id := range direct {
 		chain := org.SplitPath(p.places[id].Path)
 		rootID := chain[0]
 		if _, ok := p.schemas[rootID]; !ok {
-			text, err := c.schemaText(rootID)
+			text, err := schemaText(c, rootID)
 			if err != nil {
 				return err
 			}

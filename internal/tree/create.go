@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -118,8 +119,8 @@ func createdWith(o *org.Organization, settings []audit.Change) []audit.Change {
 	return audit.Added(cs, "/locked", o.Settings.Locked, len(o.Settings.Locked) == 0)
 }
 
-func stamp(o *org.Organization, c *change) {
-	o.CreatedAt, o.UpdatedAt, o.Settings.UpdatedAt = c.At, c.At, c.At
+func stamp(o *org.Organization, at time.Time) {
+	o.CreatedAt, o.UpdatedAt, o.Settings.UpdatedAt = at, at, at
 }
 
 // CreateRoot creates a root organization. Only the operator may.
@@ -140,7 +141,7 @@ func (s *Service) CreateRoot(ctx context.Context, call *org.Call, in OrgCreate) 
 		if err := place(o, nil); err != nil {
 			return nil, nil, err
 		}
-		stamp(o, c)
+		stamp(o, c.At)
 		if err := c.insert([]*org.Organization{o}); err != nil {
 			return nil, nil, err
 		}
@@ -213,7 +214,7 @@ func (s *Service) CreateChild(ctx context.Context, call *org.Call, parentID stri
 	err = s.settled(ctx, func() string { return rootID }, func() error {
 		var from *basis
 		placed := *o
-		err := s.precheck(ctx, call, func(c *change) error {
+		err := s.precheck(ctx, call, func(c *check) error {
 			parent, err := c.placeBelow(parentID, &placed)
 			if err != nil {
 				return err
@@ -237,7 +238,7 @@ func (s *Service) CreateChild(ctx context.Context, call *org.Call, parentID stri
 
 // placeBelow checks that the actor may put o below the organization parentID,
 // which it returns, and gives o its place.
-func (c *change) placeBelow(parentID string, o *org.Organization) (*org.Organization, error) {
+func (c *check) placeBelow(parentID string, o *org.Organization) (*org.Organization, error) {
 	parent, err := c.Target(parentID, key.OrgsWrite)
 	if err != nil {
 		return nil, err
@@ -259,11 +260,11 @@ func (c *change) placeBelow(parentID string, o *org.Organization) (*org.Organiza
 // from.
 func (s *Service) createChild(ctx context.Context, call *org.Call, parentID string, o *org.Organization, settings []audit.Change, from *basis) (audit.Receipt, error) {
 	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		parent, err := c.placeBelow(parentID, o)
+		parent, err := c.check().placeBelow(parentID, o)
 		if err != nil {
 			return nil, nil, err
 		}
-		stamp(o, c)
+		stamp(o, c.At)
 		if from != nil {
 			if err := c.confirm(from, parent); err != nil {
 				return nil, nil, err

@@ -31,7 +31,7 @@ type DeleteOptions struct {
 func (s *Service) Delete(ctx context.Context, call *org.Call, id string, opt DeleteOptions) (*Deletion, audit.Receipt, error) {
 	d := &Deletion{DryRun: opt.DryRun}
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, counts, err := c.deletable(id)
+		o, counts, err := c.check().deletable(id)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -72,7 +72,7 @@ func (s *Service) Delete(ctx context.Context, call *org.Call, id string, opt Del
 // CheckDelete checks that the actor may delete the organization, with all that
 // lives below it now, and changes nothing.
 func (s *Service) CheckDelete(ctx context.Context, call *org.Call, id string) error {
-	return s.precheck(ctx, call, func(c *change) error {
+	return s.precheck(ctx, call, func(c *check) error {
 		_, _, err := c.deletable(id)
 		return err
 	})
@@ -80,7 +80,7 @@ func (s *Service) CheckDelete(ctx context.Context, call *org.Call, id string) er
 
 // deletable returns an organization that the actor may delete, and what lives
 // in its subtree.
-func (c *change) deletable(id string) (*org.Organization, org.Counts, error) {
+func (c *check) deletable(id string) (*org.Organization, org.Counts, error) {
 	o, err := c.Target(id, key.OrgsDelete)
 	if err != nil {
 		return nil, org.Counts{}, err
@@ -100,7 +100,7 @@ func (s *Service) Restore(ctx context.Context, call *org.Call, id string) (*org.
 	var o *org.Organization
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		var err error
-		if o, err = c.restorable(id); err != nil {
+		if o, err = c.check().restorable(id); err != nil {
 			return nil, nil, err
 		}
 		if err := org.CheckMatch(call.IfMatch, o.ETag()); err != nil {
@@ -131,7 +131,7 @@ func (s *Service) Restore(ctx context.Context, call *org.Call, id string) (*org.
 // and returns the deleted organization. With an error it returns the organization
 // if the actor may know of it.
 func (s *Service) CheckRestore(ctx context.Context, call *org.Call, id string) (o *org.Organization, err error) {
-	err = s.precheck(ctx, call, func(c *change) (err error) {
+	err = s.precheck(ctx, call, func(c *check) (err error) {
 		o, err = c.restorable(id)
 		return err
 	})
@@ -140,11 +140,11 @@ func (s *Service) CheckRestore(ctx context.Context, call *org.Call, id string) (
 
 // restorable returns a deleted organization that the actor may restore. With an
 // error it returns the organization if the actor may know of it.
-func (c *change) restorable(id string) (*org.Organization, error) {
+func (c *check) restorable(id string) (*org.Organization, error) {
 	a := c.Call.Actor
 	// What the actor does not reach is not locked, and is not found as quickly
 	// as what does not exist.
-	if _, err := org.Reached(c.Tx, a, id); errors.Is(err, org.ErrAbsent) {
+	if _, err := org.Reached(c, a, id); errors.Is(err, org.ErrAbsent) {
 		return nil, org.NotFound()
 	} else if err != nil {
 		return nil, err
@@ -213,13 +213,13 @@ func (s *Service) PurgeExpired(ctx context.Context) (int64, error) {
 	for ctx.Err() == nil {
 		var tops []*org.Organization
 		var begun bool
-		err := s.store.Read(ctx, func(tx org.Tx) (err error) {
-			if tops, err = tx.Purging(1); err != nil || len(tops) > 0 {
+		err := s.store.Read(ctx, func(v View) (err error) {
+			if tops, err = v.Purging(1); err != nil || len(tops) > 0 {
 				begun = true
 				return err
 			}
 			begun = false
-			tops, err = tx.Expired(s.orgs.Now().Add(-s.restoreWindow), 1)
+			tops, err = v.Expired(s.orgs.Now().Add(-s.restoreWindow), 1)
 			return err
 		})
 		if err != nil || len(tops) == 0 {
@@ -275,7 +275,7 @@ func (s *Service) purge(ctx context.Context, top *org.Organization) (purged int6
 		}
 		var gone []string
 		var done bool
-		err := s.store.Write(ctx, func(tx org.Tx) error {
+		err := s.store.Write(ctx, func(tx Tx) error {
 			// Others may move what is above it. If it is a root its log is closed,
 			// and nobody changes its tree.
 			_, err := tx.Lock(top.RootID)

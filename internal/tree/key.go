@@ -98,19 +98,19 @@ func (s *Service) Key(ctx context.Context, actor *auth.Actor, orgID, keyID strin
 		return nil, err
 	}
 	var k *key.Key
-	err := s.store.Read(ctx, func(tx org.Tx) (err error) {
-		k, err = liveKey(tx, orgID, keyID)
+	err := s.store.Read(ctx, func(v View) (err error) {
+		k, err = liveKey(v, orgID, keyID)
 		return err
 	})
 	return k, err
 }
 
-func liveKey(tx org.Tx, orgID, keyID string) (*key.Key, error) {
+func liveKey(v View, orgID, keyID string) (*key.Key, error) {
 	absent := problem.New(problem.NotFound, "The organization has no such API key.")
 	if !ident.Valid(keyID) {
 		return nil, absent
 	}
-	k, err := tx.KeyOf(orgID, keyID)
+	k, err := v.KeyOf(orgID, keyID)
 	if errors.Is(err, org.ErrAbsent) || err == nil && k.RevokedAt != nil {
 		return nil, absent
 	}
@@ -123,8 +123,8 @@ func (s *Service) Keys(ctx context.Context, actor *auth.Actor, orgID, after stri
 	if _, err := s.orgs.Find(ctx, actor, orgID); err != nil {
 		return nil, false, err
 	}
-	err = s.store.ReadHeavy(ctx, func(tx org.Tx) (err error) {
-		keys, more, err = tx.Keys(orgID, after, limit, maxBytes)
+	err = s.store.ReadHeavy(ctx, func(v View) (err error) {
+		keys, more, err = v.Keys(orgID, after, limit, maxBytes)
 		return err
 	})
 	return keys, more, err
@@ -239,7 +239,7 @@ func (s *Service) changeKey(ctx context.Context, call *org.Call, orgID, keyID st
 		}
 		after.UpdatedAt = c.At
 		after.Version++
-		if err := c.Tx.UpdateKey(after); err != nil {
+		if err := c.UpdateKey(after); err != nil {
 			return nil, nil, err
 		}
 		return result, []audit.Draft{c.keyEntry(o, after, action, changes)}, nil

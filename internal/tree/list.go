@@ -28,8 +28,8 @@ func (s *Service) List(ctx context.Context, actor *auth.Actor, q org.OrgQuery) (
 		}
 	}
 	var page org.OrgPage
-	err := s.store.ReadHeavy(ctx, func(tx org.Tx) (err error) {
-		page, err = tx.Orgs(q)
+	err := s.store.ReadHeavy(ctx, func(v View) (err error) {
+		page, err = v.Orgs(q)
 		return err
 	})
 	page.Orgs = slices.DeleteFunc(page.Orgs, func(o *org.Organization) bool { return !actor.Sees(o.Path) })
@@ -43,8 +43,8 @@ func (s *Service) listSelf(ctx context.Context, actor *auth.Actor, q org.OrgQuer
 	if !q.WithSelf || q.ParentID != "" {
 		return page, nil
 	}
-	err := s.store.Read(ctx, func(tx org.Tx) error {
-		o, err := tx.Org(actor.OrgID)
+	err := s.store.Read(ctx, func(v View) error {
+		o, err := v.Org(actor.OrgID)
 		if errors.Is(err, org.ErrAbsent) {
 			return nil
 		} else if err != nil {
@@ -66,9 +66,9 @@ func (s *Service) Ancestors(ctx context.Context, actor *auth.Actor, id string) (
 		return nil, err
 	}
 	var visible []*org.Organization
-	err = s.store.ReadHeavy(ctx, func(tx org.Tx) error {
+	err = s.store.ReadHeavy(ctx, func(v View) error {
 		visible = nil
-		chain, err := org.Ancestors(tx, snap.Organization)
+		chain, err := org.Ancestors(v, snap.Organization)
 		if err != nil {
 			return err
 		}

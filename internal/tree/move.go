@@ -33,7 +33,7 @@ const maxPreviewKeys = 1000
 func (s *Service) Move(ctx context.Context, call *org.Call, id, newParentID string) (*org.Organization, audit.Receipt, error) {
 	var o *org.Organization
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		m, err := c.planMove(id, newParentID)
+		m, err := c.check().planMove(id, newParentID)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -75,7 +75,7 @@ func PermitMove(a *auth.Actor, o *org.Organization) error {
 // planMove checks that the actor may move the organization and that the tree
 // stays a tree. It locks the root, so that two moves that together would make
 // a cycle cannot both pass.
-func (c *change) planMove(id, newParentID string) (move, error) {
+func (c *check) planMove(id, newParentID string) (move, error) {
 	o, err := c.Target(id, key.OrgsWrite)
 	if err != nil {
 		return move{}, err
@@ -93,7 +93,7 @@ func (c *change) planMove(id, newParentID string) (move, error) {
 	if err != nil {
 		return move{}, err
 	}
-	to, err := org.Seen(c.Tx, c.Call.Actor, newParentID)
+	to, err := org.Seen(c, c.Call.Actor, newParentID)
 	if errors.Is(err, org.ErrAbsent) {
 		return move{}, org.NotFound().With("parameter", "parent_id")
 	} else if err != nil {
@@ -123,7 +123,7 @@ func (c *change) planMove(id, newParentID string) (move, error) {
 // PreviewMove says what Move would change, and changes nothing.
 func (s *Service) PreviewMove(ctx context.Context, call *org.Call, id, newParentID string) (*MovePreview, error) {
 	var p *MovePreview
-	err := s.precheck(ctx, call, func(c *change) error {
+	err := s.precheck(ctx, call, func(c *check) error {
 		m, err := c.planMove(id, newParentID)
 		if err != nil {
 			return err
@@ -161,9 +161,9 @@ func (s *Service) PreviewMove(ctx context.Context, call *org.Call, id, newParent
 
 // binding returns the limits on the organizations of one chain that are not in
 // the other, from the root down and then by meter.
-func (c *change) binding(chain, other []*org.Organization) ([]usage.Limit, error) {
+func (c *check) binding(chain, other []*org.Organization) ([]usage.Limit, error) {
 	above := chain[len(chain)-1]
-	limits, err := org.ChainLimits(c.Tx, above.RootID, above.Path)
+	limits, err := org.ChainLimits(c, above.RootID, above.Path)
 	return slices.DeleteFunc(limits, func(l usage.Limit) bool {
 		return slices.ContainsFunc(other, func(o *org.Organization) bool { return o.ID == l.OrgID })
 	}), err
@@ -171,7 +171,7 @@ func (c *change) binding(chain, other []*org.Organization) ([]usage.Limit, error
 
 // reaching returns the keys that reach down from the organizations of one
 // chain that are not in the other.
-func (c *change) reaching(chain, other []*org.Organization) ([]*key.Key, error) {
+func (c *check) reaching(chain, other []*org.Organization) ([]*key.Key, error) {
 	in := map[string]bool{}
 	for _, o := range other {
 		in[o.ID] = true

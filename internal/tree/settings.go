@@ -19,13 +19,15 @@ import (
 	"github.com/orgd/orgd/internal/settings"
 )
 
-func (c *change) ancestors(o *org.Organization) ([]*org.Organization, error) {
-	return org.Ancestors(c.Tx, o)
+func (c *check) ancestors(o *org.Organization) ([]*org.Organization, error) {
+	return org.Ancestors(c, o)
 }
 
 // schemaText returns the schema of a root, nil if there is none.
-func (c *change) schemaText(rootID string) ([]byte, error) {
-	text, err := c.Schema(rootID)
+func schemaText(v interface {
+	Schema(rootID string) ([]byte, error)
+}, rootID string) ([]byte, error) {
+	text, err := v.Schema(rootID)
 	if errors.Is(err, org.ErrAbsent) {
 		return nil, nil
 	}
@@ -43,12 +45,12 @@ type basis struct {
 }
 
 // basis reads what settings below or of o are checked against.
-func (c *change) basis(o *org.Organization) (*basis, error) {
+func (c *check) basis(o *org.Organization) (*basis, error) {
 	above, err := c.ancestors(o)
 	if err != nil {
 		return nil, err
 	}
-	schema, err := c.schemaText(o.RootID)
+	schema, err := schemaText(c, o.RootID)
 	return &basis{above, o, schema}, err
 }
 
@@ -76,7 +78,7 @@ func (c *change) confirm(b *basis, o *org.Organization) error {
 			}
 		}
 	}
-	schema, err := c.schemaText(o.RootID)
+	schema, err := schemaText(c, o.RootID)
 	if err != nil {
 		return err
 	}
@@ -124,14 +126,14 @@ func (s *Service) Customizations(ctx context.Context, actor *auth.Actor, id stri
 	// What was read is merged after the read: 33 organizations with 64 KiB each
 	// take longer to merge than to read.
 	var chain []*org.Organization
-	err := s.store.ReadHeavy(ctx, func(tx org.Tx) error {
-		o, err := tx.Org(id)
+	err := s.store.ReadHeavy(ctx, func(v View) error {
+		o, err := v.Org(id)
 		if errors.Is(err, org.ErrAbsent) || err == nil && (o.DeletedAt != nil || !actor.Sees(o.Path)) {
 			return org.NotFound()
 		} else if err != nil {
 			return err
 		}
-		parents, err := org.Ancestors(tx, o)
+		parents, err := org.Ancestors(v, o)
 		chain = append(parents, o)
 		return err
 	})
@@ -149,7 +151,7 @@ func (s *Service) Customizations(ctx context.Context, actor *auth.Actor, id stri
 // CheckCustomizations checks whether the actor may change the settings of an
 // organization, and whether they are as the call says.
 func (s *Service) CheckCustomizations(ctx context.Context, call *org.Call, id string) error {
-	return s.precheck(ctx, call, func(c *change) error {
+	return s.precheck(ctx, call, func(c *check) error {
 		o, err := c.Target(id, key.CustomizationsWrite)
 		if err != nil {
 			return err
@@ -186,7 +188,7 @@ func (s *Service) PutCustomizations(ctx context.Context, call *org.Call, id stri
 	var rootID string
 	err := s.settled(ctx, func() string { return rootID }, func() error {
 		var from *basis
-		err := s.precheck(ctx, call, func(c *change) error {
+		err := s.precheck(ctx, call, func(c *check) error {
 			o, err := c.Target(id, key.CustomizationsWrite)
 			if err != nil {
 				return err
@@ -268,8 +270,8 @@ func (s *Service) Schema(ctx context.Context, actor *auth.Actor, rootID string) 
 		return nil, err
 	}
 	var schema []byte
-	err = s.store.Read(ctx, func(tx org.Tx) (err error) {
-		schema, err = tx.Schema(rootID)
+	err = s.store.Read(ctx, func(v View) (err error) {
+		schema, err = v.Schema(rootID)
 		return err
 	})
 	if errors.Is(err, org.ErrAbsent) {
@@ -290,7 +292,7 @@ func SchemaETag(schema []byte) string {
 
 // schemaTarget finds the root whose schema is to be changed, and the schema as
 // it is; nil if there is none.
-func (c *change) schemaTarget(rootID string) (*org.Organization, []byte, error) {
+func (c *check) schemaTarget(rootID string) (*org.Organization, []byte, error) {
 	o, err := c.Target(rootID, key.CustomizationsWrite)
 	if err != nil {
 		return nil, nil, err
@@ -310,7 +312,7 @@ func (c *change) schemaTarget(rootID string) (*org.Organization, []byte, error) 
 // CheckSchema checks whether the actor may change the schema of a root, and
 // whether it is as the call says.
 func (s *Service) CheckSchema(ctx context.Context, call *org.Call, rootID string) error {
-	return s.precheck(ctx, call, func(c *change) error {
+	return s.precheck(ctx, call, func(c *check) error {
 		_, _, err := c.schemaTarget(rootID)
 		return err
 	})
@@ -325,7 +327,7 @@ func (s *Service) PutSchema(ctx context.Context, call *org.Call, rootID string, 
 		}
 	}
 	return s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, old, err := c.schemaTarget(rootID)
+		o, old, err := c.check().schemaTarget(rootID)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -64,7 +64,7 @@ type settingsMerge struct {
 // checks it.
 func (s *Service) mergeSettings(ctx context.Context, call *org.Call, id string, u *OrgUpdate) (*settingsMerge, error) {
 	var from *basis
-	err := s.precheck(ctx, call, func(c *change) error {
+	err := s.precheck(ctx, call, func(c *check) error {
 		o, err := c.Target(id, key.OrgsWrite)
 		if err != nil {
 			return err
@@ -94,8 +94,7 @@ func (s *Service) mergeSettings(ctx context.Context, call *org.Call, id string, 
 // update changes an organization as is right for how it is now. merge is nil if
 // the update leaves the settings alone.
 func (s *Service) update(ctx context.Context, call *org.Call, id, permission string, merge *settingsMerge, updateOf func(*auth.Actor, *org.Organization) (OrgUpdate, error)) (*org.Organization, audit.Receipt, error) {
-	rootID := s.orgs.RootOf(id)
-	generation := s.store.OrgGeneration(rootID, id)
+	rootID, generation := s.orgs.Generation(id)
 	var after *org.Organization
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
 		before, err := c.Target(id, permission)

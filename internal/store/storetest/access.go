@@ -14,8 +14,9 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -52,11 +53,11 @@ func flushUses(t testing.TB, s Store, segment int64, uses ...access.KeyUse) {
 	flushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: segment}, Uses: uses})
 }
 
-func allEvents(t testing.TB, s Store, q org.AccessQuery) []access.Event {
+func allEvents(t testing.TB, s Store, q trail.AccessQuery) []access.Event {
 	t.Helper()
 	var all []access.Event
 	for {
-		p := get(t, s, func(tx metering.Tx) (org.AccessPage, error) { return tx.AccessEvents(q) })
+		p := get(t, s, func(tx testkit.Tx) (trail.AccessPage, error) { return tx.AccessEvents(q) })
 		if len(p.Events) > q.Limit {
 			t.Fatalf("a page of %d, limit %d", len(p.Events), q.Limit)
 		}
@@ -87,23 +88,23 @@ func testAccessEvents(t *testing.T, s Store) {
 	flush(t, s, 1, events...)
 	third := event("r", "b", 3)
 	third.Seq, denied.Seq = 3, 4
-	wantEqual(t, allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "b", Path: "r/a/b/", Scope: org.ScopeSelf, Limit: 5}),
+	wantEqual(t, allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "b", Path: "r/a/b/", Scope: org.ScopeSelf, Limit: 5}),
 		[]access.Event{denied, third})
 	for _, test := range []struct {
 		name  string
-		query org.AccessQuery
+		query trail.AccessQuery
 		want  []int // positions in events
 	}{
-		{"self", org.AccessQuery{OrgID: "a", Path: "r/a/", Scope: org.ScopeSelf}, []int{1}},
-		{"subtree", org.AccessQuery{OrgID: "a", Path: "r/a/", Scope: org.ScopeSubtree}, []int{3, 2, 1}},
-		{"root", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree}, []int{4, 3, 2, 1, 0}},
-		{"from and to", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, From: at(2), To: at(4)}, []int{2, 1}},
-		{"user", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, User: "al"}, []int{3}},
-		{"action", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Action: "PUT_TAG"}, []int{3}},
-		{"status", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Status: access.Success}, []int{4, 2, 1, 0}},
-		{"ip", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, IP: "::1"}, []int{3}},
-		{"key", org.AccessQuery{OrgID: "b", Path: "r/a/b/", Scope: org.ScopeSelf, APIKeyID: "key_1"}, []int{2}},
-		{"nothing", org.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSelf, IP: "::2"}, nil},
+		{"self", trail.AccessQuery{OrgID: "a", Path: "r/a/", Scope: org.ScopeSelf}, []int{1}},
+		{"subtree", trail.AccessQuery{OrgID: "a", Path: "r/a/", Scope: org.ScopeSubtree}, []int{3, 2, 1}},
+		{"root", trail.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree}, []int{4, 3, 2, 1, 0}},
+		{"from and to", trail.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, From: at(2), To: at(4)}, []int{2, 1}},
+		{"user", trail.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, User: "al"}, []int{3}},
+		{"action", trail.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Action: "PUT_TAG"}, []int{3}},
+		{"status", trail.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Status: access.Success}, []int{4, 2, 1, 0}},
+		{"ip", trail.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, IP: "::1"}, []int{3}},
+		{"key", trail.AccessQuery{OrgID: "b", Path: "r/a/b/", Scope: org.ScopeSelf, APIKeyID: "key_1"}, []int{2}},
+		{"nothing", trail.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSelf, IP: "::2"}, nil},
 	} {
 		for _, limit := range []int{1, 2, 10} {
 			t.Run(fmt.Sprintf("%s by %d", test.name, limit), func(t *testing.T) {
@@ -117,11 +118,11 @@ func testAccessEvents(t *testing.T, s Store) {
 		}
 	}
 	t.Run("the tree as it is now", func(t *testing.T) {
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			_, err := tx.MoveSubtree("r", "b", "ab", "r/a/b/", "r/ab/b/", 0, at(9))
 			return err
 		})
-		got := allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "ab", Path: "r/ab/", Scope: org.ScopeSubtree, Limit: 10})
+		got := allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "ab", Path: "r/ab/", Scope: org.ScopeSubtree, Limit: 10})
 		wantEqual(t, eventIDs(got), []string{events[4].ID, events[3].ID, events[2].ID})
 	})
 }
@@ -145,7 +146,7 @@ func testAccessPages(t *testing.T, s Store) {
 		slices.SortFunc(all, func(a, b access.Event) int {
 			return cmp.Or(b.Timestamp.Compare(a.Timestamp), cmp.Compare(b.Seq, a.Seq))
 		})
-		q := org.AccessQuery{RootID: "r", OrgID: "a", Path: "r/a/", Limit: rapid.IntRange(1, 7).Draw(rt, "limit"),
+		q := trail.AccessQuery{RootID: "r", OrgID: "a", Path: "r/a/", Limit: rapid.IntRange(1, 7).Draw(rt, "limit"),
 			Scope: rapid.SampledFrom([]org.Scope{org.ScopeSelf, org.ScopeSubtree}).Draw(rt, "scope")}
 		var want []string
 		for _, e := range all {
@@ -166,14 +167,14 @@ func testAccessBounded(t *testing.T, s Store) {
 		events = append(events, event("r", "a", i+1))
 	}
 	flush(t, s, 1, events...)
-	q := org.AccessQuery{RootID: "r", OrgID: "b", Path: "r/b/", Scope: org.ScopeSubtree, Limit: 5}
-	p := get(t, s, func(tx metering.Tx) (org.AccessPage, error) { return tx.AccessEvents(q) })
+	q := trail.AccessQuery{RootID: "r", OrgID: "b", Path: "r/b/", Scope: org.ScopeSubtree, Limit: 5}
+	p := get(t, s, func(tx testkit.Tx) (trail.AccessPage, error) { return tx.AccessEvents(q) })
 	if len(p.Events) != 0 || p.Next == nil {
 		t.Errorf("%d events, next %v: the page looked at too much or lost its place", len(p.Events), p.Next)
 	}
 	wantEqual(t, eventIDs(allEvents(t, s, q)), []string{events[0].ID})
 	q.Scope = org.ScopeSelf // has its own index
-	p = get(t, s, func(tx metering.Tx) (org.AccessPage, error) { return tx.AccessEvents(q) })
+	p = get(t, s, func(tx testkit.Tx) (trail.AccessPage, error) { return tx.AccessEvents(q) })
 	if len(p.Events) != 1 || p.Next != nil {
 		t.Errorf("self: %d events, next %v", len(p.Events), p.Next)
 	}
@@ -181,12 +182,12 @@ func testAccessBounded(t *testing.T, s Store) {
 
 func testIdempotency(t *testing.T, s Store) {
 	put := func(actor string, since, created time.Time, answer string) error {
-		return s.Metering().Write(t.Context(), func(tx metering.Tx) error {
+		return s.Write(t.Context(), func(tx testkit.Tx) error {
 			return tx.PutIdempotent("r", actor, "key", since, &org.Replay{RequestHash: []byte{0, 1}, Answer: []byte(answer), CreatedAt: created})
 		})
 	}
 	find := func(actor string, since time.Time) (r *org.Replay, err error) {
-		err = s.Metering().Read(t.Context(), func(tx metering.Tx) error {
+		err = s.Read(t.Context(), func(tx testkit.Tx) error {
 			r, err = tx.Idempotent(actor, "key", since)
 			return err
 		})
@@ -213,7 +214,7 @@ func testIdempotencyRace(t *testing.T, s Store) {
 	errs := make([]error, 10)
 	for i := range errs {
 		wg.Go(func() {
-			errs[i] = s.Metering().Write(context.Background(), func(tx metering.Tx) error {
+			errs[i] = s.Write(context.Background(), func(tx testkit.Tx) error {
 				if err := tx.InsertOrgs([]*org.Organization{newOrg(fmt.Sprintf("r%d/", i))}); err != nil {
 					return err
 				}
@@ -226,7 +227,7 @@ func testIdempotencyRace(t *testing.T, s Store) {
 	for i, err := range errs {
 		if err == nil {
 			won++
-			read(t, s, func(tx metering.Tx) error { _, err := tx.Org(fmt.Sprint("r", i)); return err })
+			read(t, s, func(tx testkit.Tx) error { _, err := tx.Org(fmt.Sprint("r", i)); return err })
 		} else {
 			wantErr(t, err, org.ErrReplay)
 			absentOrg(t, s, fmt.Sprint("r", i))
@@ -250,7 +251,7 @@ func use(path string, quantity usage.Decimal) access.Usage {
 
 func totals(t testing.TB, s Store, rootID, orgID string) []usage.Total {
 	t.Helper()
-	return get(t, s, func(tx metering.Tx) ([]usage.Total, error) { return tx.Totals(rootID, orgID, month) })
+	return get(t, s, func(tx testkit.Tx) ([]usage.Total, error) { return tx.Totals(rootID, orgID, month) })
 }
 
 func testFlush(t *testing.T, s Store) {
@@ -276,7 +277,7 @@ func testFlush(t *testing.T, s Store) {
 		for id, total := range want {
 			wantEqual(t, totals(t, s, "r", id), total)
 		}
-		wantEqual(t, len(allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 10})), 1)
+		wantEqual(t, len(allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 10})), 1)
 		wantEqual(t, position(), batch.Position)
 	}
 	flushBatch(t, s, batch)
@@ -302,17 +303,17 @@ func testFlush(t *testing.T, s Store) {
 	want["r"][0].Total += 2
 	want["b"] = append(want["b"], usage.Total{RootID: "r", OrgID: "b", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 2, Total: 2, Recorded: 2})
 	check()
-	wantEqual(t, get(t, s, func(tx metering.Tx) ([]usage.Total, error) { return tx.Totals("r", "b", month.Next()) }), []usage.Total(nil))
+	wantEqual(t, get(t, s, func(tx testkit.Tx) ([]usage.Total, error) { return tx.Totals("r", "b", month.Next()) }), []usage.Total(nil))
 }
 
 func testFlushKeyUse(t *testing.T, s Store) {
 	plant(t, s, "r/")
-	write(t, s, func(tx metering.Tx) error { return tx.InsertKey(newKey("k", "r/")) })
+	write(t, s, func(tx testkit.Tx) error { return tx.InsertKey(newKey("k", "r/")) })
 	settled(t, s)
 	generation := s.Generation("r")
 	flushUses(t, s, 1, keyUse("k", false, 5), keyUse("k", false, 3), keyUse("k", true, 9), keyUse("absent", false, 1))
 	flushUses(t, s, 2, keyUse("k", false, 4)) // late
-	k := get(t, s, func(tx metering.Tx) (*key.Key, error) { return tx.Key("k") })
+	k := get(t, s, func(tx testkit.Tx) (*key.Key, error) { return tx.Key("k") })
 	want := newKey("k", "r/")
 	last := at(5)
 	want.LastUsedAt, want.LastUsedIP = &last, "192.0.2.5"
@@ -325,14 +326,14 @@ func testFlushText(t *testing.T, s Store) {
 	e := event("r", "r", 1)
 	e.User, e.UserAgent, e.Path = "nul\x00", "latin \xe9", "/ünï"
 	flush(t, s, 1, e)
-	got := allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSelf, Limit: 10})
+	got := allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSelf, Limit: 10})
 	e.User, e.UserAgent, e.Seq = "nul\uFFFD", "latin \uFFFD", 1
 	wantEqual(t, got, []access.Event{e})
 }
 
 func testFlushConcurrent(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "r/b/")
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		for i := range 5 {
 			if err := tx.InsertKey(newKey(fmt.Sprint("k", i), "r/")); err != nil {
 				return err
@@ -450,7 +451,7 @@ func testAccessFeed(t *testing.T, s Store) {
 		wg.Wait()
 		close(stored)
 	}()
-	for _, query := range []org.AccessQuery{
+	for _, query := range []trail.AccessQuery{
 		{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 5},
 		{RootID: "r", OrgID: "a", Path: "r/a/", Scope: org.ScopeSubtree, Limit: 3},
 		{RootID: "r", OrgID: "a", Path: "r/a/", Scope: org.ScopeSelf, Limit: 1000},
@@ -459,7 +460,7 @@ func testAccessFeed(t *testing.T, s Store) {
 		seen := map[string]bool{}
 		var position int64
 		for last := false; ; {
-			feed := get(t, s, func(tx metering.Tx) (org.AccessFeed, error) { return tx.AccessFeed(query, position) })
+			feed := get(t, s, func(tx testkit.Tx) (trail.AccessFeed, error) { return tx.AccessFeed(query, position) })
 			for _, e := range feed.Events {
 				if e.Seq <= position || e.Seq > feed.Position || seen[e.ID] {
 					t.Fatalf("%+v: event %s with number %d after %d, position %d", query, e.ID, e.Seq, position, feed.Position)
@@ -484,9 +485,9 @@ func testAccessFeed(t *testing.T, s Store) {
 		if query.Path == "r/" && query.IP == "" && len(want) != spools*batches*each {
 			t.Errorf("%d events are stored", len(want))
 		}
-		wantEqual(t, position, get(t, s, func(tx metering.Tx) (int64, error) { return tx.AccessHead("r") }))
+		wantEqual(t, position, get(t, s, func(tx testkit.Tx) (int64, error) { return tx.AccessHead("r") }))
 	}
-	wantEqual(t, get(t, s, func(tx metering.Tx) (int64, error) { return tx.AccessHead("absent") }), int64(0))
+	wantEqual(t, get(t, s, func(tx testkit.Tx) (int64, error) { return tx.AccessHead("absent") }), int64(0))
 }
 
 // testAccessFeedBounded: a step of a feed that finds nothing looks at a
@@ -498,34 +499,34 @@ func testAccessFeedBounded(t *testing.T, s Store) {
 		events = append(events, event("r", "a", i))
 	}
 	flush(t, s, 1, append(events, event("r", "b", 7000))...)
-	q := org.AccessQuery{RootID: "r", OrgID: "b", Path: "r/b/", Scope: org.ScopeSubtree, Limit: 5}
-	feed := get(t, s, func(tx metering.Tx) (org.AccessFeed, error) { return tx.AccessFeed(q, 0) })
+	q := trail.AccessQuery{RootID: "r", OrgID: "b", Path: "r/b/", Scope: org.ScopeSubtree, Limit: 5}
+	feed := get(t, s, func(tx testkit.Tx) (trail.AccessFeed, error) { return tx.AccessFeed(q, 0) })
 	if len(feed.Events) != 0 || !feed.More || feed.Position <= 0 || feed.Position >= 6001 {
 		t.Fatalf("the first step: %+v", feed)
 	}
-	feed = get(t, s, func(tx metering.Tx) (org.AccessFeed, error) { return tx.AccessFeed(q, feed.Position) })
+	feed = get(t, s, func(tx testkit.Tx) (trail.AccessFeed, error) { return tx.AccessFeed(q, feed.Position) })
 	wantEqual(t, eventIDs(feed.Events), []string{event("r", "b", 7000).ID})
 	if feed.More || feed.Position != 6001 {
 		t.Errorf("the second step: position %d, more %v", feed.Position, feed.More)
 	}
 }
 
-func incoming(orgID, id string, seconds int) org.IncomingEvent {
-	e := org.IncomingEvent{Event: event("r", orgID, seconds), Named: id != ""}
+func incoming(orgID, id string, seconds int) trail.IncomingEvent {
+	e := trail.IncomingEvent{Event: event("r", orgID, seconds), Named: id != ""}
 	if e.Named {
 		e.ID = id
 	}
 	return e
 }
 
-func ingest(t testing.TB, s Store, events ...org.IncomingEvent) (duplicates int64) {
+func ingest(t testing.TB, s Store, events ...trail.IncomingEvent) (duplicates int64) {
 	t.Helper()
 	return ingestFrom(t, s, "r", events...)
 }
 
-func ingestFrom(t testing.TB, s Store, sender string, events ...org.IncomingEvent) (duplicates int64) {
+func ingestFrom(t testing.TB, s Store, sender string, events ...trail.IncomingEvent) (duplicates int64) {
 	t.Helper()
-	write(t, s, func(tx metering.Tx) (err error) {
+	write(t, s, func(tx testkit.Tx) (err error) {
 		duplicates, err = tx.InsertAccessEvents("r", sender, events)
 		return err
 	})
@@ -536,16 +537,16 @@ func ingestFrom(t testing.TB, s Store, sender string, events ...org.IncomingEven
 // those of another, before and after its ids have expired.
 func testAccessSenders(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "r/b/")
-	events := []org.IncomingEvent{incoming("a", "one", 1), incoming("a", "two", 2), incoming("a", "three", 3)}
+	events := []trail.IncomingEvent{incoming("a", "one", 1), incoming("a", "two", 2), incoming("a", "three", 3)}
 	wantEqual(t, ingestFrom(t, s, "a", events...), int64(0))
 	wantEqual(t, ingestFrom(t, s, "b", events[1:]...), int64(0))
 	wantEqual(t, ingestFrom(t, s, "/operator", events...), int64(0))
 	wantEqual(t, ingestFrom(t, s, "a", events...), int64(3))
 	wantEqual(t, ingestFrom(t, s, "b", events...), int64(2))
-	q := org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 100}
+	q := trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 100}
 	wantEqual(t, eventIDs(allEvents(t, s, q)), split("three three three two two two one one one"))
 	for range 6 {
-		write(t, s, func(tx metering.Tx) error { _, err := tx.ExpireAccess("r", at(3), at(3), 2); return err })
+		write(t, s, func(tx testkit.Tx) error { _, err := tx.ExpireAccess("r", at(3), at(3), 2); return err })
 	}
 	wantEqual(t, eventIDs(allEvents(t, s, q)), split("three three three"))
 	wantEqual(t, ingestFrom(t, s, "a", events...), int64(1))
@@ -561,21 +562,21 @@ func testAccessIngest(t *testing.T, s Store) {
 	wantEqual(t, ingest(t, s, incoming("a", "two", 5), incoming("r", "one", 1), incoming("a", "three", 6)), int64(2))
 	wantEqual(t, ingest(t, s, incoming("r", "", 2)), int64(0))
 	wantEqual(t, ingest(t, s), int64(0))
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		other := incoming("q", "one", 1)
 		other.RootID = "q"
-		n, err := tx.InsertAccessEvents("q", "r", []org.IncomingEvent{other})
+		n, err := tx.InsertAccessEvents("q", "r", []trail.IncomingEvent{other})
 		wantEqual(t, n, int64(0))
 		return err
 	})
-	q := org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 3}
+	q := trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 3}
 	got := eventIDs(allEvents(t, s, q))
 	second := event("r", "r", 2).ID
 	wantEqual(t, got, []string{"three", "two", second, second, "one", event("r", "r", 0).ID})
-	feed := get(t, s, func(tx metering.Tx) (org.AccessFeed, error) { return tx.AccessFeed(q, 0) })
+	feed := get(t, s, func(tx testkit.Tx) (trail.AccessFeed, error) { return tx.AccessFeed(q, 0) })
 	wantEqual(t, eventIDs(feed.Events), []string{event("r", "r", 0).ID, "one", second})
-	if err := s.Metering().Write(t.Context(), func(tx metering.Tx) error {
-		if _, err := tx.InsertAccessEvents("r", "r", []org.IncomingEvent{incoming("r", "four", 1)}); err != nil {
+	if err := s.Write(t.Context(), func(tx testkit.Tx) error {
+		if _, err := tx.InsertAccessEvents("r", "r", []trail.IncomingEvent{incoming("r", "four", 1)}); err != nil {
 			return err
 		}
 		return org.ErrStale
@@ -583,9 +584,9 @@ func testAccessIngest(t *testing.T, s Store) {
 		t.Fatal(err)
 	}
 	wantEqual(t, ingest(t, s, incoming("r", "four", 9)), int64(0))
-	wantEqual(t, get(t, s, func(tx metering.Tx) ([]string, error) { return tx.AccessRoots("", 5) }), []string{"q", "r"})
-	wantEqual(t, get(t, s, func(tx metering.Tx) ([]string, error) { return tx.AccessRoots("", 1) }), []string{"q"})
-	wantEqual(t, get(t, s, func(tx metering.Tx) ([]string, error) { return tx.AccessRoots("q", 5) }), []string{"r"})
+	wantEqual(t, get(t, s, func(tx testkit.Tx) ([]string, error) { return tx.AccessRoots("", 5) }), []string{"q", "r"})
+	wantEqual(t, get(t, s, func(tx testkit.Tx) ([]string, error) { return tx.AccessRoots("", 1) }), []string{"q"})
+	wantEqual(t, get(t, s, func(tx testkit.Tx) ([]string, error) { return tx.AccessRoots("q", 5) }), []string{"r"})
 }
 
 // testAccessIngestRace: of the same events, sent many times at once in
@@ -597,12 +598,12 @@ func testAccessIngestRace(t *testing.T, s Store) {
 	var wg sync.WaitGroup
 	for c := range clients {
 		wg.Go(func() {
-			var batch []org.IncomingEvent
+			var batch []trail.IncomingEvent
 			for i := range events {
 				n := (i*7 + c*13) % events
 				batch = append(batch, incoming("r", fmt.Sprint("id-", n), n))
 			}
-			if err := s.Metering().Write(context.Background(), func(tx metering.Tx) error {
+			if err := s.Write(context.Background(), func(tx testkit.Tx) error {
 				n, err := tx.InsertAccessEvents("r", "r", batch)
 				if err == nil {
 					accepted.Add(events - n)
@@ -614,7 +615,7 @@ func testAccessIngestRace(t *testing.T, s Store) {
 		})
 	}
 	wg.Wait()
-	got := allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 100})
+	got := allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 100})
 	wantEqual(t, len(got), events)
 	wantEqual(t, accepted.Load(), int64(events))
 }
@@ -624,7 +625,7 @@ func testAccessIngestRace(t *testing.T, s Store) {
 func testAccessExpiry(t *testing.T, s Store) {
 	plant(t, s, "r/", "q/")
 	flush(t, s, 1, event("q", "q", 1))
-	var events []org.IncomingEvent
+	var events []trail.IncomingEvent
 	for i := range 25 {
 		// Some have the same time: a step may end between them.
 		events = append(events, incoming("r", fmt.Sprint("id-", i), i/3))
@@ -632,13 +633,13 @@ func testAccessExpiry(t *testing.T, s Store) {
 	ingest(t, s, events...)
 	expire := func(events, claims time.Time, limit int) (n int64) {
 		t.Helper()
-		write(t, s, func(tx metering.Tx) (err error) {
+		write(t, s, func(tx testkit.Tx) (err error) {
 			n, err = tx.ExpireAccess("r", events, claims, limit)
 			return err
 		})
 		return n
 	}
-	q := org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 100}
+	q := trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 100}
 	wantEqual(t, expire(at(0), at(0), 10), int64(0))
 	wantEqual(t, expire(at(5), at(0), 10), int64(10))
 	wantEqual(t, len(allEvents(t, s, q)), 15)
@@ -648,14 +649,14 @@ func testAccessExpiry(t *testing.T, s Store) {
 	wantEqual(t, expire(at(5), at(5), 10), int64(0))
 	wantEqual(t, len(allEvents(t, s, q)), 10)
 	wantEqual(t, ingest(t, s, events[0], events[14], events[15]), int64(1))
-	wantEqual(t, len(allEvents(t, s, org.AccessQuery{RootID: "q", OrgID: "q", Path: "q/", Scope: org.ScopeSubtree, Limit: 5})), 1)
+	wantEqual(t, len(allEvents(t, s, trail.AccessQuery{RootID: "q", OrgID: "q", Path: "q/", Scope: org.ScopeSubtree, Limit: 5})), 1)
 }
 
 func testAccessRetention(t *testing.T, s Store) {
 	plant(t, s, "r/")
-	find := func() (*org.AccessRetention, error) {
-		var r *org.AccessRetention
-		err := s.Metering().Read(t.Context(), func(tx metering.Tx) (err error) {
+	find := func() (*trail.AccessRetention, error) {
+		var r *trail.AccessRetention
+		err := s.Read(t.Context(), func(tx testkit.Tx) (err error) {
 			r, err = tx.AccessRetention("r")
 			return err
 		})
@@ -663,8 +664,8 @@ func testAccessRetention(t *testing.T, s Store) {
 	}
 	_, err := find()
 	wantErr(t, err, org.ErrAbsent)
-	for _, want := range []*org.AccessRetention{{RootID: "r", Days: 30, UpdatedAt: at(1)}, {RootID: "r", Days: 40, UpdatedAt: at(2)}} {
-		write(t, s, func(tx metering.Tx) error { return tx.PutAccessRetention(want) })
+	for _, want := range []*trail.AccessRetention{{RootID: "r", Days: 30, UpdatedAt: at(1)}, {RootID: "r", Days: 40, UpdatedAt: at(2)}} {
+		write(t, s, func(tx testkit.Tx) error { return tx.PutAccessRetention(want) })
 		got, err := find()
 		wantErr(t, err, nil)
 		wantEqual(t, got, want)
@@ -686,7 +687,7 @@ func testPartition(t *testing.T, s Store) {
 		events = append(events, e)
 	}
 	flush(t, s, 1, events...)
-	q := org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 3}
+	q := trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 3}
 	wantEqual(t, len(allEvents(t, s, q)), len(events))
 	// Later on: this month and the last are partitions by now.
 	later := now.AddDate(0, 2, 0)
@@ -698,7 +699,7 @@ func testPartition(t *testing.T, s Store) {
 		t.Errorf("the floor is %v", floor)
 	}
 	for n := int64(1); n > 0; {
-		write(t, s, func(tx metering.Tx) (err error) {
+		write(t, s, func(tx testkit.Tx) (err error) {
 			n, err = tx.ExpireAccess("r", floor, later, 2)
 			return err
 		})

@@ -12,8 +12,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/orgd/orgd/internal/audit"
-	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/testkit"
 )
 
 // allAudit reads all pages.
@@ -21,7 +21,7 @@ func allAudit(t testing.TB, s Store, q org.AuditQuery) []audit.Record {
 	t.Helper()
 	var all []audit.Record
 	for {
-		p := get(t, s, func(tx metering.Tx) (org.AuditPage, error) { return tx.AuditEntries(q) })
+		p := get(t, s, func(tx testkit.Tx) (org.AuditPage, error) { return tx.AuditEntries(q) })
 		if len(p.Records) > q.Limit {
 			t.Fatalf("a page of %d, limit %d", len(p.Records), q.Limit)
 		}
@@ -45,22 +45,22 @@ func seqs(records []audit.Record) []int64 {
 }
 
 func testAudit(t *testing.T, s Store) {
-	wantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error { _, err := tx.Lock("r"); return err }), org.ErrAbsent)
+	wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { _, err := tx.Lock("r"); return err }), org.ErrAbsent)
 	plant(t, s, "r/", "q/")
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		head, err := tx.Lock("r")
 		wantEqual(t, head, &audit.Head{RootID: "r", LogID: "log-r"})
 		return err
 	})
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		return errors.Join(appendAudit(tx, "r", "one", "r/", "r/a/"), appendAudit(tx, "r", "two", "r/a/"), appendAudit(tx, "q", "one", "q/"))
 	})
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		head, err := tx.Lock("r")
 		wantEqual(t, head, &audit.Head{RootID: "r", LogID: "log-r", Size: 3, Root: audit.Hash{2}, Range: []audit.Hash{{2}, {1, 2, 3}}})
 		return err
 	})
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		last, err := tx.LastAudit("r")
 		wantEqual(t, last, at(2))
 		_, none := tx.LastAudit("none")
@@ -73,13 +73,13 @@ func testAudit(t *testing.T, s Store) {
 		Action: "two", ActorID: "operator", Leaf: []byte(`{"seq":2}`), LeafHash: audit.Hash{2}, Values: []byte(`{"ip":"::1"}`)})
 
 	t.Run("an append that does not follow the head is stale", func(t *testing.T) {
-		wantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error {
+		wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error {
 			return tx.AppendAudit(&audit.Head{RootID: "r", Size: 3}, []audit.Record{{RootID: "r", Seq: 2, Leaf: []byte{1}}})
 		}), org.ErrStale)
 	})
 	t.Run("a failed change leaves no entry", func(t *testing.T) {
 		failure := errors.New("no")
-		wantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error {
+		wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error {
 			return errors.Join(appendAudit(tx, "r", "lost", "r/"), failure)
 		}), failure)
 		wantEqual(t, len(allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10})), 3)
@@ -88,7 +88,7 @@ func testAudit(t *testing.T, s Store) {
 
 func testAuditMoves(t *testing.T, s Store) {
 	plant(t, s, "r/")
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		return appendAudit(tx, "r", "x",
 			"r/", "r/a/", "r/a/m/", "r/a/m/k/", // m moves from a to b
 			"r/b/", "r/b/m/", "r/b/m/k/", "r/a-b/")
@@ -134,7 +134,7 @@ func testAuditPages(t *testing.T, s Store) {
 	var log []string
 	rapid.Check(t, func(rt *rapid.T) {
 		more := rapid.SliceOfN(rapid.SampledFrom(paths), 1, 5).Draw(rt, "append")
-		write(t, s, func(tx metering.Tx) error { return appendAudit(tx, "r", "x", more...) })
+		write(t, s, func(tx testkit.Tx) error { return appendAudit(tx, "r", "x", more...) })
 		log = append(log, more...)
 		path := rapid.SampledFrom(paths).Draw(rt, "path")
 		ids := org.SplitPath(path)
@@ -161,16 +161,16 @@ func testAuditBounded(t *testing.T, s Store) {
 	for range 6000 {
 		paths = append(paths, "r/often/")
 	}
-	write(t, s, func(tx metering.Tx) error { return appendAudit(tx, "r", "x", append(paths, "r/rare/")...) })
+	write(t, s, func(tx testkit.Tx) error { return appendAudit(tx, "r", "x", append(paths, "r/rare/")...) })
 	q := org.AuditQuery{RootID: "r", OrgID: "rare", Path: "r/rare/", Scope: org.ScopeSubtree, Limit: 5}
-	p := get(t, s, func(tx metering.Tx) (org.AuditPage, error) { return tx.AuditEntries(q) })
+	p := get(t, s, func(tx testkit.Tx) (org.AuditPage, error) { return tx.AuditEntries(q) })
 	wantEqual(t, seqs(p.Records), []int64{6001})
 	if p.Next <= 1 {
 		t.Errorf("next %d: the page looked at everything", p.Next)
 	}
 	wantEqual(t, seqs(allAudit(t, s, q)), []int64{6001, 0})
 	q.Scope = org.ScopeSelf // has its own index
-	p = get(t, s, func(tx metering.Tx) (org.AuditPage, error) { return tx.AuditEntries(q) })
+	p = get(t, s, func(tx testkit.Tx) (org.AuditPage, error) { return tx.AuditEntries(q) })
 	wantEqual(t, seqs(p.Records), []int64{6001, 0})
 	wantEqual(t, p.Next, int64(-1))
 }
@@ -184,7 +184,7 @@ func testAuditConcurrent(t *testing.T, s Store) {
 	for w := range writers {
 		wg.Go(func() {
 			for i := range each {
-				err := s.Metering().Write(context.Background(), func(tx metering.Tx) error {
+				err := s.Write(context.Background(), func(tx testkit.Tx) error {
 					rootID := []string{"r", "q"}[w%2]
 					if _, err := tx.Lock(rootID); err != nil {
 						return err
@@ -210,7 +210,7 @@ func testAuditConcurrent(t *testing.T, s Store) {
 			want = append(want, i)
 		}
 		wantEqual(t, seqs(allAudit(t, s, org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Limit: 1000, Ascending: true})), want)
-		o := get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org(rootID) })
+		o := get(t, s, func(tx testkit.Tx) (*org.Organization, error) { return tx.Org(rootID) })
 		wantEqual(t, o.Version, int64(writers/2*each+1))
 	}
 }

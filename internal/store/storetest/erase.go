@@ -8,6 +8,8 @@ import (
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -18,7 +20,7 @@ func testHolding(t *testing.T, s Store) {
 	named := newOrg("r/d_%/")
 	named.ID, named.Path, named.Name = "d", "r/d/", "50%_Off!"
 	insert(t, s, named)
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		for _, k := range []struct{ id, path, name, ip string }{
 			{"k1", "r/a/", "Jane@Example.com", ""}, {"k2", "r/a/b/", "x", "192.0.2.7"}, {"k3", "r/c/", "JANE@example.com", ""}, {"k4", "q/", "jane@example.com", ""},
 		} {
@@ -32,11 +34,11 @@ func testHolding(t *testing.T, s Store) {
 	})
 	flushUses(t, s, 1, access.KeyUse{KeyID: "k2", At: at(1), IP: "192.0.2.7"})
 
-	keys := func(q org.HoldingQuery) (found []string) {
+	keys := func(q trail.HoldingQuery) (found []string) {
 		t.Helper()
 		q.RootID = "r"
 		for more := true; more; more = q.After != nil {
-			read(t, s, func(tx metering.Tx) (err error) {
+			read(t, s, func(tx testkit.Tx) (err error) {
 				var page []*key.Key
 				page, q.After, err = tx.KeysHolding(q)
 				for _, k := range page {
@@ -47,11 +49,11 @@ func testHolding(t *testing.T, s Store) {
 		}
 		return found
 	}
-	orgs := func(q org.HoldingQuery) (found []string) {
+	orgs := func(q trail.HoldingQuery) (found []string) {
 		t.Helper()
 		q.RootID = "r"
 		for more := true; more; more = q.After != nil {
-			read(t, s, func(tx metering.Tx) (err error) {
+			read(t, s, func(tx testkit.Tx) (err error) {
 				var page []*org.Organization
 				page, q.After, err = tx.OrgsHolding(q)
 				found = append(found, ids(page)...)
@@ -61,15 +63,15 @@ func testHolding(t *testing.T, s Store) {
 		return found
 	}
 	for _, limit := range []int{1, 100} {
-		wantEqual(t, keys(org.HoldingQuery{OrgID: "r", Path: "r/", Needle: "jane@example.com", Limit: limit}), split("k1 k3"))
-		wantEqual(t, keys(org.HoldingQuery{OrgID: "a", Path: "r/a/", Needle: "jane@example.com", Limit: limit}), split("k1"))
-		wantEqual(t, keys(org.HoldingQuery{OrgID: "a", Path: "r/a/", Needle: "192.0.2.7", Limit: limit}), split("k2"))
-		wantEqual(t, keys(org.HoldingQuery{OrgID: "a", Path: "r/a/", Self: true, Needle: "192.0.2.7", Limit: limit}), []string{})
-		wantEqual(t, keys(org.HoldingQuery{OrgID: "r", Path: "r/", Limit: limit}), split("k1 k2 k3"))
-		wantEqual(t, orgs(org.HoldingQuery{OrgID: "r", Path: "r/", Needle: "%_off!", Limit: limit}), split("d"))
-		wantEqual(t, orgs(org.HoldingQuery{OrgID: "r", Path: "r/", Needle: "org_", Limit: limit}), []string{})
-		wantEqual(t, orgs(org.HoldingQuery{OrgID: "a", Path: "r/a/", Needle: "org b", Limit: limit}), split("b"))
-		wantEqual(t, orgs(org.HoldingQuery{OrgID: "a", Path: "r/a/", Self: true, Needle: "org ", Limit: limit}), split("a"))
+		wantEqual(t, keys(trail.HoldingQuery{OrgID: "r", Path: "r/", Needle: "jane@example.com", Limit: limit}), split("k1 k3"))
+		wantEqual(t, keys(trail.HoldingQuery{OrgID: "a", Path: "r/a/", Needle: "jane@example.com", Limit: limit}), split("k1"))
+		wantEqual(t, keys(trail.HoldingQuery{OrgID: "a", Path: "r/a/", Needle: "192.0.2.7", Limit: limit}), split("k2"))
+		wantEqual(t, keys(trail.HoldingQuery{OrgID: "a", Path: "r/a/", Self: true, Needle: "192.0.2.7", Limit: limit}), []string{})
+		wantEqual(t, keys(trail.HoldingQuery{OrgID: "r", Path: "r/", Limit: limit}), split("k1 k2 k3"))
+		wantEqual(t, orgs(trail.HoldingQuery{OrgID: "r", Path: "r/", Needle: "%_off!", Limit: limit}), split("d"))
+		wantEqual(t, orgs(trail.HoldingQuery{OrgID: "r", Path: "r/", Needle: "org_", Limit: limit}), []string{})
+		wantEqual(t, orgs(trail.HoldingQuery{OrgID: "a", Path: "r/a/", Needle: "org b", Limit: limit}), split("b"))
+		wantEqual(t, orgs(trail.HoldingQuery{OrgID: "a", Path: "r/a/", Self: true, Needle: "org ", Limit: limit}), split("a"))
 	}
 	wantEqual(t, seqs(allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Holding: "::1", Limit: 2})), []int64{2, 1, 0})
 	wantEqual(t, seqs(allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Holding: `"seq":1`, Limit: 2})), []int64{1})
@@ -78,7 +80,7 @@ func testHolding(t *testing.T, s Store) {
 
 func testErase(t *testing.T, s Store) {
 	plant(t, s, "r/", "q/")
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		if err := tx.InsertKey(newKey("k", "r/")); err != nil {
 			return err
 		}
@@ -96,7 +98,7 @@ func testErase(t *testing.T, s Store) {
 
 	adjustment := usage.Adjustment{RootID: "r", OrgID: "r", Month: "2026-11", ID: "adj_1", For: "2026-10", Meter: "api_calls", Quantity: 1,
 		Reason: "why", Origin: usage.FromActor, CreatedBy: "operator", CreatedAt: at(5)}
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		other := adjustment
 		other.ID = "adj_2"
 		if err := tx.PutAdjustments([]usage.Adjustment{adjustment, other}); err != nil {
@@ -105,7 +107,7 @@ func testErase(t *testing.T, s Store) {
 		return tx.BlankReasons([]usage.Adjustment{{RootID: "r", OrgID: "r", ID: "adj_1"}, {RootID: "q", OrgID: "q", ID: "adj_2"}})
 	})
 	var reasons []string
-	for _, a := range get(t, s, func(tx metering.Tx) (list []usage.Adjustment, err error) {
+	for _, a := range get(t, s, func(tx testkit.Tx) (list []usage.Adjustment, err error) {
 		list, _, err = tx.Adjustments(metering.AdjustmentQuery{RootID: "r", OrgID: "r", Limit: 10})
 		return list, err
 	}) {
@@ -113,20 +115,20 @@ func testErase(t *testing.T, s Store) {
 	}
 	wantEqual(t, sorted(reasons), []string{"adj_1 ", "adj_2 why"})
 
-	wantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error {
+	wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error {
 		return tx.PutAuditValues("r", []audit.Record{{Seq: 2, Values: []byte("{}")}})
 	}), org.ErrStale)
-	wantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error {
+	wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error {
 		absent := one
 		absent.Seq = 99
 		return tx.PutAccessEvents([]access.Event{absent})
 	}), org.ErrStale)
-	read(t, s, func(tx metering.Tx) error {
+	read(t, s, func(tx testkit.Tx) error {
 		_, err := tx.AccessEvent("q", one.Timestamp, one.Seq)
 		wantErr(t, err, org.ErrAbsent)
 		return nil
 	})
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		e, err := tx.AccessEvent("r", one.Timestamp, one.Seq)
 		if err != nil {
 			return err
@@ -156,10 +158,10 @@ func testErase(t *testing.T, s Store) {
 	if err := s.Scrub(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	wantEqual(t, allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10}), []access.Event{two, one})
+	wantEqual(t, allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10}), []access.Event{two, one})
 	entries := allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10, Ascending: true})
 	wantEqual(t, []string{string(entries[0].Values), string(entries[1].Values)}, []string{`{"ip":"::1"}`, "{}"})
-	read(t, s, func(tx metering.Tx) error {
+	read(t, s, func(tx testkit.Tx) error {
 		k, err := tx.Key("k")
 		if err != nil {
 			return err

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/audit"
-	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/testkit"
 )
 
 // settled waits until a store believes what it has kept: one that has just
@@ -32,7 +32,7 @@ func settled(t testing.TB, s Store) {
 func testGeneration(t *testing.T, s Store) {
 	plant(t, s, "r/", "q/")
 	change := func(rootID string, fail error) error {
-		return s.Metering().Write(t.Context(), func(tx metering.Tx) error {
+		return s.Write(t.Context(), func(tx testkit.Tx) error {
 			return errors.Join(appendAudit(tx, rootID, "x", rootID+"/"), tx.PutSchema(rootID, []byte("{}")), fail)
 		})
 	}
@@ -48,7 +48,7 @@ func testGeneration(t *testing.T, s Store) {
 
 	// A change of one organization leaves the tree as it is.
 	r, row = s.Generation("r"), s.OrgGeneration("r", "r")
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		if _, err := tx.Lock("r"); err != nil {
 			return err
 		}
@@ -63,7 +63,7 @@ func testGeneration(t *testing.T, s Store) {
 	wantEqual(t, s.OrgGeneration("r", "r"), row+1)
 	// Nothing is promised about a change that failed, but a new root shows.
 	n := s.Generation("n")
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		return errors.Join(tx.InsertOrgs([]*org.Organization{newOrg("n/")}), tx.NewLog(&audit.Head{RootID: "n", LogID: "l"}))
 	})
 	if s.Generation("n") == n {
@@ -97,7 +97,7 @@ func testGenerationReadsNew(t *testing.T, s Store) {
 				version, ok := kept[generation]
 				mu.Unlock()
 				if !ok {
-					err := s.Metering().Read(context.Background(), func(tx metering.Tx) error {
+					err := s.Read(context.Background(), func(tx testkit.Tx) error {
 						o, err := tx.Org("r")
 						if err == nil {
 							version = o.Version
@@ -120,7 +120,7 @@ func testGenerationReadsNew(t *testing.T, s Store) {
 		})
 	}
 	for i := range 100 {
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			if _, err := tx.Lock("r"); err != nil {
 				return err
 			}

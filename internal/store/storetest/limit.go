@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/orgd/orgd/internal/access"
-	"github.com/orgd/orgd/internal/metering"
+	"github.com/orgd/orgd/internal/testkit"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -14,7 +14,7 @@ func testLimits(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "q/")
 	limits := func(rootID string, ids ...string) []usage.Limit {
 		t.Helper()
-		list := get(t, s, func(tx metering.Tx) ([]usage.Limit, error) { return tx.Limits(rootID, ids) })
+		list := get(t, s, func(tx testkit.Tx) ([]usage.Limit, error) { return tx.Limits(rootID, ids) })
 		slices.SortFunc(list, func(a, b usage.Limit) int {
 			return cmp.Or(cmp.Compare(a.OrgID, b.OrgID), cmp.Compare(a.Meter, b.Meter))
 		})
@@ -26,7 +26,7 @@ func testLimits(t *testing.T, s Store) {
 	}
 	put := func(l usage.Limit) {
 		t.Helper()
-		write(t, s, func(tx metering.Tx) error { return tx.PutLimit(&l) })
+		write(t, s, func(tx testkit.Tx) error { return tx.PutLimit(&l) })
 	}
 	whole, calls, storage, foreign := of("r", "r", "api_calls", usage.MaxDecimal, usage.Soft, 1), of("r", "a", "api_calls", 1, usage.Hard, 1),
 		of("r", "a", "storage_used", 0, usage.Hard, 1), of("q", "q", "api_calls", 5, usage.Hard, 1)
@@ -40,7 +40,7 @@ func testLimits(t *testing.T, s Store) {
 
 	before := s.Generation("r")
 	calls = of("r", "a", "api_calls", 2*usage.One, usage.Soft, 2)
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		if _, err := tx.Lock("r"); err != nil {
 			return err
 		}
@@ -50,11 +50,11 @@ func testLimits(t *testing.T, s Store) {
 	if s.Generation("r") == before {
 		t.Error("a limit that has changed does not change the generation")
 	}
-	write(t, s, func(tx metering.Tx) error { return tx.DeleteLimit("r", "a", "api_calls") })
-	write(t, s, func(tx metering.Tx) error { return tx.DeleteLimit("r", "a", "api_calls") })
+	write(t, s, func(tx testkit.Tx) error { return tx.DeleteLimit("r", "a", "api_calls") })
+	write(t, s, func(tx testkit.Tx) error { return tx.DeleteLimit("r", "a", "api_calls") })
 	wantEqual(t, limits("r", "r", "a"), []usage.Limit{storage, whole})
 
-	write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted("r", "r/a/", "del", at(3)); return err })
+	write(t, s, func(tx testkit.Tx) error { _, err := tx.MarkDeleted("r", "r/a/", "del", at(3)); return err })
 	wantEqual(t, limits("r", "a"), []usage.Limit{storage})
 	purge(t, s, "r", "del")
 	wantEqual(t, limits("r", "r", "a"), []usage.Limit{whole})
@@ -66,11 +66,11 @@ func testConsumed(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "r/a/b/", "r/c/")
 	consumed := func(id string, month usage.Month, meter string) usage.Decimal {
 		t.Helper()
-		return get(t, s, func(tx metering.Tx) (usage.Decimal, error) { return tx.Consumed("r", id, month, meter) })
+		return get(t, s, func(tx testkit.Tx) (usage.Decimal, error) { return tx.Consumed("r", id, month, meter) })
 	}
 	position := func() access.Position {
 		t.Helper()
-		return get(t, s, func(tx metering.Tx) (access.Position, error) { return tx.SpoolPosition("spool") })
+		return get(t, s, func(tx testkit.Tx) (access.Position, error) { return tx.SpoolPosition("spool") })
 	}
 	month := usage.MonthOf(epoch)
 	wantEqual(t, consumed("r", month, usage.APICalls), usage.Decimal(0))

@@ -15,8 +15,9 @@ import (
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/trail"
 )
 
 func testTransactions(t *testing.T, s Store) {
@@ -24,17 +25,17 @@ func testTransactions(t *testing.T, s Store) {
 
 	t.Run("a failed write keeps nothing", func(t *testing.T) {
 		failure := errors.New("no")
-		err := s.Metering().Write(t.Context(), func(tx metering.Tx) error {
+		err := s.Write(t.Context(), func(tx testkit.Tx) error {
 			if err := tx.InsertOrgs([]*org.Organization{newOrg("r/a/")}); err != nil {
 				return err
 			}
 			return failure
 		})
 		wantErr(t, err, failure)
-		wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("a"); return err }), org.ErrAbsent)
+		wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Org("a"); return err }), org.ErrAbsent)
 	})
 	t.Run("a write sees its own changes", func(t *testing.T) {
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			if err := tx.InsertOrgs([]*org.Organization{newOrg("r/b/")}); err != nil {
 				return err
 			}
@@ -43,19 +44,19 @@ func testTransactions(t *testing.T, s Store) {
 		})
 	})
 	t.Run("a read cannot write", func(t *testing.T) {
-		err := s.Metering().Read(t.Context(), func(tx metering.Tx) error { return tx.InsertOrgs([]*org.Organization{newOrg("r/c/")}) })
+		err := s.Read(t.Context(), func(tx testkit.Tx) error { return tx.InsertOrgs([]*org.Organization{newOrg("r/c/")}) })
 		if err == nil {
 			t.Error("a read wrote")
 		}
-		wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("c"); return err }), org.ErrAbsent)
+		wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Org("c"); return err }), org.ErrAbsent)
 	})
 	t.Run("a read is one snapshot", func(t *testing.T) {
-		read(t, s, func(tx metering.Tx) error {
+		read(t, s, func(tx testkit.Tx) error {
 			before, err := tx.Org("b")
 			if err != nil {
 				return err
 			}
-			write(t, s, func(tx metering.Tx) error {
+			write(t, s, func(tx testkit.Tx) error {
 				o, err := tx.Org("b")
 				if err != nil {
 					return err
@@ -71,25 +72,25 @@ func testTransactions(t *testing.T, s Store) {
 	t.Run("a cancelled context starts nothing", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		err := s.Metering().Write(ctx, func(tx metering.Tx) error { return tx.InsertOrgs([]*org.Organization{newOrg("r/d/")}) })
+		err := s.Write(ctx, func(tx testkit.Tx) error { return tx.InsertOrgs([]*org.Organization{newOrg("r/d/")}) })
 		if err == nil {
 			t.Error("no error")
 		}
-		wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("d"); return err }), org.ErrAbsent)
+		wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Org("d"); return err }), org.ErrAbsent)
 	})
 	t.Run("a write that has started is not cancelled", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		err := s.Metering().Write(ctx, func(tx metering.Tx) error {
+		err := s.Write(ctx, func(tx testkit.Tx) error {
 			cancel()
 			return tx.InsertOrgs([]*org.Organization{newOrg("r/e/")})
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		read(t, s, func(tx metering.Tx) error { _, err := tx.Org("e"); return err })
+		read(t, s, func(tx testkit.Tx) error { _, err := tx.Org("e"); return err })
 	})
 	t.Run("a panic is an error and keeps nothing", func(t *testing.T) {
-		err := s.Metering().Write(t.Context(), func(tx metering.Tx) error {
+		err := s.Write(t.Context(), func(tx testkit.Tx) error {
 			if err := tx.InsertOrgs([]*org.Organization{newOrg("r/f/")}); err != nil {
 				return err
 			}
@@ -98,7 +99,7 @@ func testTransactions(t *testing.T, s Store) {
 		if err == nil || !strings.Contains(err.Error(), "oh") {
 			t.Errorf("error %v", err)
 		}
-		wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("f"); return err }), org.ErrAbsent)
+		wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Org("f"); return err }), org.ErrAbsent)
 	})
 }
 
@@ -110,13 +111,13 @@ func testOrgs(t *testing.T, s Store) {
 	child.UpdatedAt = at(5)
 	insert(t, s, root, child)
 
-	got := get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org("Child-1") })
+	got := get(t, s, func(tx testkit.Tx) (*org.Organization, error) { return tx.Org("Child-1") })
 	wantEqual(t, got, child)
-	wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("child-1"); return err }), org.ErrAbsent)
+	wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Org("child-1"); return err }), org.ErrAbsent)
 
 	within := func(id, path string, self bool) (*org.Organization, error) {
 		var o *org.Organization
-		err := s.Metering().Read(t.Context(), func(tx metering.Tx) (err error) { o, err = tx.OrgWithin(id, path, self); return err })
+		err := s.Read(t.Context(), func(tx testkit.Tx) (err error) { o, err = tx.OrgWithin(id, path, self); return err })
 		return o, err
 	}
 	for _, path := range split("r/ r/Child-1/") {
@@ -136,14 +137,14 @@ func testOrgs(t *testing.T, s Store) {
 		wantErr(t, err, org.ErrAbsent)
 	}
 
-	found := get(t, s, func(tx metering.Tx) ([]*org.Organization, error) { return tx.OrgsByID(split("Child-1 absent r")) })
+	found := get(t, s, func(tx testkit.Tx) ([]*org.Organization, error) { return tx.OrgsByID(split("Child-1 absent r")) })
 	wantEqual(t, sorted(ids(found)), split("Child-1 r"))
-	found = get(t, s, func(tx metering.Tx) ([]*org.Organization, error) { return tx.OrgsByID(nil) })
+	found = get(t, s, func(tx testkit.Tx) ([]*org.Organization, error) { return tx.OrgsByID(nil) })
 	wantEqual(t, ids(found), []string(nil))
 
-	versions := get(t, s, func(tx metering.Tx) (map[string]org.Version, error) { return tx.Versions(split("Child-1 absent r")) })
+	versions := get(t, s, func(tx testkit.Tx) (map[string]org.Version, error) { return tx.Versions(split("Child-1 absent r")) })
 	wantEqual(t, versions, map[string]org.Version{"r": {CreatedAt: root.CreatedAt, Version: root.Version}, "Child-1": {CreatedAt: child.CreatedAt, Version: child.Version}})
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		o, err := tx.Org("Child-1")
 		if err != nil {
 			return err
@@ -151,39 +152,39 @@ func testOrgs(t *testing.T, s Store) {
 		o.Version++
 		return tx.UpdateOrg(o)
 	})
-	versions = get(t, s, func(tx metering.Tx) (map[string]org.Version, error) { return tx.Versions(split("Child-1")) })
+	versions = get(t, s, func(tx testkit.Tx) (map[string]org.Version, error) { return tx.Versions(split("Child-1")) })
 	wantEqual(t, versions, map[string]org.Version{"Child-1": {CreatedAt: child.CreatedAt, Version: child.Version + 1}})
 
 	t.Run("an id is taken, even in another root or by a deleted organization", func(t *testing.T) {
 		plant(t, s, "q/", "q/gone/")
-		write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted("q", "q/gone/", "del", at(1)); return err })
+		write(t, s, func(tx testkit.Tx) error { _, err := tx.MarkDeleted("q", "q/gone/", "del", at(1)); return err })
 		for _, path := range split("r/r/ q/Child-1/ r/gone/ Child-1/") {
-			err := s.Metering().Write(t.Context(), func(tx metering.Tx) error {
+			err := s.Write(t.Context(), func(tx testkit.Tx) error {
 				return tx.InsertOrgs([]*org.Organization{newOrg("r/new/"), newOrg(path)})
 			})
 			var taken *org.TakenError
 			if !errors.As(err, &taken) || taken.ID != newOrg(path).ID {
 				t.Errorf("%s: error %v", path, err)
 			}
-			wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("new"); return err }), org.ErrAbsent)
+			wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Org("new"); return err }), org.ErrAbsent)
 		}
 	})
 	t.Run("a taken id leaves the transaction usable", func(t *testing.T) {
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			var taken *org.TakenError
 			if err := tx.InsertOrgs([]*org.Organization{newOrg("r/r/")}); !errors.As(err, &taken) {
 				t.Errorf("error %v", err)
 			}
 			return tx.InsertOrgs([]*org.Organization{newOrg("r/usable/")})
 		})
-		read(t, s, func(tx metering.Tx) error { _, err := tx.Org("usable"); return err })
+		read(t, s, func(tx testkit.Tx) error { _, err := tx.Org("usable"); return err })
 	})
 	t.Run("the same id inserted at once succeeds once", func(t *testing.T) {
 		var wg sync.WaitGroup
 		results := make(chan error, 10)
 		for range cap(results) {
 			wg.Go(func() {
-				results <- s.Metering().Write(context.Background(), func(tx metering.Tx) error {
+				results <- s.Write(context.Background(), func(tx testkit.Tx) error {
 					return tx.InsertOrgs([]*org.Organization{newOrg("r/race/")})
 				})
 			})
@@ -208,7 +209,7 @@ func testOrgs(t *testing.T, s Store) {
 func testUpdateOrg(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/")
 	byTag := func(tag string) []string {
-		return ids(get(t, s, func(tx metering.Tx) (org.OrgPage, error) {
+		return ids(get(t, s, func(tx testkit.Tx) (org.OrgPage, error) {
 			return tx.Orgs(org.OrgQuery{RootID: "r", Tag: tag, Limit: 10})
 		}).Orgs)
 	}
@@ -216,17 +217,17 @@ func testUpdateOrg(t *testing.T, s Store) {
 	want.Name, want.Description, want.Type, want.ExternalID = "New", "d", org.TypeGroup, "x"
 	want.Tags, want.Settings = split("one two"), org.Settings{Values: []byte(`{"k":1}`), Locked: split("/k"), UpdatedAt: at(1)}
 	want.UpdatedAt, want.Version = at(1), 2
-	write(t, s, func(tx metering.Tx) error { return tx.UpdateOrg(want) })
-	wantEqual(t, get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org("a") }), want)
+	write(t, s, func(tx testkit.Tx) error { return tx.UpdateOrg(want) })
+	wantEqual(t, get(t, s, func(tx testkit.Tx) (*org.Organization, error) { return tx.Org("a") }), want)
 	wantEqual(t, byTag("one"), split("a"))
 
-	wantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error { return tx.UpdateOrg(want) }), org.ErrStale)
+	wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { return tx.UpdateOrg(want) }), org.ErrStale)
 	absent := newOrg("r/absent/")
 	absent.Version = 2
-	wantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error { return tx.UpdateOrg(absent) }), org.ErrStale)
+	wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { return tx.UpdateOrg(absent) }), org.ErrStale)
 
 	t.Run("the indexes follow, also twice in one transaction", func(t *testing.T) {
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			o, err := tx.Org("a")
 			if err != nil {
 				return err
@@ -243,10 +244,10 @@ func testUpdateOrg(t *testing.T, s Store) {
 		}
 		for _, q := range []org.OrgQuery{{NamePrefix: "NEWER"}, {Tag: "three"}} {
 			q.RootID, q.Limit = "r", 10
-			wantEqual(t, ids(get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) }).Orgs), split("a"))
+			wantEqual(t, ids(get(t, s, func(tx testkit.Tx) (org.OrgPage, error) { return tx.Orgs(q) }).Orgs), split("a"))
 		}
 		gone := org.OrgQuery{RootID: "r", ExternalID: "x", Limit: 10}
-		wantEqual(t, ids(get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(gone) }).Orgs), []string(nil))
+		wantEqual(t, ids(get(t, s, func(tx testkit.Tx) (org.OrgPage, error) { return tx.Orgs(gone) }).Orgs), []string(nil))
 	})
 	t.Run("of two updates of one version one wins", func(t *testing.T) {
 		for round := range 10 {
@@ -254,7 +255,7 @@ func testUpdateOrg(t *testing.T, s Store) {
 			errs := make([]error, 4)
 			for i := range errs {
 				wg.Go(func() {
-					errs[i] = s.Metering().Write(context.Background(), func(tx metering.Tx) error {
+					errs[i] = s.Write(context.Background(), func(tx testkit.Tx) error {
 						o := newOrg("r/a/")
 						o.Name, o.Version = fmt.Sprint(round, i), int64(5+round)
 						return tx.UpdateOrg(o)
@@ -279,14 +280,14 @@ func testUpdateOrg(t *testing.T, s Store) {
 
 func testMove(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "r/a/x/", "r/a/x/y/", "r/a/x/z/", "r/a/xx/", "r/b/", "r/b/c/")
-	write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted("r", "r/a/x/z/", "del", at(1)); return err })
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error { _, err := tx.MarkDeleted("r", "r/a/x/z/", "del", at(1)); return err })
+	write(t, s, func(tx testkit.Tx) error {
 		n, err := tx.MoveSubtree("r", "x", "c", "r/a/x/", "r/b/c/x/", 1, at(2))
 		wantEqual(t, n, int64(2))
 		return err
 	})
 	for id, want := range map[string]string{"x": "r/b/c/x/", "y": "r/b/c/x/y/", "z": "r/b/c/x/z/", "xx": "r/a/xx/"} {
-		o := get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org(id) })
+		o := get(t, s, func(tx testkit.Tx) (*org.Organization, error) { return tx.Org(id) })
 		if o.Path != want || o.Depth != len(o.PathIDs())-1 {
 			t.Errorf("%s: path %s, depth %d", id, o.Path, o.Depth)
 		}
@@ -296,14 +297,14 @@ func testMove(t *testing.T, s Store) {
 		}
 	}
 	deepest := func(path string) int {
-		return get(t, s, func(tx metering.Tx) (int, error) { return tx.DeepestBelow("r", path) })
+		return get(t, s, func(tx testkit.Tx) (int, error) { return tx.DeepestBelow("r", path) })
 	}
 	wantEqual(t, []int{deepest("r/"), deepest("r/a/"), deepest("r/b/c/x/y/")}, []int{4, 2, 4})
-	children := get(t, s, func(tx metering.Tx) (org.OrgPage, error) {
+	children := get(t, s, func(tx testkit.Tx) (org.OrgPage, error) {
 		return tx.Orgs(org.OrgQuery{RootID: "r", ParentID: "c", Limit: 10})
 	})
 	wantEqual(t, ids(children.Orgs), split("x"))
-	err := s.Metering().Write(t.Context(), func(tx metering.Tx) error {
+	err := s.Write(t.Context(), func(tx testkit.Tx) error {
 		_, err := tx.MoveSubtree("r", "absent", "c", "r/absent/", "r/c/absent/", 1, at(2))
 		return err
 	})
@@ -313,26 +314,26 @@ func testMove(t *testing.T, s Store) {
 func live(t testing.TB, s Store, rootID string) []string {
 	t.Helper()
 	q := org.OrgQuery{RootID: rootID, Limit: 1000}
-	return ids(get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) }).Orgs)
+	return ids(get(t, s, func(tx testkit.Tx) (org.OrgPage, error) { return tx.Orgs(q) }).Orgs)
 }
 
 func testDeleteRestore(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "r/a/b/", "r/a/b/c/", "r/ab/")
 	revoked := newKey("key_revoked", "r/a/b/")
 	revoked.RevokedAt = &revoked.CreatedAt
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		return errors.Join(tx.InsertKey(newKey("key_1", "r/a/")), tx.InsertKey(newKey("key_2", "r/a/b/c/")),
 			tx.InsertKey(newKey("key_3", "r/ab/")), tx.InsertKey(revoked))
 	})
 	count := func(path string) org.Counts {
-		return get(t, s, func(tx metering.Tx) (org.Counts, error) { return tx.CountSubtree("r", path) })
+		return get(t, s, func(tx testkit.Tx) (org.Counts, error) { return tx.CountSubtree("r", path) })
 	}
 	wantEqual(t, count("r/"), org.Counts{Organizations: 5, APIKeys: 3})
 	wantEqual(t, count("r/a/"), org.Counts{Organizations: 3, APIKeys: 2})
 
 	mark := func(path, deletionID string, seconds int, want org.Counts) {
 		t.Helper()
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			c, err := tx.MarkDeleted("r", path, deletionID, at(seconds))
 			wantEqual(t, c, want)
 			return err
@@ -340,7 +341,7 @@ func testDeleteRestore(t *testing.T, s Store) {
 	}
 	restore := func(deletionID string, want org.Counts) {
 		t.Helper()
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			c, err := tx.MarkRestored("r", deletionID)
 			wantEqual(t, c, want)
 			return err
@@ -350,7 +351,7 @@ func testDeleteRestore(t *testing.T, s Store) {
 	mark("r/a/", "del_2", 2, org.Counts{Organizations: 2, APIKeys: 1})
 	wantEqual(t, live(t, s, "r"), split("r ab"))
 	wantEqual(t, count("r/"), org.Counts{Organizations: 2, APIKeys: 1})
-	o := get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org("b") })
+	o := get(t, s, func(tx testkit.Tx) (*org.Organization, error) { return tx.Org("b") })
 	if o.DeletedAt == nil || !o.DeletedAt.Equal(at(2)) || o.DeletionID != "del_2" || o.Version != 2 {
 		t.Errorf("deleted at %v by %q, version %d", o.DeletedAt, o.DeletionID, o.Version)
 	}
@@ -360,7 +361,7 @@ func testDeleteRestore(t *testing.T, s Store) {
 	restore("", org.Counts{})
 	restore("del_1", org.Counts{Organizations: 1, APIKeys: 1})
 	wantEqual(t, count("r/"), org.Counts{Organizations: 5, APIKeys: 3})
-	o = get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org("b") })
+	o = get(t, s, func(tx testkit.Tx) (*org.Organization, error) { return tx.Org("b") })
 	if o.DeletedAt != nil || o.DeletionID != "" || !o.UpdatedAt.Equal(epoch) {
 		t.Errorf("restored: deleted at %v by %q, updated at %v", o.DeletedAt, o.DeletionID, o.UpdatedAt)
 	}
@@ -368,32 +369,32 @@ func testDeleteRestore(t *testing.T, s Store) {
 
 func testExpired(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "r/a/b/", "r/c/", "r/d/", "q/")
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		_, err1 := tx.MarkDeleted("r", "r/c/", "del_c", at(3))
 		_, err2 := tx.MarkDeleted("r", "r/a/", "del_a", at(1))
 		_, err3 := tx.MarkDeleted("q", "q/", "del_q", at(2))
 		return errors.Join(err1, err2, err3)
 	})
 	expired := func(before time.Time, limit int) []string {
-		return ids(get(t, s, func(tx metering.Tx) ([]*org.Organization, error) { return tx.Expired(before, limit) }))
+		return ids(get(t, s, func(tx testkit.Tx) ([]*org.Organization, error) { return tx.Expired(before, limit) }))
 	}
 	wantEqual(t, expired(at(1), 10), []string(nil))
 	wantEqual(t, expired(at(10), 10), split("a q c"))
 	wantEqual(t, expired(at(3), 10), split("a q"))
 	wantEqual(t, expired(at(10), 1), split("a"))
-	write(t, s, func(tx metering.Tx) error { _, err := tx.MarkRestored("r", "del_a"); return err })
+	write(t, s, func(tx testkit.Tx) error { _, err := tx.MarkRestored("r", "del_a"); return err })
 	wantEqual(t, expired(at(10), 10), split("q c"))
 }
 
 func absentOrg(t testing.TB, s Store, id string) {
 	t.Helper()
-	wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org(id); return err }), org.ErrAbsent)
+	wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Org(id); return err }), org.ErrAbsent)
 }
 
 // purge purges all of what one delete removed.
 func purge(t testing.TB, s Store, rootID, deletionID string) (gone []string) {
 	t.Helper()
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		gone = nil
 		begun, err := tx.BeginPurge(rootID, deletionID, at(100))
 		wantEqual(t, begun, true)
@@ -411,14 +412,14 @@ func testPurge(t *testing.T, s Store) {
 	child := newOrg("r/a/b/")
 	child.Tags = split("tag")
 	insert(t, s, newOrg("r/"), newOrg("r/a/"), child, newOrg("r/a/b/c/"), newOrg("r/z/"))
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		return errors.Join(tx.InsertKey(newKey("key_b", "r/a/b/")), tx.InsertKey(newKey("key_z", "r/z/")),
 			tx.PutIdempotent("r", "key_b", "i", at(0), &org.Replay{CreatedAt: at(1)}),
 			tx.PutIdempotent("z", "key_z", "i", at(0), &org.Replay{CreatedAt: at(1)}),
 			appendAudit(tx, "r", "x", "r/a/b/", "r/z/"))
 	})
 	flush(t, s, 1, event("r", "b", 1), event("r", "z", 2))
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		_, err1 := tx.MarkDeleted("r", "r/a/b/c/", "del_c", at(1))
 		_, err2 := tx.MarkDeleted("r", "r/a/b/", "del_b", at(2))
 		// Moved with its parent, while it is deleted.
@@ -426,7 +427,7 @@ func testPurge(t *testing.T, s Store) {
 		return errors.Join(err1, err2, err3)
 	})
 	for _, deletionID := range []string{"absent", ""} {
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			begun, err1 := tx.BeginPurge("r", deletionID, at(4))
 			gone, done, err2 := tx.Purge("r", deletionID, 10, at(4))
 			wantEqual(t, begun, false)
@@ -437,7 +438,7 @@ func testPurge(t *testing.T, s Store) {
 	}
 	wantEqual(t, purge(t, s, "r", "del_b"), split("c b")) // c was deleted earlier
 	for _, deletionID := range split("del_b del_c") {
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			begun, err := tx.BeginPurge("r", deletionID, at(4))
 			wantEqual(t, begun, false)
 			return err
@@ -446,26 +447,26 @@ func testPurge(t *testing.T, s Store) {
 	absentOrg(t, s, "b")
 	absentOrg(t, s, "c")
 	wantEqual(t, live(t, s, "r"), split("r z a"))
-	wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Key("key_b"); return err }), org.ErrAbsent)
-	wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Idempotent("key_b", "i", at(0)); return err }), org.ErrAbsent)
-	read(t, s, func(tx metering.Tx) error {
+	wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Key("key_b"); return err }), org.ErrAbsent)
+	wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Idempotent("key_b", "i", at(0)); return err }), org.ErrAbsent)
+	read(t, s, func(tx testkit.Tx) error {
 		_, err1 := tx.Key("key_z")
 		_, err2 := tx.Idempotent("key_z", "i", at(0))
 		return errors.Join(err1, err2)
 	})
-	wantEqual(t, eventIDs(allEvents(t, s, org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 10})),
+	wantEqual(t, eventIDs(allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 10})),
 		[]string{event("r", "z", 2).ID})
 	wantEqual(t, len(allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10})), 2)
 	plant(t, s, "r/b/") // the id is free again
 	tagged := org.OrgQuery{RootID: "r", Tag: "tag", Limit: 10}
-	wantEqual(t, ids(get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(tagged) }).Orgs), []string(nil))
+	wantEqual(t, ids(get(t, s, func(tx testkit.Tx) (org.OrgPage, error) { return tx.Orgs(tagged) }).Orgs), []string(nil))
 }
 
 func testPurgeRoot(t *testing.T, s Store) {
 	q := org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10}
 	for round := range 3 {
 		logID := fmt.Sprintf("log-%d", round)
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			head := &audit.Head{RootID: "r", LogID: logID}
 			if err := errors.Join(tx.InsertOrgs([]*org.Organization{newOrg("r/"), newOrg("r/a/")}), tx.NewLog(head)); err != nil {
 				return err
@@ -478,7 +479,7 @@ func testPurgeRoot(t *testing.T, s Store) {
 		if len(entries) != 1 || entries[0].Epoch != 0 || entries[0].Seq != 0 {
 			t.Errorf("round %d: entries %v", round, entries)
 		}
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			if _, err := tx.MarkDeleted("r", "r/", "del", at(1)); err != nil {
 				return err
 			}
@@ -494,27 +495,27 @@ func testPurgeRoot(t *testing.T, s Store) {
 			return tx.AppendAudit(head, []audit.Record{{RootID: "r", Epoch: head.Epoch, Seq: head.Size - 1, ID: "aud_last",
 				OrgID: "r", Path: "r/", Action: "purged", Timestamp: at(2), Leaf: []byte("{}")}})
 		})
-		wantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error { _, err := tx.Lock("r"); return err }), org.ErrAbsent)
-		write(t, s, func(tx metering.Tx) error {
+		wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { _, err := tx.Lock("r"); return err }), org.ErrAbsent)
+		write(t, s, func(tx testkit.Tx) error {
 			gone, done, err := tx.Purge("r", "del", 1000, at(3))
 			wantEqual(t, gone, split("a r"))
 			wantEqual(t, done, true)
 			return err
 		})
-		wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
+		wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
 		wantEqual(t, len(allAudit(t, s, q)), 0)
 	}
 }
 
 func testSchema(t *testing.T, s Store) {
 	plant(t, s, "r/")
-	wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
+	wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
 	for _, schema := range split(`{"a":1} {"b":2}`) {
-		write(t, s, func(tx metering.Tx) error { return tx.PutSchema("r", []byte(schema)) })
-		wantEqual(t, string(get(t, s, func(tx metering.Tx) ([]byte, error) { return tx.Schema("r") })), schema)
+		write(t, s, func(tx testkit.Tx) error { return tx.PutSchema("r", []byte(schema)) })
+		wantEqual(t, string(get(t, s, func(tx testkit.Tx) ([]byte, error) { return tx.Schema("r") })), schema)
 	}
-	write(t, s, func(tx metering.Tx) error { return tx.PutSchema("r", nil) })
-	wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
+	write(t, s, func(tx testkit.Tx) error { return tx.PutSchema("r", nil) })
+	wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
 }
 
 func testOrgQueries(t *testing.T, s Store) {
@@ -524,7 +525,7 @@ func testOrgQueries(t *testing.T, s Store) {
 	other.Name, other.Tags, other.ExternalID = "acme two", split("red"), "E-1"
 	insert(t, s, newOrg("r/"), newOrg("r/a/"), acme, newOrg("r/a/b/c/"), newOrg("r/a-b/"), newOrg("r/a0/"), newOrg("r/gone/"),
 		newOrg("q/"), other, newOrg("q-1/"))
-	write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted("r", "r/gone/", "del", at(1)); return err })
+	write(t, s, func(tx testkit.Tx) error { _, err := tx.MarkDeleted("r", "r/gone/", "del", at(1)); return err })
 
 	for _, test := range []struct {
 		name  string
@@ -569,7 +570,7 @@ func allOrgs(t testing.TB, s Store, q org.OrgQuery) []*org.Organization {
 	t.Helper()
 	var all []*org.Organization
 	for pages := 0; ; pages++ {
-		p := get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
+		p := get(t, s, func(tx testkit.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
 		if len(p.Orgs) > q.Limit {
 			t.Fatalf("a page of %d, limit %d", len(p.Orgs), q.Limit)
 		}
@@ -601,7 +602,7 @@ func testOrgQueriesBounded(t *testing.T, s Store) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name == "tag" || name == "all" {
-				last := get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
+				last := get(t, s, func(tx testkit.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
 				if len(last.Orgs) == 0 && last.Next == nil {
 					t.Error("an empty page that is not the last has no next")
 				}
@@ -610,7 +611,7 @@ func testOrgQueriesBounded(t *testing.T, s Store) {
 		})
 	}
 	q := org.OrgQuery{RootID: "r", NamePrefix: "org", Path: "r/o05999/", Limit: 10}
-	p := get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
+	p := get(t, s, func(tx testkit.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
 	if len(p.Orgs) != 0 || p.Next == nil {
 		t.Errorf("a sparse page has %d rows and next %v; it looked at too much or lost its place", len(p.Orgs), p.Next)
 	}
@@ -670,7 +671,7 @@ func testOrgModel(t *testing.T, s Store) {
 				o.Name, o.Tags = names.Draw(rt, "name"), sorted(tags.Draw(rt, "tags"))
 				o.ExternalID = rapid.SampledFrom([]string{"", "x", "y"}).Draw(rt, "external id")
 				o.Version++
-				write(t, s, func(tx metering.Tx) error { return tx.UpdateOrg(o) })
+				write(t, s, func(tx testkit.Tx) error { return tx.UpdateOrg(o) })
 			},
 			"move": func(rt *rapid.T) {
 				o, to := m.pick(rt, "org", true), m.pick(rt, "to", true)
@@ -678,7 +679,7 @@ func testOrgModel(t *testing.T, s Store) {
 					rt.Skip("not a move")
 				}
 				oldPath, newPath, delta := o.Path, to.Path+o.ID+"/", to.Depth+1-o.Depth
-				write(t, s, func(tx metering.Tx) error {
+				write(t, s, func(tx testkit.Tx) error {
 					_, err := tx.MoveSubtree(rootID, o.ID, to.ID, oldPath, newPath, delta, at(1))
 					return err
 				})
@@ -691,7 +692,7 @@ func testOrgModel(t *testing.T, s Store) {
 				o := m.pick(rt, "org", true)
 				m.deletions++
 				deletionID, when := fmt.Sprintf("%s-del-%d", rootID, m.deletions), at(m.deletions)
-				write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted(rootID, o.Path, deletionID, when); return err })
+				write(t, s, func(tx testkit.Tx) error { _, err := tx.MarkDeleted(rootID, o.Path, deletionID, when); return err })
 				for _, x := range m.below(o.Path) {
 					if x.DeletedAt == nil {
 						x.DeletedAt, x.DeletionID, x.Version = &when, deletionID, x.Version+1
@@ -708,7 +709,7 @@ func testOrgModel(t *testing.T, s Store) {
 					}
 				}
 				deletionID := o.DeletionID
-				write(t, s, func(tx metering.Tx) error { _, err := tx.MarkRestored(rootID, deletionID); return err })
+				write(t, s, func(tx testkit.Tx) error { _, err := tx.MarkRestored(rootID, deletionID); return err })
 				for _, x := range m.orgs {
 					if x.DeletionID == deletionID {
 						x.DeletedAt, x.DeletionID, x.Version = nil, "", x.Version+1
@@ -717,7 +718,7 @@ func testOrgModel(t *testing.T, s Store) {
 			},
 			"": func(rt *rapid.T) {
 				for id, want := range m.orgs {
-					wantEqual(t, get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org(id) }), want)
+					wantEqual(t, get(t, s, func(tx testkit.Tx) (*org.Organization, error) { return tx.Org(id) }), want)
 				}
 				q := org.OrgQuery{RootID: rootID, Limit: rapid.IntRange(1, 4).Draw(rt, "limit")}
 				byPath := func(a, b *org.Organization) int { return strings.Compare(a.Path, b.Path) }
@@ -771,22 +772,22 @@ func testKeys(t *testing.T, s Store) {
 	k.Permissions, k.Reach, k.AllowedCIDRs = key.Permissions{"orgs:read", "orgs:write"}, key.ReachSelf, split("10.0.0.0/8 ::1/128")
 	k.RateLimit, k.ExpiresAt = &key.RateLimit{Requests: 5, PeriodSeconds: 60}, &expires
 	k.Old = &key.OldSecret{Hash: []byte{1, 0, 2}, Hint: "wxyz", ValidUntil: at(60), LastUsedAt: &used, LastUsedIP: "::1"}
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		return errors.Join(tx.InsertKey(k), tx.InsertKey(newKey("key_1", "r/a/")), tx.InsertKey(newKey("key_2", "r/a/")),
 			tx.InsertKey(newKey("key_r", "r/")))
 	})
 	byID := func(id string) *key.Key {
-		return get(t, s, func(tx metering.Tx) (*key.Key, error) { return tx.Key(id) })
+		return get(t, s, func(tx testkit.Tx) (*key.Key, error) { return tx.Key(id) })
 	}
 	wantEqual(t, byID("key_3"), k)
 	wantEqual(t, byID("key_1"), newKey("key_1", "r/a/"))
-	wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Key("absent"); return err }), org.ErrAbsent)
+	wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Key("absent"); return err }), org.ErrAbsent)
 
-	wantEqual(t, get(t, s, func(tx metering.Tx) (*key.Key, error) { return tx.KeyOf("a", "key_3") }), k)
+	wantEqual(t, get(t, s, func(tx testkit.Tx) (*key.Key, error) { return tx.KeyOf("a", "key_3") }), k)
 	for _, tt := range [][2]string{{"r", "key_3"}, {"a", "key_r"}, {"absent", "key_3"}, {"a", "absent"}} {
-		wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.KeyOf(tt[0], tt[1]); return err }), org.ErrAbsent)
+		wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.KeyOf(tt[0], tt[1]); return err }), org.ErrAbsent)
 	}
-	read(t, s, func(tx metering.Tx) error {
+	read(t, s, func(tx testkit.Tx) error {
 		for id, old := range map[string][]byte{"key_3": k.Old.Hash, "key_1": {}} {
 			rootID, secret, before, err := tx.SecretHashes(id)
 			if err != nil {
@@ -798,11 +799,11 @@ func testKeys(t *testing.T, s Store) {
 		}
 		return nil
 	})
-	wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, _, _, err := tx.SecretHashes("absent"); return err }), org.ErrAbsent)
+	wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, _, _, err := tx.SecretHashes("absent"); return err }), org.ErrAbsent)
 
 	list := func(after string, limit int) []string {
 		var found []string
-		for _, k := range get(t, s, func(tx metering.Tx) (keys []*key.Key, err error) {
+		for _, k := range get(t, s, func(tx testkit.Tx) (keys []*key.Key, err error) {
 			keys, _, err = tx.Keys("a", after, limit, 0)
 			return keys, err
 		}) {
@@ -815,15 +816,15 @@ func testKeys(t *testing.T, s Store) {
 
 	changed := newKey("key_2", "r/a/")
 	changed.Name, changed.RevokedAt, changed.UpdatedAt, changed.Version = "new", &used, at(1), 2
-	write(t, s, func(tx metering.Tx) error { return tx.UpdateKey(changed) })
+	write(t, s, func(tx testkit.Tx) error { return tx.UpdateKey(changed) })
 	wantEqual(t, byID("key_2"), changed)
 	wantEqual(t, list("", 10), split("key_1 key_3"))
-	wantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error { return tx.UpdateKey(changed) }), org.ErrStale)
+	wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { return tx.UpdateKey(changed) }), org.ErrStale)
 }
 
 func testKeyRotation(t *testing.T, s Store) {
 	plant(t, s, "r/")
-	write(t, s, func(tx metering.Tx) error { return tx.InsertKey(newKey("k", "r/")) })
+	write(t, s, func(tx testkit.Tx) error { return tx.InsertKey(newKey("k", "r/")) })
 	use := func(segment int64, old bool, seconds int) {
 		t.Helper()
 		flushUses(t, s, segment, keyUse("k", old, seconds))
@@ -831,7 +832,7 @@ func testKeyRotation(t *testing.T, s Store) {
 	use(1, false, 1)
 	update := func(fn func(*key.Key)) {
 		t.Helper()
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			k, err := tx.Key("k")
 			if err != nil {
 				return err
@@ -842,7 +843,7 @@ func testKeyRotation(t *testing.T, s Store) {
 		})
 	}
 	lastUse := func() (now, old *time.Time) {
-		k := get(t, s, func(tx metering.Tx) (*key.Key, error) { return tx.Key("k") })
+		k := get(t, s, func(tx testkit.Tx) (*key.Key, error) { return tx.Key("k") })
 		if k.Old == nil {
 			return k.LastUsedAt, nil
 		}
@@ -857,11 +858,11 @@ func testKeyRotation(t *testing.T, s Store) {
 	wantEqual(t, *old, at(1))
 	// An update that knows of an older use does not undo a newer one.
 	var stale *key.Key
-	read(t, s, func(tx metering.Tx) (err error) { stale, err = tx.Key("k"); return err })
+	read(t, s, func(tx testkit.Tx) (err error) { stale, err = tx.Key("k"); return err })
 	use(2, true, 5)
 	use(3, false, 6)
 	stale.Name, stale.Version = "renamed", stale.Version+1
-	write(t, s, func(tx metering.Tx) error { return tx.UpdateKey(stale) })
+	write(t, s, func(tx testkit.Tx) error { return tx.UpdateKey(stale) })
 	now, old := lastUse()
 	wantEqual(t, []time.Time{*now, *old}, []time.Time{at(6), at(5)})
 	update(func(k *key.Key) { k.Old = nil })

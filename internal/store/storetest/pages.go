@@ -10,6 +10,8 @@ import (
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -34,7 +36,7 @@ func testPagesBounded(t *testing.T, s Store) {
 	}
 	insert(t, s, orgs...)
 	flush(t, s, 1, events...)
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		for i := range n {
 			k := newKey(fmt.Sprintf("key_%02d", i), "r/")
 			k.Name = strings.Repeat("x", size(i))
@@ -62,17 +64,17 @@ func testPagesBounded(t *testing.T, s Store) {
 		ids  []string
 		more bool
 	}
-	orgPage := func(q org.OrgQuery) func(tx metering.Tx) (page, error) {
-		return func(tx metering.Tx) (page, error) {
+	orgPage := func(q org.OrgQuery) func(tx testkit.Tx) (page, error) {
+		return func(tx testkit.Tx) (page, error) {
 			q.Limit, q.MaxBytes = limit, most
 			p, err := tx.Orgs(q)
 			q.After = p.Next
 			return page{ids(p.Orgs), p.Next != nil}, err
 		}
 	}
-	auditPage := func(q org.AuditQuery) func(tx metering.Tx) (page, error) {
+	auditPage := func(q org.AuditQuery) func(tx testkit.Tx) (page, error) {
 		q.RootID, q.OrgID, q.Path, q.Scope = "r", "r", "r/", org.ScopeSubtree
-		return func(tx metering.Tx) (p page, err error) {
+		return func(tx testkit.Tx) (p page, err error) {
 			q.Limit, q.MaxBytes = limit, most
 			a, err := tx.AuditEntries(q)
 			for _, r := range a.Records {
@@ -85,11 +87,11 @@ func testPagesBounded(t *testing.T, s Store) {
 			return p, err
 		}
 	}
-	aq := org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: limit, MaxBytes: most}
+	aq := trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: limit, MaxBytes: most}
 	keyAfter, childAfter, feedAfter := "", "", int64(0)
 	jq := metering.AdjustmentQuery{RootID: "r", OrgID: "r", Limit: limit, MaxBytes: most}
-	hq := org.HoldingQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: limit, MaxBytes: most}
-	for name, next := range map[string]func(tx metering.Tx) (page, error){
+	hq := trail.HoldingQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: limit, MaxBytes: most}
+	for name, next := range map[string]func(tx testkit.Tx) (page, error){
 		"children":             orgPage(org.OrgQuery{RootID: "r", Path: "r/", ParentID: "r"}),
 		"descendants":          orgPage(org.OrgQuery{RootID: "r", Path: "r/"}),
 		"by tag":               orgPage(org.OrgQuery{RootID: "r", Tag: "red"}),
@@ -97,7 +99,7 @@ func testPagesBounded(t *testing.T, s Store) {
 		"audit entries":        auditPage(org.AuditQuery{}),
 		"oldest audit entries": auditPage(org.AuditQuery{Ascending: true}),
 		"audit entries of":     auditPage(org.AuditQuery{Action: "a.b"}),
-		"keys": func(tx metering.Tx) (p page, err error) {
+		"keys": func(tx testkit.Tx) (p page, err error) {
 			keys, more, err := tx.Keys("r", keyAfter, limit, most)
 			for _, k := range keys {
 				p.ids, keyAfter = append(p.ids, k.ID), k.ID
@@ -105,7 +107,7 @@ func testPagesBounded(t *testing.T, s Store) {
 			p.more = more
 			return p, err
 		},
-		"access events": func(tx metering.Tx) (p page, err error) {
+		"access events": func(tx testkit.Tx) (p page, err error) {
 			a, err := tx.AccessEvents(aq)
 			for _, e := range a.Events {
 				p.ids = append(p.ids, e.ID)
@@ -115,15 +117,15 @@ func testPagesBounded(t *testing.T, s Store) {
 			}
 			return p, err
 		},
-		"followed access events": func(tx metering.Tx) (p page, err error) {
-			f, err := tx.AccessFeed(org.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: limit, MaxBytes: most}, feedAfter)
+		"followed access events": func(tx testkit.Tx) (p page, err error) {
+			f, err := tx.AccessFeed(trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: limit, MaxBytes: most}, feedAfter)
 			for _, e := range f.Events {
 				p.ids = append(p.ids, e.ID)
 			}
 			feedAfter, p.more = f.Position, f.More
 			return p, err
 		},
-		"adjustments": func(tx metering.Tx) (p page, err error) {
+		"adjustments": func(tx testkit.Tx) (p page, err error) {
 			list, more, err := tx.Adjustments(jq)
 			for _, a := range list {
 				p.ids, jq.Before = append(p.ids, a.ID), metering.AdjustmentPosition{Month: a.Month, ID: a.ID}
@@ -131,7 +133,7 @@ func testPagesBounded(t *testing.T, s Store) {
 			p.more = more
 			return p, err
 		},
-		"totals of children": func(tx metering.Tx) (p page, err error) {
+		"totals of children": func(tx testkit.Tx) (p page, err error) {
 			list, more, err := tx.ChildTotals(metering.ChildQuery{RootID: "r", ParentID: "r", Month: "2026-11", Meter: "m", After: childAfter, Limit: limit, MaxBytes: 1000})
 			for _, c := range list {
 				p.ids, childAfter = append(p.ids, c.OrgID), c.OrgID
@@ -139,8 +141,8 @@ func testPagesBounded(t *testing.T, s Store) {
 			p.more = more
 			return p, err
 		},
-		"organizations that hold": func(tx metering.Tx) (p page, err error) {
-			list, after, err := tx.OrgsHolding(org.HoldingQuery{RootID: "r", OrgID: "r", Path: "r/", Needle: "red", After: hq.After, Limit: limit, MaxBytes: most})
+		"organizations that hold": func(tx testkit.Tx) (p page, err error) {
+			list, after, err := tx.OrgsHolding(trail.HoldingQuery{RootID: "r", OrgID: "r", Path: "r/", Needle: "red", After: hq.After, Limit: limit, MaxBytes: most})
 			hq.After = after
 			return page{ids(list), after != nil}, err
 		},

@@ -7,8 +7,9 @@ import (
 	"time"
 
 	"github.com/orgd/orgd/internal/access"
-	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/testkit"
+	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -17,7 +18,7 @@ func childrenAt(t testing.TB, s Store, parentID string, at time.Time, limit int)
 	t.Helper()
 	after, more := "", true
 	for more {
-		read(t, s, func(tx metering.Tx) (err error) {
+		read(t, s, func(tx testkit.Tx) (err error) {
 			var page []string
 			page, after, more, err = tx.ChildrenAt("r", parentID, at, after, limit)
 			if len(page) > limit {
@@ -40,7 +41,7 @@ func testChildrenAt(t *testing.T, s Store) {
 	insert(t, s, grown("r/", 0), grown("r/a/", 1), grown("r/b/", 1), grown("r/a/m/", 2), grown("r/a/n/", 3), grown("r/a-m/", 4))
 	move := func(id, to, oldPath, newPath string, seconds int) {
 		t.Helper()
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			_, err := tx.MoveSubtree("r", id, to, oldPath, newPath, 0, at(seconds))
 			return err
 		})
@@ -48,7 +49,7 @@ func testChildrenAt(t *testing.T, s Store) {
 	move("m", "b", "r/a/m/", "r/b/m/", 10)
 	move("m", "a", "r/b/m/", "r/a/m/", 20)
 	move("m", "b", "r/a/m/", "r/b/m/", 30)
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		_, err := tx.MarkDeleted("r", "r/a/n/", "del", at(40))
 		return err
 	})
@@ -93,7 +94,7 @@ func testChildrenAt(t *testing.T, s Store) {
 // its ancestors and not for who has its id, and no event of it shows.
 func testLate(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "r/a/b/", "r/a/b/c/", "r/z/", "q/", "q/x/")
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		_, err1 := tx.MarkDeleted("r", "r/a/b/", "del_b", at(50))
 		_, err2 := tx.MarkDeleted("q", "q/", "del_q", at(50))
 		return errors.Join(err1, err2)
@@ -120,7 +121,7 @@ func testLate(t *testing.T, s Store) {
 			late("q", "q/x/", 130)}})
 	var got []string
 	for _, root := range split("r q") {
-		list := get(t, s, func(tx metering.Tx) ([]usage.Total, error) {
+		list := get(t, s, func(tx testkit.Tx) ([]usage.Total, error) {
 			return tx.MonthTotals(root, usage.MonthOf(at(0)), usage.Total{}, 100)
 		})
 		for _, x := range list {
@@ -129,7 +130,7 @@ func testLate(t *testing.T, s Store) {
 	}
 	wantEqual(t, got, []string{"a<r 1 4", "b<z 2 2", "b!<a 1 3", "c!<b! 2 2", "r< 0 6", "z<r 0 2", "q< 0 1", "x<q 1 1"})
 	events := func(rootID, orgID string) []string {
-		return eventIDs(allEvents(t, s, org.AccessQuery{RootID: rootID, OrgID: orgID, Scope: org.ScopeSelf, Limit: 10}))
+		return eventIDs(allEvents(t, s, trail.AccessQuery{RootID: rootID, OrgID: orgID, Scope: org.ScopeSelf, Limit: 10}))
 	}
 	wantEqual(t, events("r", "b"), []string{event("r", "b", 300).ID, event("r", "b", 130).ID})
 	wantEqual(t, events("r", "a"), []string{event("r", "a", 2).ID})
@@ -139,7 +140,7 @@ func testLate(t *testing.T, s Store) {
 // A purge that has begun is the only one of what it removes.
 func testPurgeBegins(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "r/a/b/", "r/z/")
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		_, err1 := tx.MarkDeleted("r", "r/a/b/", "del_b", at(1))
 		_, err2 := tx.MarkDeleted("r", "r/a/", "del_a", at(2))
 		_, err3 := tx.MarkDeleted("r", "r/z/", "del_z", at(3))
@@ -147,37 +148,37 @@ func testPurgeBegins(t *testing.T, s Store) {
 	})
 	begin := func(deletionID string) bool {
 		var begun bool
-		write(t, s, func(tx metering.Tx) (err error) {
+		write(t, s, func(tx testkit.Tx) (err error) {
 			begun, err = tx.BeginPurge("r", deletionID, at(4))
 			return err
 		})
 		return begun
 	}
-	of := func(fn func(tx metering.Tx) ([]*org.Organization, error)) []string { return ids(get(t, s, fn)) }
-	purging := func(tx metering.Tx) ([]*org.Organization, error) { return tx.Purging(10) }
+	of := func(fn func(tx testkit.Tx) ([]*org.Organization, error)) []string { return ids(get(t, s, fn)) }
+	purging := func(tx testkit.Tx) ([]*org.Organization, error) { return tx.Purging(10) }
 	wantEqual(t, of(purging), []string(nil))
 	wantEqual(t, []bool{begin("del_a"), begin("del_a"), begin("del_b"), begin("absent"), begin("")}, []bool{true, false, false, false, false})
 	wantEqual(t, of(purging), split("a"))
-	wantEqual(t, of(func(tx metering.Tx) ([]*org.Organization, error) { return tx.Expired(at(10), 10) }), split("b z"))
+	wantEqual(t, of(func(tx testkit.Tx) ([]*org.Organization, error) { return tx.Expired(at(10), 10) }), split("b z"))
 	for deletionID, want := range map[string]bool{"del_a": true, "del_b": false, "del_z": false, "": false} {
-		wantEqual(t, get(t, s, func(tx metering.Tx) (bool, error) { return tx.PurgeBegun("r", deletionID) }), want)
+		wantEqual(t, get(t, s, func(tx testkit.Tx) (bool, error) { return tx.PurgeBegun("r", deletionID) }), want)
 	}
 	// It goes on wherever it is moved.
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		if _, err := tx.MarkRestored("r", "del_z"); err != nil {
 			return err
 		}
 		_, err := tx.MoveSubtree("r", "a", "z", "r/a/", "r/z/a/", 1, at(5))
 		return err
 	})
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		gone, done, err := tx.Purge("r", "del_a", 1, at(6))
 		wantEqual(t, len(gone), 0)
 		wantEqual(t, done, false)
 		return err
 	})
 	for done := false; !done; {
-		write(t, s, func(tx metering.Tx) (err error) {
+		write(t, s, func(tx testkit.Tx) (err error) {
 			_, done, err = tx.Purge("r", "del_a", 1, at(6))
 			return err
 		})

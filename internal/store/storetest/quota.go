@@ -5,15 +5,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/testkit"
 )
 
 func testQuotas(t *testing.T, s Store) {
 	plant(t, s, "r/", "q/")
 	of := func(rootID string) *org.Quota {
 		t.Helper()
-		return get(t, s, func(tx metering.Tx) (*org.Quota, error) {
+		return get(t, s, func(tx testkit.Tx) (*org.Quota, error) {
 			q, err := tx.Quota(rootID)
 			if errors.Is(err, org.ErrAbsent) {
 				return nil, nil
@@ -31,7 +31,7 @@ func testQuotas(t *testing.T, s Store) {
 	}
 	for _, want := range []*org.Quota{some, all} {
 		before := s.Generation("r")
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			if _, err := tx.Lock("r"); err != nil {
 				return err
 			}
@@ -42,8 +42,8 @@ func testQuotas(t *testing.T, s Store) {
 			t.Error("a quota was set, and the generation of its root is the same")
 		}
 	}
-	write(t, s, func(tx metering.Tx) error { return tx.PutQuota("q", some) })
-	write(t, s, func(tx metering.Tx) error { return tx.DeleteQuota("r") })
+	write(t, s, func(tx testkit.Tx) error { return tx.PutQuota("q", some) })
+	write(t, s, func(tx testkit.Tx) error { return tx.DeleteQuota("r") })
 	if q := of("r"); q != nil {
 		t.Errorf("a root has the quota %+v after it was deleted", q)
 	}
@@ -55,14 +55,14 @@ func testQuotas(t *testing.T, s Store) {
 func testAnswersKept(t *testing.T, s Store) {
 	put := func(rootID, actor, key string, size int, created time.Time) {
 		t.Helper()
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			return tx.PutIdempotent(rootID, actor, key, created.Add(-24*time.Hour),
 				&org.Replay{RequestHash: []byte{1, 2}, Answer: make([]byte, size), CreatedAt: created})
 		})
 	}
 	kept := func(rootID string, since time.Time, bytes int64, first time.Time) {
 		t.Helper()
-		read(t, s, func(tx metering.Tx) error {
+		read(t, s, func(tx testkit.Tx) error {
 			n, at, err := tx.AnswersKept(rootID, since)
 			if n != bytes || !at.Equal(first) {
 				t.Errorf("%d bytes are kept for %q since %s, the first at %s; want %d and %s", n, rootID, since, at, bytes, first)
@@ -86,7 +86,7 @@ func testAnswersKept(t *testing.T, s Store) {
 
 	expire := func(before time.Time, want int64) {
 		t.Helper()
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			n, err := tx.ExpireIdempotent(before, 3)
 			if n != want {
 				t.Errorf("a step removed %d answers, want %d", n, want)
@@ -99,7 +99,7 @@ func testAnswersKept(t *testing.T, s Store) {
 	expire(noon.Add(time.Hour), 0)
 	kept("r", noon, each, noon.Add(time.Hour))
 	kept("q", noon, 0, time.Time{})
-	read(t, s, func(tx metering.Tx) error {
+	read(t, s, func(tx testkit.Tx) error {
 		if _, err := tx.Idempotent("key_a", "two", noon); err != nil {
 			t.Errorf("an answer that can be replayed was removed: %v", err)
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/testkit"
 )
 
 // Of the runs of a spool the last one has it: no other stores anything, also
@@ -70,7 +71,7 @@ func testSpoolReports(t *testing.T, s Store) {
 	run := access.Run{Number: 1, Nonce: "run_a"}
 	behind := func() (ids []string) {
 		t.Helper()
-		for _, r := range get(t, s, func(tx metering.Tx) ([]metering.SpoolReport, error) { return tx.SpoolsBehind(end, 10) }) {
+		for _, r := range get(t, s, func(tx testkit.Tx) ([]metering.SpoolReport, error) { return tx.SpoolsBehind(end, 10) }) {
 			if r.Place != "host:/"+r.ID {
 				t.Errorf("the spool %s is at %q", r.ID, r.Place)
 			}
@@ -85,10 +86,10 @@ func testSpoolReports(t *testing.T, s Store) {
 		}
 	}
 	report := func(id string, run access.Run, until time.Time, ended bool) error {
-		return s.Metering().Write(t.Context(), func(tx metering.Tx) error { return tx.ReportSpool(id, run, until, ended) })
+		return s.Write(t.Context(), func(tx testkit.Tx) error { return tx.ReportSpool(id, run, until, ended) })
 	}
 	giveUp := func(id string) error {
-		return s.Metering().Write(t.Context(), func(tx metering.Tx) error { return tx.GiveUpSpool(id, end, "lost", end) })
+		return s.Write(t.Context(), func(tx testkit.Tx) error { return tx.GiveUpSpool(id, end, "lost", end) })
 	}
 	flushBatch(t, s, access.Batch{SpoolID: "older-release", Position: access.Position{Segment: 1}})
 	take("a", run, end.Add(-72*time.Hour))

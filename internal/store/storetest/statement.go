@@ -7,6 +7,7 @@ import (
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/testkit"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -18,7 +19,7 @@ func testStatements(t *testing.T, s Store) {
 	all := func(rootID string, limit int) (list []usage.Total) {
 		t.Helper()
 		for after := (usage.Total{}); ; {
-			page := get(t, s, func(tx metering.Tx) ([]usage.Total, error) { return tx.MonthTotals(rootID, month, after, limit) })
+			page := get(t, s, func(tx testkit.Tx) ([]usage.Total, error) { return tx.MonthTotals(rootID, month, after, limit) })
 			if len(page) > limit {
 				t.Fatalf("a page of %d, limit %d", len(page), limit)
 			}
@@ -42,14 +43,14 @@ func testStatements(t *testing.T, s Store) {
 	wantEqual(t, len(all("q", 10)), 1)
 
 	st := &metering.Statement{RootID: "r", Month: month, EntryID: "aud_1", Size: 7, Parts: 2}
-	read(t, s, func(tx metering.Tx) error {
+	read(t, s, func(tx testkit.Tx) error {
 		_, err := tx.Statement("r", month)
 		wantErr(t, err, org.ErrAbsent)
 		_, err = tx.StatementPart("r", month, 0)
 		wantErr(t, err, org.ErrAbsent)
 		return nil
 	})
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		for part, text := range []string{`{"a`, `":1}`} {
 			if err := tx.PutStatementPart("r", month, part, []byte(text)); err != nil {
 				return err
@@ -57,9 +58,9 @@ func testStatements(t *testing.T, s Store) {
 		}
 		return tx.PutStatement(st)
 	})
-	wantEqual(t, get(t, s, func(tx metering.Tx) (*metering.Statement, error) { return tx.Statement("r", month) }), st)
-	wantEqual(t, string(get(t, s, func(tx metering.Tx) ([]byte, error) { return tx.StatementPart("r", month, 1) })), `":1}`)
-	read(t, s, func(tx metering.Tx) error {
+	wantEqual(t, get(t, s, func(tx testkit.Tx) (*metering.Statement, error) { return tx.Statement("r", month) }), st)
+	wantEqual(t, string(get(t, s, func(tx testkit.Tx) ([]byte, error) { return tx.StatementPart("r", month, 1) })), `":1}`)
+	read(t, s, func(tx testkit.Tx) error {
 		_, err := tx.Statement("q", month)
 		wantErr(t, err, org.ErrAbsent)
 		_, err = tx.StatementPart("r", month, 2)

@@ -5,7 +5,6 @@ package storetest
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,24 +15,19 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/key"
-	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/store"
+	"github.com/orgd/orgd/internal/testkit"
 )
 
 // Store is what the suite tests.
-type Store interface {
-	org.Store
-	access.Sink
-	SpoolPosition(ctx context.Context, spoolID string) (access.Position, error)
-	Metering() metering.Store
-}
+type Store = testkit.Database
 
 // Run runs the suite. Each call of open returns a new, empty store, which is
 // closed by the test's cleanup.
-func Run(t *testing.T, open func(testing.TB) Store) {
+func Run(t *testing.T, open func(testing.TB) *store.Store) {
 	for name, test := range map[string]func(*testing.T, Store){
 		"Transactions":       testTransactions,
 		"Together":           testTogether,
@@ -108,7 +102,7 @@ func Run(t *testing.T, open func(testing.TB) Store) {
 		"GenerationReadsNew": testGenerationReadsNew,
 	} {
 		t.Run(name, func(t *testing.T) {
-			test(t, open(t))
+			test(t, testkit.Whole(open(t)))
 		})
 	}
 }
@@ -118,25 +112,25 @@ var epoch = time.Date(2026, 11, 23, 12, 0, 0, 123456000, time.UTC)
 
 func at(seconds int) time.Time { return epoch.Add(time.Duration(seconds) * time.Second) }
 
-func write(t testing.TB, s Store, fn func(metering.Tx) error) {
+func write(t testing.TB, s Store, fn func(testkit.Tx) error) {
 	t.Helper()
-	if err := s.Metering().Write(t.Context(), fn); err != nil {
+	if err := s.Write(t.Context(), fn); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func read(t testing.TB, s Store, fn func(metering.Tx) error) {
+func read(t testing.TB, s Store, fn func(testkit.Tx) error) {
 	t.Helper()
-	if err := s.Metering().Read(t.Context(), fn); err != nil {
+	if err := s.Read(t.Context(), fn); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // get returns what one read method returns.
-func get[T any](t testing.TB, s Store, fn func(metering.Tx) (T, error)) T {
+func get[T any](t testing.TB, s Store, fn func(testkit.Tx) (T, error)) T {
 	t.Helper()
 	var v T
-	read(t, s, func(tx metering.Tx) (err error) {
+	read(t, s, func(tx testkit.Tx) (err error) {
 		v, err = fn(tx)
 		return err
 	})
@@ -172,7 +166,7 @@ func newOrg(path string) *org.Organization {
 // insert inserts organizations, and starts the logs of the roots among them.
 func insert(t testing.TB, s Store, orgs ...*org.Organization) {
 	t.Helper()
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		if err := tx.InsertOrgs(orgs); err != nil {
 			return err
 		}
@@ -205,7 +199,7 @@ func newKey(id, path string) *key.Key {
 }
 
 // appendAudit appends one entry for each path to the log of a root.
-func appendAudit(tx metering.Tx, rootID, action string, paths ...string) error {
+func appendAudit(tx testkit.Tx, rootID, action string, paths ...string) error {
 	head, err := tx.Lock(rootID)
 	if err != nil {
 		return err

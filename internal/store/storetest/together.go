@@ -8,8 +8,8 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/testkit"
 )
 
 // testTogether: changes of one root that come at the same time may share a
@@ -50,7 +50,8 @@ func testTogether(t *testing.T, s Store) {
 					made[rootID]++
 				}
 				wg.Go(func() {
-					err := s.WriteTogether(context.Background(), rootID, func(tx org.Tx) error {
+					err := s.WriteTogether(context.Background(), rootID, func(began org.Tx) error {
+						tx := began.(testkit.Tx)
 						if _, err := tx.Lock(rootID); err != nil {
 							return err
 						}
@@ -63,7 +64,7 @@ func testTogether(t *testing.T, s Store) {
 						}
 						o.Version++
 						err = errors.Join(tx.UpdateOrg(o), tx.InsertOrgs([]*org.Organization{newOrg(rootID + "/" + id + "/")}),
-							appendAudit(s.Metering().In(tx), rootID, "x", rootID+"/"))
+							appendAudit(tx, rootID, "x", rootID+"/"))
 						return errors.Join(err, way.ends(true))
 					})
 					if way.failed(err) {
@@ -80,10 +81,10 @@ func testTogether(t *testing.T, s Store) {
 			want = append(want, int64(i))
 		}
 		wantEqual(t, seqs(allAudit(t, s, org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Limit: 1000, Ascending: true})), want)
-		o := get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org(rootID) })
+		o := get(t, s, func(tx testkit.Tx) (*org.Organization, error) { return tx.Org(rootID) })
 		wantEqual(t, o.Version, int64(made[rootID]+1))
 		wantEqual(t, len(live(t, s, rootID)), made[rootID]+1)
-		head := get(t, s, func(tx metering.Tx) (int64, error) {
+		head := get(t, s, func(tx testkit.Tx) (int64, error) {
 			h, err := tx.Head(rootID, "", -1)
 			if err != nil {
 				return 0, err

@@ -13,6 +13,7 @@ import (
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/testkit"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -23,7 +24,7 @@ func usageEvent(source, id string, part int, orgID string) usage.Event {
 
 func claim(t testing.TB, s Store, events ...usage.Event) (fresh []bool) {
 	t.Helper()
-	write(t, s, func(tx metering.Tx) (err error) {
+	write(t, s, func(tx testkit.Tx) (err error) {
 		fresh, err = tx.ClaimEvents(events)
 		return err
 	})
@@ -49,7 +50,7 @@ func testClaimEvents(t *testing.T, s Store) {
 	var ids []string
 	var last usage.EventKey
 	for {
-		page := get(t, s, func(tx metering.Tx) ([]usage.Event, error) { return tx.UsageEvents("r", last, 2) })
+		page := get(t, s, func(tx testkit.Tx) ([]usage.Event, error) { return tx.UsageEvents("r", last, 2) })
 		for _, e := range page {
 			ids = append(ids, fmt.Sprint(e.Source, e.ID, e.Part))
 			last = e.EventKey
@@ -61,7 +62,7 @@ func testClaimEvents(t *testing.T, s Store) {
 	wantEqual(t, ids, []string{"s10", "s20", "s30", "s40", "s41", "s50", "t10"})
 	// What a transaction that fails has claimed is free.
 	failed := errors.New("failed")
-	err := s.Metering().Write(t.Context(), func(tx metering.Tx) error {
+	err := s.Write(t.Context(), func(tx testkit.Tx) error {
 		_, err := tx.ClaimEvents([]usage.Event{usageEvent("s", "9", 0, "a")})
 		return errors.Join(err, failed)
 	})
@@ -88,7 +89,7 @@ func testClaimSenders(t *testing.T, s Store) {
 	list := func() (keys []string) {
 		t.Helper()
 		for after := (usage.EventKey{}); ; {
-			page := get(t, s, func(tx metering.Tx) ([]usage.Event, error) { return tx.UsageEvents("r", after, 3) })
+			page := get(t, s, func(tx testkit.Tx) ([]usage.Event, error) { return tx.UsageEvents("r", after, 3) })
 			for _, e := range page {
 				keys = append(keys, fmt.Sprint(e.Sender, ":", e.ID, e.Part))
 				after = e.EventKey
@@ -103,7 +104,7 @@ func testClaimSenders(t *testing.T, s Store) {
 	late.At = epoch.AddDate(0, 1, 0)
 	claim(t, s, late)
 	for after := new(usage.EventKey{RootID: "r"}); after != nil; {
-		write(t, s, func(tx metering.Tx) (err error) {
+		write(t, s, func(tx testkit.Tx) (err error) {
 			after, err = tx.PruneEvents("r", epoch.AddDate(0, 0, 1), *after, 2)
 			return err
 		})
@@ -124,7 +125,7 @@ func testPurgedSender(t *testing.T, s Store) {
 		wantEqual(t, claim(t, s, mine, other), []bool{false, false})
 		wantEqual(t, ingestFrom(t, s, "b", incoming("b", "one", 1), incoming("a", "two", 1)), int64(2))
 		deletion := fmt.Sprint("del_", round)
-		write(t, s, func(tx metering.Tx) error {
+		write(t, s, func(tx testkit.Tx) error {
 			_, err := tx.MarkDeleted("r", "r/a/b/", deletion, at(1))
 			if err == nil {
 				_, err = tx.BeginPurge("r", deletion, at(2))
@@ -132,7 +133,7 @@ func testPurgedSender(t *testing.T, s Store) {
 			return err
 		})
 		for done := false; !done; {
-			write(t, s, func(tx metering.Tx) (err error) {
+			write(t, s, func(tx testkit.Tx) (err error) {
 				_, done, err = tx.Purge("r", deletion, 1000, at(3))
 				return err
 			})
@@ -140,7 +141,7 @@ func testPurgedSender(t *testing.T, s Store) {
 		plant(t, s, "r/a/b/")
 	}
 	var kept int
-	for _, e := range get(t, s, func(tx metering.Tx) ([]usage.Event, error) { return tx.UsageEvents("r", usage.EventKey{}, 100) }) {
+	for _, e := range get(t, s, func(tx testkit.Tx) ([]usage.Event, error) { return tx.UsageEvents("r", usage.EventKey{}, 100) }) {
 		if e.OrgID == "a" {
 			kept++
 		}
@@ -167,7 +168,7 @@ func testClaimRace(t *testing.T, s Store) {
 					list = append(list, usageEvent("s", fmt.Sprint(i), 0, "a"))
 				}
 				var fresh []bool
-				err := s.Metering().Write(context.Background(), func(tx metering.Tx) (err error) {
+				err := s.Write(context.Background(), func(tx testkit.Tx) (err error) {
 					if fresh, err = tx.ClaimEvents(list); err != nil {
 						return err
 					}
@@ -196,7 +197,7 @@ func testClaimRace(t *testing.T, s Store) {
 			t.Errorf("event %d was claimed %d times", i, n)
 		}
 	}
-	for _, x := range get(t, s, func(tx metering.Tx) ([]usage.Total, error) { return tx.Totals("r", "r", "2026-11") }) {
+	for _, x := range get(t, s, func(tx testkit.Tx) ([]usage.Total, error) { return tx.Totals("r", "r", "2026-11") }) {
 		wantEqual(t, x.Total, events*usage.One)
 	}
 }
@@ -205,7 +206,7 @@ func testAddUsage(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "r/a/b/")
 	const month, late = usage.Month("2026-11"), usage.Month("2026-10")
 	add := func(entries ...usage.Entry) error {
-		return s.Metering().Write(t.Context(), func(tx metering.Tx) error { return tx.AddUsage(entries, epoch) })
+		return s.Write(t.Context(), func(tx testkit.Tx) error { return tx.AddUsage(entries, epoch) })
 	}
 	entry := func(path string, quantity, ofDay usage.Decimal, day usage.Day) usage.Entry {
 		return usage.Entry{Path: path, Meter: "m", Month: month, Quantity: quantity, Day: day, OfDay: ofDay}
@@ -216,19 +217,19 @@ func testAddUsage(t *testing.T, s Store) {
 		usage.Entry{Path: "r/a/b/", Meter: "m", Month: month, Quantity: 30, For: late}), nil)
 	totals := func(id string) []usage.Total {
 		t.Helper()
-		return get(t, s, func(tx metering.Tx) ([]usage.Total, error) { return tx.Totals("r", id, month) })
+		return get(t, s, func(tx testkit.Tx) ([]usage.Total, error) { return tx.Totals("r", id, month) })
 	}
 	wantEqual(t, totals("b"), []usage.Total{{RootID: "r", OrgID: "b", ParentID: "a", Month: month, Meter: "m", Own: 67, Total: 67}})
 	wantEqual(t, totals("a"), []usage.Total{{RootID: "r", OrgID: "a", ParentID: "r", Month: month, Meter: "m", Own: 1, Total: 68}})
 	wantEqual(t, totals("r"), []usage.Total{{RootID: "r", OrgID: "r", Month: month, Meter: "m", Total: 68}})
 	days := func(id string, first, last usage.Day) []usage.DayTotal {
 		t.Helper()
-		return get(t, s, func(tx metering.Tx) ([]usage.DayTotal, error) { return tx.DayTotals("r", id, first, last) })
+		return get(t, s, func(tx testkit.Tx) ([]usage.DayTotal, error) { return tx.DayTotals("r", id, first, last) })
 	}
 	wantEqual(t, days("a", "2026-11-01", "2026-11-02"), []usage.DayTotal{{RootID: "r", OrgID: "a", ParentID: "r", Day: "2026-11-02", Meter: "m", Own: 1, Total: 5}})
 	wantEqual(t, len(days("b", "2026-11-01", "2026-11-30")), 2)
 
-	list := get(t, s, func(tx metering.Tx) (list []usage.Adjustment, err error) {
+	list := get(t, s, func(tx testkit.Tx) (list []usage.Adjustment, err error) {
 		list, _, err = tx.Adjustments(metering.AdjustmentQuery{RootID: "r", OrgID: "b", Limit: 10})
 		return list, err
 	})
@@ -266,12 +267,12 @@ func testAddUsage(t *testing.T, s Store) {
 func testMonths(t *testing.T, s Store) {
 	plant(t, s, "r/", "q/")
 	const october, november = usage.Month("2026-10"), usage.Month("2026-11")
-	read(t, s, func(tx metering.Tx) error {
+	read(t, s, func(tx testkit.Tx) error {
 		roots, err := tx.RootsWithout(october, "", 10)
 		wantEqual(t, roots, []string(nil)) // the roots are younger
 		return err
 	})
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		_, err := tx.HoldMonth("r", october)
 		wantErr(t, err, org.ErrAbsent)
 		err = errors.Join(tx.OpenMonth("r", october), tx.OpenMonth("r", october))
@@ -281,7 +282,7 @@ func testMonths(t *testing.T, s Store) {
 	})
 	toClose := func(last usage.Month) (list []string) {
 		t.Helper()
-		for _, m := range get(t, s, func(tx metering.Tx) ([]metering.Month, error) { return tx.OpenMonths(last, 10) }) {
+		for _, m := range get(t, s, func(tx testkit.Tx) ([]metering.Month, error) { return tx.OpenMonths(last, 10) }) {
 			list = append(list, m.RootID+" "+string(m.Month))
 		}
 		return list
@@ -290,7 +291,7 @@ func testMonths(t *testing.T, s Store) {
 	wantEqual(t, toClose(november), []string{"r 2026-10"})
 	closeMonth := func(rootID string, month usage.Month) (closed bool) {
 		t.Helper()
-		write(t, s, func(tx metering.Tx) (err error) {
+		write(t, s, func(tx testkit.Tx) (err error) {
 			closed, err = tx.CloseMonth(rootID, month, epoch)
 			return err
 		})
@@ -301,13 +302,13 @@ func testMonths(t *testing.T, s Store) {
 	wantEqual(t, toClose(november), []string(nil))
 	without := func(after string) []string {
 		t.Helper()
-		return get(t, s, func(tx metering.Tx) ([]string, error) { return tx.RootsWithout(november, after, 10) })
+		return get(t, s, func(tx testkit.Tx) ([]string, error) { return tx.RootsWithout(november, after, 10) })
 	}
 	wantEqual(t, without(""), []string{"q", "r"})
 	wantEqual(t, without("q"), []string{"r"})
 	wantEqual(t, closeMonth("q", november), true)
 	wantEqual(t, without(""), []string{"r"})
-	wantEqual(t, get(t, s, func(tx metering.Tx) ([]metering.Month, error) { return tx.Months("r") }), []metering.Month{{RootID: "r", Month: october, ClosedAt: new(epoch)}})
+	wantEqual(t, get(t, s, func(tx testkit.Tx) ([]metering.Month, error) { return tx.Months("r") }), []metering.Month{{RootID: "r", Month: october, ClosedAt: new(epoch)}})
 
 	// Who holds a month keeps it from being closed.
 	holding, release := make(chan struct{}), make(chan struct{})
@@ -319,10 +320,10 @@ func testMonths(t *testing.T, s Store) {
 		defer mu.Unlock()
 		order = append(order, what)
 	}
-	write(t, s, func(tx metering.Tx) error { return tx.OpenMonth("r", november) })
+	write(t, s, func(tx testkit.Tx) error { return tx.OpenMonth("r", november) })
 	wg.Go(func() {
 		once := sync.OnceFunc(func() { close(holding) })
-		if err := s.Metering().Write(context.Background(), func(tx metering.Tx) error {
+		if err := s.Write(context.Background(), func(tx testkit.Tx) error {
 			closed, err := tx.HoldMonth("r", november)
 			if closed {
 				t.Error("it is closed already")
@@ -336,12 +337,12 @@ func testMonths(t *testing.T, s Store) {
 		}
 	})
 	<-holding
-	for _, lock := range []func(tx metering.Tx) error{
-		func(tx metering.Tx) error { _, err := tx.CloseMonth("r", november, epoch); return err },
-		func(tx metering.Tx) error { return tx.LockMonths("r") },
+	for _, lock := range []func(tx testkit.Tx) error{
+		func(tx testkit.Tx) error { _, err := tx.CloseMonth("r", november, epoch); return err },
+		func(tx testkit.Tx) error { return tx.LockMonths("r") },
 	} {
 		wg.Go(func() {
-			if err := s.Metering().Write(context.Background(), func(tx metering.Tx) error {
+			if err := s.Write(context.Background(), func(tx testkit.Tx) error {
 				err := lock(tx)
 				note("locked")
 				return err
@@ -356,10 +357,10 @@ func testMonths(t *testing.T, s Store) {
 	wantEqual(t, order, []string{"held", "locked", "locked"})
 
 	// Recorded requests of a closed month are counted in the next open one.
-	write(t, s, func(tx metering.Tx) error { return tx.OpenMonth("r", "2026-12") })
+	write(t, s, func(tx testkit.Tx) error { return tx.OpenMonth("r", "2026-12") })
 	flushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: 1}, Usage: []access.Usage{
 		{RootID: "r", Path: "r/", At: october.Start(), Meter: "m", Quantity: 3}, {RootID: "r", Path: "r/", At: november.Start(), Meter: "m", Quantity: 4}}})
-	got := get(t, s, func(tx metering.Tx) ([]usage.Total, error) { return tx.Totals("r", "r", "2026-12") })
+	got := get(t, s, func(tx testkit.Tx) ([]usage.Total, error) { return tx.Totals("r", "r", "2026-12") })
 	wantEqual(t, got, []usage.Total{{RootID: "r", OrgID: "r", Month: "2026-12", Meter: "m", Own: 7, Total: 7}})
 }
 
@@ -375,43 +376,43 @@ func testPruneUsage(t *testing.T, s Store) {
 	}
 	claim(t, s, events...)
 	month := usage.MonthOf(epoch.AddDate(0, -1, 0))
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		_, err := tx.CloseMonth("r", month, epoch)
 		return errors.Join(err, tx.OpenMonth("r", month.Next()))
 	})
-	wantEqual(t, len(get(t, s, func(tx metering.Tx) ([]metering.Month, error) { return tx.MonthsToPrune(month.Next(), 10) })), 1)
+	wantEqual(t, len(get(t, s, func(tx testkit.Tx) ([]metering.Month, error) { return tx.MonthsToPrune(month.Next(), 10) })), 1)
 	steps := 0
 	for after := new(usage.EventKey{RootID: "r"}); after != nil; steps++ {
-		write(t, s, func(tx metering.Tx) (err error) {
+		write(t, s, func(tx testkit.Tx) (err error) {
 			after, err = tx.PruneEvents("r", month.End(), *after, 3)
 			return err
 		})
 	}
 	wantEqual(t, steps, 4)
 	var left []string
-	for _, e := range get(t, s, func(tx metering.Tx) ([]usage.Event, error) { return tx.UsageEvents("r", usage.EventKey{}, 100) }) {
+	for _, e := range get(t, s, func(tx testkit.Tx) ([]usage.Event, error) { return tx.UsageEvents("r", usage.EventKey{}, 100) }) {
 		left = append(left, e.ID)
 	}
 	wantEqual(t, left, []string{"1", "3", "5", "7", "9"})
-	write(t, s, func(tx metering.Tx) error { return tx.MarkPruned("r", month, epoch) })
-	wantEqual(t, len(get(t, s, func(tx metering.Tx) ([]metering.Month, error) { return tx.MonthsToPrune(month.Next(), 10) })), 0)
+	write(t, s, func(tx testkit.Tx) error { return tx.MarkPruned("r", month, epoch) })
+	wantEqual(t, len(get(t, s, func(tx testkit.Tx) ([]metering.Month, error) { return tx.MonthsToPrune(month.Next(), 10) })), 0)
 }
 
 func testStates(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/")
 	a := usage.Series{RootID: "r", Period: "2026-11", OrgID: "a", Meter: "m"}
 	b := usage.Series{RootID: "r", Period: "2026-11-03", OrgID: "r", Meter: "m"}
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		got, err := tx.States([]usage.Series{b, a})
 		wantEqual(t, got, map[usage.Series]usage.State{a: {}, b: {}})
 		return errors.Join(err, tx.PutStates(map[usage.Series]usage.State{a: {Value: -5, LatestAt: epoch, Path: "r/a/", Here: -2}, b: {Value: 7, LatestAt: at(1)}}))
 	})
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		got, err := tx.States([]usage.Series{a, b})
 		wantEqual(t, got, map[usage.Series]usage.State{a: {Value: -5, LatestAt: epoch, Path: "r/a/", Here: -2}, b: {Value: 7, LatestAt: at(1)}})
 		return errors.Join(err, tx.PruneStates("r", "2026-11"))
 	})
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		got, err := tx.States([]usage.Series{a, b})
 		wantEqual(t, got, map[usage.Series]usage.State{a: {}, b: {Value: 7, LatestAt: at(1)}})
 		return err
@@ -421,7 +422,7 @@ func testStates(t *testing.T, s Store) {
 	for range 4 {
 		wg.Go(func() {
 			for range 10 {
-				if err := s.Metering().Write(context.Background(), func(tx metering.Tx) error {
+				if err := s.Write(context.Background(), func(tx testkit.Tx) error {
 					got, err := tx.States([]usage.Series{b, a})
 					if err != nil {
 						return err
@@ -439,7 +440,7 @@ func testStates(t *testing.T, s Store) {
 		})
 	}
 	wg.Wait()
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		got, err := tx.States([]usage.Series{a, b})
 		wantEqual(t, []usage.Decimal{got[a].Value, got[b].Value}, []usage.Decimal{40, 47})
 		return err
@@ -450,37 +451,37 @@ func testMeters(t *testing.T, s Store) {
 	plant(t, s, "r/", "q/")
 	m := usage.Meter{Slug: "tokens", Unit: "tokens", Aggregation: usage.Max, Description: "d", EventType: "e", Value: "/v",
 		CreatedAt: epoch, UpdatedAt: at(1), Version: 1}
-	write(t, s, func(tx metering.Tx) error { return tx.PutMeter("r", &m) })
+	write(t, s, func(tx testkit.Tx) error { return tx.PutMeter("r", &m) })
 	m.Unit, m.UpdatedAt, m.Version = "x", at(2), 2
 	other := m
 	other.Slug = "a"
-	write(t, s, func(tx metering.Tx) error { return errors.Join(tx.PutMeter("r", &m), tx.PutMeter("r", &other)) })
+	write(t, s, func(tx testkit.Tx) error { return errors.Join(tx.PutMeter("r", &m), tx.PutMeter("r", &other)) })
 	meters := func(rootID string) []usage.Meter {
 		t.Helper()
-		return get(t, s, func(tx metering.Tx) ([]usage.Meter, error) { return tx.Meters(rootID) })
+		return get(t, s, func(tx testkit.Tx) ([]usage.Meter, error) { return tx.Meters(rootID) })
 	}
 	wantEqual(t, meters("r"), []usage.Meter{other, m})
 	wantEqual(t, meters("q"), []usage.Meter(nil))
 	used := func(slug string) bool {
 		t.Helper()
-		return get(t, s, func(tx metering.Tx) (bool, error) { return tx.MeterUsed("r", slug) })
+		return get(t, s, func(tx testkit.Tx) (bool, error) { return tx.MeterUsed("r", slug) })
 	}
 	wantEqual(t, used("tokens"), false)
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		return errors.Join(tx.OpenMonth("r", "2026-11"), tx.AddUsage([]usage.Entry{{Path: "r/x/", Meter: "tokens", Month: "2026-11"}}, epoch))
 	})
 	wantEqual(t, used("tokens"), true)
 	wantEqual(t, used("a"), false)
-	write(t, s, func(tx metering.Tx) error { return tx.DeleteMeter("r", "a") })
+	write(t, s, func(tx testkit.Tx) error { return tx.DeleteMeter("r", "a") })
 	wantEqual(t, meters("r"), []usage.Meter{m})
 }
 
 func testPlaces(t *testing.T, s Store) {
 	plant(t, s, "r/", "r/a/", "r/a/b/", "q/")
-	write(t, s, func(tx metering.Tx) error {
+	write(t, s, func(tx testkit.Tx) error {
 		_, err := tx.MarkDeleted("r", "r/a/b/", "d", epoch)
 		return err
 	})
-	got := get(t, s, func(tx metering.Tx) (map[string]org.Place, error) { return tx.Places([]string{"a", "b", "q", "none"}) })
+	got := get(t, s, func(tx testkit.Tx) (map[string]org.Place, error) { return tx.Places([]string{"a", "b", "q", "none"}) })
 	wantEqual(t, got, map[string]org.Place{"a": {RootID: "r", Path: "r/a/"}, "q": {RootID: "q", Path: "q/"}})
 }

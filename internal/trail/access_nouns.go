@@ -1,4 +1,4 @@
-package org
+package trail
 
 import (
 	"net/netip"
@@ -8,6 +8,7 @@ import (
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/key"
+	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 )
 
@@ -28,15 +29,15 @@ type IncomingEvent struct {
 // Bounds of a retention, in days.
 const (
 	DefaultAccessRetention = 400
-	MaxAccessRetention     = 36_500
+	maxAccessRetention     = 36_500
 )
 
-// Since returns the time from which on events are kept.
-func (r *AccessRetention) Since(now time.Time) time.Time { return now.AddDate(0, 0, -r.Days) }
+// since returns the time from which on events are kept.
+func (r *AccessRetention) since(now time.Time) time.Time { return now.AddDate(0, 0, -r.Days) }
 
 // ETag returns the strong entity tag of the retention.
 func (r *AccessRetention) ETag() string {
-	return ETag("access retention", Stamp{Path: r.RootID, Version: int64(r.Days), At: r.UpdatedAt})
+	return org.ETag("access retention", org.Stamp{Path: r.RootID, Version: int64(r.Days), At: r.UpdatedAt})
 }
 
 // Bounds of the members of an incoming event, in bytes.
@@ -78,7 +79,7 @@ func (e *IncomingEvent) Check() *problem.Error {
 		*text = key.Redact(*text)
 	}
 	if e.OrgID != "" {
-		if p := CheckID("/org_id", e.OrgID); p != nil {
+		if p := org.CheckID("/org_id", e.OrgID); p != nil {
 			return p
 		}
 	}

@@ -1,0 +1,33 @@
+package testkit
+
+import (
+	"time"
+
+	"github.com/orgd/orgd/internal/evidence"
+	"github.com/orgd/orgd/internal/metering"
+	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/store"
+	"github.com/orgd/orgd/internal/trail"
+	"github.com/orgd/orgd/internal/tree"
+)
+
+// Tx is all that anybody reads and writes within one transaction.
+type Tx interface {
+	org.Tx
+	tree.Tx
+	tree.ImportTx
+	trail.Tx
+	evidence.Tx
+	metering.Tx
+	metering.MonthsTx
+	SigningSeeds(now time.Time) ([]string, error)
+	Mark(name string) (string, error)
+	PutMark(name, value string) error
+	ReplaceMark(name, value string) error
+}
+
+// Database is a store with all of that.
+type Database = store.Side[Tx, Tx]
+
+// Whole returns a store with all that anybody reads and writes.
+func Whole(s *store.Store) Database { return Database{Store: s} }
