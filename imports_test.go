@@ -2,9 +2,11 @@ package orgd_test
 
 import (
 	"cmp"
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,18 +36,21 @@ var allowed = map[string][]string{
 	"internal/access":     {"internal/durable", "internal/problem", "internal/ident", "internal/usage"},
 	"internal/settings":   {"internal/problem", "internal/schema", "internal/budget"},
 	"internal/org":        {"internal/problem", "internal/settings", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access"},
+	"internal/tree":       {"internal/problem", "internal/settings", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/org"},
+	"internal/trail":      {"internal/problem", "internal/settings", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org"},
+	"internal/evidence":   {"internal/problem", "internal/key", "internal/auth", "internal/audit", "internal/org"},
 	"internal/metering":   {"internal/problem", "internal/ident", "internal/auth", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org"},
-	"internal/store":      {"internal/durable", "internal/problem", "internal/org", "internal/metering", "internal/key", "internal/audit", "internal/usage", "internal/access"},
+	"internal/store":      {"internal/durable", "internal/problem", "internal/org", "internal/tree", "internal/trail", "internal/evidence", "internal/metering", "internal/key", "internal/audit", "internal/usage", "internal/access"},
 	"internal/web":        {"internal/problem", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/metering", "internal/budget", "internal/background"},
 	"internal/openapi":    {"internal/problem"},
-	"internal/api":        {"api", "internal/openapi", "internal/problem", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/metering", "internal/budget", "internal/web"},
-	"internal/server":     {"internal/durable", "internal/problem", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/metering", "internal/budget", "internal/background", "internal/web", "internal/api", "internal/store"},
-	"cmd/orgd":            {"internal/durable", "client", "internal/problem", "internal/key", "internal/auth", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/metering", "internal/server"},
-	"bench":               {"internal/key", "internal/auth", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/metering", "internal/server", "internal/store"},
+	"internal/api":        {"api", "internal/openapi", "internal/problem", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/tree", "internal/trail", "internal/evidence", "internal/metering", "internal/budget", "internal/web"},
+	"internal/server":     {"internal/durable", "internal/problem", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/tree", "internal/trail", "internal/evidence", "internal/metering", "internal/budget", "internal/background", "internal/web", "internal/api", "internal/store"},
+	"cmd/orgd":            {"internal/durable", "client", "internal/problem", "internal/key", "internal/auth", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/tree", "internal/metering", "internal/server"},
+	"bench":               {"internal/key", "internal/auth", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/tree", "internal/metering", "internal/server", "internal/store"},
 
 	// Only tests import these.
-	"internal/testkit":         {"api", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/settings", "internal/org", "internal/metering", "internal/store", "internal/server"},
-	"internal/store/storetest": {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/metering", "internal/testkit"},
+	"internal/testkit":         {"api", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/settings", "internal/org", "internal/tree", "internal/trail", "internal/evidence", "internal/metering", "internal/store", "internal/server"},
+	"internal/store/storetest": {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/tree", "internal/trail", "internal/evidence", "internal/metering", "internal/store", "internal/testkit"},
 }
 
 // only lists packages that know a thing that no other may know.
@@ -130,4 +135,95 @@ func TestFilesAreMadeInOneWay(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// What would not fit on a few screens is more than one room.
+func TestRoomsStaySmall(t *testing.T) {
+	const most = 4000
+	large := []string{"internal/api", "internal/store", "cmd/orgd"} // one call, table or command beside the other
+	for pkg := range allowed {
+		lines := 0
+		for _, file := range sources(t, pkg) {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines += strings.Count(string(b), "\n")
+		}
+		if lines > most && !slices.Contains(large, pkg) {
+			t.Errorf("%s has %d lines, more than %d: cut it where few ties lead across", pkg, lines, most)
+		}
+	}
+}
+
+// An interface of the domain is what one room needs. Whoever needs more than this is
+// more than one room, or asks for what it does not use.
+func TestInterfacesStaySmall(t *testing.T) {
+	const most = 30
+	declared := map[string]*ast.InterfaceType{} // by package and name
+	for pkg := range allowed {
+		if !strings.HasPrefix(pkg, "internal/") || slices.Contains([]string{"internal/testkit", "internal/store/storetest"}, pkg) {
+			continue
+		}
+		for _, path := range sources(t, pkg) {
+			file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ast.Inspect(file, func(n ast.Node) bool {
+				if spec, ok := n.(*ast.TypeSpec); ok {
+					if i, ok := spec.Type.(*ast.InterfaceType); ok {
+						declared[filepath.Base(pkg)+"."+spec.Name.Name] = i
+					}
+				}
+				return true
+			})
+		}
+	}
+	var methods func(pkg string, i *ast.InterfaceType) map[string]bool
+	methods = func(pkg string, i *ast.InterfaceType) map[string]bool {
+		all := map[string]bool{}
+		for _, f := range i.Methods.List {
+			for _, name := range f.Names {
+				all[name.Name] = true
+			}
+			if len(f.Names) > 0 {
+				continue
+			}
+			embedded := f.Type
+			if generic, ok := embedded.(*ast.IndexListExpr); ok {
+				embedded = generic.X
+			}
+			of, name := pkg, ""
+			switch e := embedded.(type) {
+			case *ast.Ident:
+				name = e.Name
+			case *ast.SelectorExpr:
+				of, name = e.X.(*ast.Ident).Name, e.Sel.Name
+			}
+			if inner := declared[of+"."+name]; inner != nil {
+				maps.Copy(all, methods(of, inner))
+			}
+		}
+		return all
+	}
+	if len(declared) < 20 {
+		t.Fatalf("only %d interfaces were found", len(declared))
+	}
+	for name, i := range declared {
+		pkg, _, _ := strings.Cut(name, ".")
+		if n := len(methods(pkg, i)); n > most {
+			t.Errorf("%s has %d methods, more than %d", name, n, most)
+		}
+	}
+}
+
+// sources returns the files of a package that are no tests.
+func sources(t *testing.T, pkg string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(pkg, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(files, func(f string) bool { return strings.HasSuffix(f, "_test.go") })
 }

@@ -39,7 +39,7 @@ type waitingCharge struct {
 
 func (l *limited) Read(_ context.Context, fn func(View) error) error {
 	l.mu.Lock()
-	err := fn(limitedTx{l: l})
+	err := fn(limitedView{l: l})
 	after := l.after
 	l.after = nil
 	l.mu.Unlock()
@@ -51,12 +51,12 @@ func (l *limited) Read(_ context.Context, fn func(View) error) error {
 
 func (l *limited) Generation(string) uint64 { return 1 }
 
-type limitedTx struct {
+type limitedView struct {
 	View
 	l *limited
 }
 
-func (t limitedTx) Limits(_ string, ids []string) ([]usage.Limit, error) {
+func (t limitedView) Limits(_ string, ids []string) ([]usage.Limit, error) {
 	var list []usage.Limit
 	for id, amount := range t.l.limits {
 		if slices.Contains(ids, id) {
@@ -66,13 +66,13 @@ func (t limitedTx) Limits(_ string, ids []string) ([]usage.Limit, error) {
 	return list, nil
 }
 
-func (t limitedTx) Consumed(_, id string, _ usage.Month, _ string) (usage.Decimal, error) {
+func (t limitedView) Consumed(_, id string, _ usage.Month, _ string) (usage.Decimal, error) {
 	return t.l.consumed[id], nil
 }
 
 func (l *limited) Run() access.Run { return access.Run{} }
 
-func (t limitedTx) SpoolPosition(string) (access.Position, error) { return t.l.position, nil }
+func (t limitedView) SpoolPosition(string) (access.Position, error) { return t.l.position, nil }
 
 func (l *limited) ID() string { return "spool" }
 
