@@ -174,7 +174,7 @@ func changeDemo(ctx context.Context, s *server.Server, call *org.Call) error {
 		return err
 	}
 	description, tags := "Builds and publishes the releases", []string{"releases", "on-call"}
-	if _, _, err := s.Tree.Update(ctx, call, demoChild, tree.OrgUpdate{Description: &description, Tags: &tags}); err != nil {
+	if _, _, err := s.Tree.Update(ctx, call, demoChild, tree.OrgUpdate{Members: []string{"description", "tags"}, To: org.Organization{Description: description, Tags: tags}}); err != nil {
 		return err
 	}
 	_, _, err := s.Tree.PutTag(ctx, call, demoRoot, "cncf")

@@ -7,8 +7,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/orgd/orgd/internal/usage"
 	"pgregory.net/rapid"
+
+	"github.com/orgd/orgd/internal/usage"
 )
 
 func records() *rapid.Generator[Record] {

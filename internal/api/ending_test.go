@@ -160,11 +160,11 @@ var changesOfOwn = map[string]func(t *testing.T, s *testkit.Server, call *org.Ca
 	},
 	"update": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
 		name := "Late"
-		_, _, err := s.Tree.Update(t.Context(), call, p+"own", tree.OrgUpdate{Name: &name})
+		_, _, err := s.Tree.Update(t.Context(), call, p+"own", tree.OrgUpdate{Members: []string{"name"}, To: org.Organization{Name: name}})
 		return err
 	},
 	"create child": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {
-		_, _, err := s.Tree.CreateChild(t.Context(), call, p+"own", tree.OrgCreate{ID: p + "late", Name: "Late"})
+		_, _, err := s.Tree.CreateChild(t.Context(), call, p+"own", org.Organization{ID: p + "late", Name: "Late"})
 		return err
 	},
 	"move": func(t *testing.T, s *testkit.Server, call *org.Call, p, _ string) error {

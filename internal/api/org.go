@@ -133,13 +133,12 @@ type orgCreateBody struct {
 	Customizations jsontext.Value `json:"customizations"`
 }
 
-func (b *orgCreateBody) create() tree.OrgCreate {
-	in := tree.OrgCreate{ID: b.ID, Name: b.Name, Type: org.Type(b.Type), Description: b.Description,
-		ExternalID: b.ExternalID, Tags: b.Tags, Customizations: b.Customizations}
-	if string(in.Customizations) == "null" {
-		in.Customizations = nil
+func (b *orgCreateBody) org() org.Organization {
+	o := org.Organization{ID: b.ID, Name: b.Name, Type: org.Type(b.Type), Description: b.Description, ExternalID: b.ExternalID, Tags: b.Tags}
+	if string(b.Customizations) != "null" {
+		o.Settings.Values = b.Customizations
 	}
-	return in
+	return o
 }
 
 func mayCreate(r *web.Request) error { return tree.PermitBelow(r.Actor, r.Place()) }
@@ -189,9 +188,9 @@ func (a *API) create(r *web.Request, parentID string, body *orgCreateBody) (*web
 	var receipt audit.Receipt
 	var err error
 	if parentID == "" {
-		o, receipt, err = a.tree.CreateRoot(r.Context(), r.Call(render), body.create())
+		o, receipt, err = a.tree.CreateRoot(r.Context(), r.Call(render), body.org())
 	} else {
-		o, receipt, err = a.tree.CreateChild(r.Context(), r.Call(render), parentID, body.create())
+		o, receipt, err = a.tree.CreateChild(r.Context(), r.Call(render), parentID, body.org())
 	}
 	if err != nil {
 		return nil, err
@@ -211,28 +210,35 @@ type orgUpdateBody struct {
 }
 
 func (b *orgUpdateBody) update() (u tree.OrgUpdate, err error) {
-	if b.Name != nil {
-		if string(b.Name) == "null" {
-			return u, problem.Body("/name", "cannot be removed: an organization always has a name")
+	sent := map[string]jsontext.Value{"name": b.Name, "description": b.Description, "external_id": b.ExternalID, "tags": b.Tags}
+	for i := range org.Texts {
+		m := &org.Texts[i]
+		v := sent[m.Name]
+		if v == nil {
+			continue
 		}
-		if u.Name, err = member[string]("/name", b.Name); err != nil {
+		if m.Required && string(v) == "null" {
+			return u, problem.Body(m.Pointer(), "cannot be removed: an organization always has a %s", m.Name)
+		}
+		text, err := member[string](m.Pointer(), v)
+		if err != nil {
 			return u, err
 		}
+		*m.Of(&u.To) = *text
+		u.Members = append(u.Members, m.Name)
 	}
-	if b.Description != nil {
-		if u.Description, err = member[string]("/description", b.Description); err != nil {
+	for i := range org.Lists {
+		m := &org.Lists[i]
+		v := sent[m.Name]
+		if v == nil {
+			continue
+		}
+		list, err := member[[]string](m.Pointer(), v)
+		if err != nil {
 			return u, err
 		}
-	}
-	if b.ExternalID != nil {
-		if u.ExternalID, err = member[string]("/external_id", b.ExternalID); err != nil {
-			return u, err
-		}
-	}
-	if b.Tags != nil {
-		if u.Tags, err = member[[]string]("/tags", b.Tags); err != nil {
-			return u, err
-		}
+		*m.Of(&u.To) = *list
+		u.Members = append(u.Members, m.Name)
 	}
 	switch {
 	case b.Customizations == nil:

@@ -16,7 +16,6 @@ import (
 	"github.com/orgd/orgd/internal/server"
 	"github.com/orgd/orgd/internal/settings"
 	"github.com/orgd/orgd/internal/testkit"
-	"github.com/orgd/orgd/internal/trail"
 )
 
 // entriesOf returns the audit entries of a root, oldest first.
@@ -81,7 +80,7 @@ func TestAsOf(t *testing.T) {
 				}
 			}
 			for _, at := range moments {
-				fold := trail.NewFold()
+				fold := testkit.NewFold()
 				for _, e := range entries {
 					if !e.Timestamp.After(at) {
 						if err := fold.Add(e); err != nil {

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/go-json-experiment/json"
@@ -54,4 +55,23 @@ func ReplacedList(changes []Change, pointer string, old, new []string) []Change 
 		c.New = Value(new)
 	}
 	return append(changes, c)
+}
+
+// SetMembers sets the members that changes name, to their zero value where
+// there is nothing new.
+func SetMembers(changes []Change, members map[string]any) error {
+	for _, c := range changes {
+		p, ok := members[c.Pointer]
+		if !ok {
+			return fmt.Errorf("unknown pointer %s", c.Pointer)
+		}
+		v := c.New
+		if v == nil {
+			v = jsontext.Value("null")
+		}
+		if err := json.Unmarshal(v, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }

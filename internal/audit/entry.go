@@ -10,6 +10,7 @@
 package audit
 
 import (
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -74,3 +75,7 @@ type Entry struct {
 	// "changes/0/new".
 	Erased []string `json:"erased,omitempty"`
 }
+
+// AllErased reports whether the changes were erased as a whole: they were so many that
+// they are one value.
+func (e *Entry) AllErased() bool { return slices.Contains(e.Erased, "changes") }

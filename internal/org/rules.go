@@ -29,13 +29,13 @@ func CheckID(pointer, id string) *problem.Error {
 	return nil
 }
 
-// CheckType checks an organization's type.
-func CheckType(pointer, typ string) *problem.Error {
+// CheckType returns an organization's type as it is.
+func CheckType(pointer, typ string) (string, *problem.Error) {
 	switch Type(typ) {
 	case TypeOrganization, TypeGroup, TypeUser:
-		return nil
+		return typ, nil
 	}
-	return problem.Body(pointer, "must be organization, group or user")
+	return "", problem.Body(pointer, "must be organization, group or user")
 }
 
 // CheckDescription returns description as it is. It may be empty and may have

@@ -23,7 +23,7 @@ func TestCheckID(t *testing.T) {
 
 func TestCheckType(t *testing.T) {
 	for typ, ok := range map[string]bool{"organization": true, "group": true, "user": true, "": false, "User": false, "team": false} {
-		if err := CheckType("/type", typ); (err == nil) != ok {
+		if _, err := CheckType("/type", typ); (err == nil) != ok {
 			t.Errorf("CheckType(%q) = %v, want ok %v", typ, err, ok)
 		}
 	}

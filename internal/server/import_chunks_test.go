@@ -140,9 +140,9 @@ func create(t *testing.T, s *tree.Service, id, parent string) {
 	t.Helper()
 	var err error
 	if parent == "" {
-		_, _, err = s.CreateRoot(t.Context(), byOperator, tree.OrgCreate{ID: id, Name: id})
+		_, _, err = s.CreateRoot(t.Context(), byOperator, org.Organization{ID: id, Name: id})
 	} else {
-		_, _, err = s.CreateChild(t.Context(), byOperator, parent, tree.OrgCreate{ID: id, Name: id})
+		_, _, err = s.CreateChild(t.Context(), byOperator, parent, org.Organization{ID: id, Name: id})
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -291,14 +291,14 @@ func TestStagedOrganizationsDoNotExist(t *testing.T) {
 				"delete":  third(service.Delete(ctx, byOperator, id, tree.DeleteOptions{Cascade: true})),
 				"update":  third(service.Update(ctx, byOperator, id, tree.OrgUpdate{})),
 				"move":    third(service.Move(ctx, byOperator, id, "r")),
-				"parent":  third(service.CreateChild(ctx, byOperator, id, tree.OrgCreate{ID: "x", Name: "x"})),
+				"parent":  third(service.CreateChild(ctx, byOperator, id, org.Organization{ID: "x", Name: "x"})),
 			} {
 				if !problem.Is(err, problem.NotFound) || err.Error() != org.NotFound().Error() {
 					t.Errorf("%s: %v", what, err)
 				}
 			}
 			say := func(id string) (single, row string) {
-				_, _, err := service.CreateChild(ctx, byOperator, "p", tree.OrgCreate{ID: id, Name: "x"})
+				_, _, err := service.CreateChild(ctx, byOperator, "p", org.Organization{ID: id, Name: "x"})
 				_, _, err2 := importRows(ctx, service, byOperator, "id,name\n"+id+",x\n", "p")
 				return strings.ReplaceAll(fmt.Sprint(err, problem.From(err).Fix), id, "ID"), strings.ReplaceAll(fmt.Sprint(problem.From(err2).Code, problem.From(err2).Fields), id, "ID")
 			}
@@ -350,7 +350,7 @@ func TestChangesAboveAnImport(t *testing.T) {
 				return third(service.Restore(ctx, byOperator, parent))
 			}, true},
 			{"another name of the parent", func(parent string) error {
-				return third(service.Update(ctx, byOperator, parent, tree.OrgUpdate{Name: &name}))
+				return third(service.Update(ctx, byOperator, parent, tree.OrgUpdate{Members: []string{"name"}, To: org.Organization{Name: name}}))
 			}, true},
 		} {
 			above, parent, prefix := fmt.Sprintf("p%d-above", i), fmt.Sprintf("p%d", i), fmt.Sprintf("i%d-", i)
@@ -388,7 +388,9 @@ func TestChangesAboveAnImport(t *testing.T) {
 			}
 		}
 		for what, change := range []func() error{
-			func() error { return third(service.Update(ctx, byOperator, "q", tree.OrgUpdate{Name: &name})) },
+			func() error {
+				return third(service.Update(ctx, byOperator, "q", tree.OrgUpdate{Members: []string{"name"}, To: org.Organization{Name: name}}))
+			},
 			func() error { return third(service.Delete(ctx, byOperator, "q-beside", tree.DeleteOptions{})) },
 			func() error { return third(service.Restore(ctx, byOperator, "q-beside")) },
 			func() error { return third(service.Move(ctx, byOperator, "q-beside", "r")) },

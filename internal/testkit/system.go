@@ -108,10 +108,10 @@ func checkPlace(t testing.TB, o *org.Organization, live map[string]*org.Organiza
 
 // checkLog recomputes the log of a root from its leaves and folds its entries.
 // It also returns how many organizations have had each id.
-func checkLog(t testing.TB, s database, rootID string) (fold *trail.Fold, seen map[string]int) {
+func checkLog(t testing.TB, s database, rootID string) (fold *Fold, seen map[string]int) {
 	t.Helper()
 	ctx := context.Background()
-	fold, seen = trail.NewFold(), map[string]int{}
+	fold, seen = NewFold(), map[string]int{}
 	tree := newMerkleTree()
 	var epoch int64
 	q := org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Scope: org.ScopeSubtree, Ascending: true, Limit: 1000}
@@ -161,7 +161,7 @@ func checkLog(t testing.TB, s database, rootID string) (fold *trail.Fold, seen m
 }
 
 // checkFold looks the folded state up in the store.
-func checkFold(t testing.TB, s database, fold *trail.Fold) {
+func checkFold(t testing.TB, s database, fold *Fold) {
 	t.Helper()
 	if err := s.Read(context.Background(), func(tx Tx) error {
 		for id := range fold.Orgs {
@@ -177,12 +177,12 @@ func checkFold(t testing.TB, s database, fold *trail.Fold) {
 			if err != nil {
 				return err
 			}
-			if len(limits) != len(fold.Limits[id]) {
-				t.Errorf("organization %s has %d limits, by the audit trail %d", id, len(limits), len(fold.Limits[id]))
+			if len(limits) != len(fold.Metering.Limits[id]) {
+				t.Errorf("organization %s has %d limits, by the audit trail %d", id, len(limits), len(fold.Metering.Limits[id]))
 			}
 			for _, l := range limits {
-				if l.UpdatedAt = l.UpdatedAt.UTC(); fold.Limits[id][l.Meter] == nil || *fold.Limits[id][l.Meter] != l {
-					t.Errorf("a limit of %s is %+v, by the audit trail %+v", id, l, fold.Limits[id][l.Meter])
+				if l.UpdatedAt = l.UpdatedAt.UTC(); fold.Metering.Limits[id][l.Meter] == nil || *fold.Metering.Limits[id][l.Meter] != l {
+					t.Errorf("a limit of %s is %+v, by the audit trail %+v", id, l, fold.Metering.Limits[id][l.Meter])
 				}
 			}
 		}
@@ -202,7 +202,7 @@ func checkFold(t testing.TB, s database, fold *trail.Fold) {
 				t.Errorf("the schema of %s is %s, by the audit trail %s (%v)", id, stored, schema, err)
 			}
 		}
-		for id, days := range fold.AccessRetentions {
+		for id, days := range fold.Trail.AccessRetentions {
 			stored, err := tx.AccessRetention(id)
 			if err != nil || stored.Days != days {
 				t.Errorf("the retention of the access log of %s is %+v, by the audit trail %d days (%v)", id, stored, days, err)
@@ -210,10 +210,10 @@ func checkFold(t testing.TB, s database, fold *trail.Fold) {
 		}
 		for id := range fold.Orgs {
 			if stored, err := tx.Quota(id); err == nil {
-				if q, ok := fold.Quotas[id]; !ok || q.Members() != stored.Members() || q.Version != stored.Version || !q.UpdatedAt.Equal(stored.UpdatedAt) {
+				if q, ok := fold.Own.Quotas[id]; !ok || q.Members() != stored.Members() || q.Version != stored.Version || !q.UpdatedAt.Equal(stored.UpdatedAt) {
 					t.Errorf("the quota of %s is %+v, by the audit trail %+v", id, stored, q)
 				}
-			} else if _, ok := fold.Quotas[id]; ok {
+			} else if _, ok := fold.Own.Quotas[id]; ok {
 				t.Errorf("the quota of %s is in the audit trail, but: %v", id, err)
 			}
 		}

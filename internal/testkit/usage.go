@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/orgd/orgd/internal/metering"
-	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/usage"
 )
 
@@ -52,7 +51,7 @@ func (x *sums) check(t testing.TB) {
 // of organizations that have been purged is under names that nobody finds by an
 // id. seen says how many organizations of the tree have had each id: an event
 // does not say which of several it was about.
-func checkUsage(t testing.TB, s database, rootID string, seen map[string]int, fold *trail.Fold) {
+func checkUsage(t testing.TB, s database, rootID string, seen map[string]int, fold *Fold) {
 	t.Helper()
 	read := func(fn func(tx Tx) error) {
 		t.Helper()
@@ -69,12 +68,12 @@ func checkUsage(t testing.TB, s database, rootID string, seen map[string]int, fo
 		defined, err := tx.Meters(rootID)
 		for _, m := range defined {
 			meters[m.Slug] = m
-			if f := fold.Meters[rootID][m.Slug]; !fold.ErasedUsage[m.Slug] && (f == nil || !cmp.Equal(*f, m)) {
+			if f := fold.Metering.Meters[rootID][m.Slug]; !fold.Metering.ErasedUsage[m.Slug] && (f == nil || !cmp.Equal(*f, m)) {
 				t.Errorf("the meter %s of %s is %+v, by the audit trail %+v", m.Slug, rootID, m, f)
 			}
 		}
-		if len(defined) != len(fold.Meters[rootID]) {
-			t.Errorf("%s has %d meters, by the audit trail %d", rootID, len(defined), len(fold.Meters[rootID]))
+		if len(defined) != len(fold.Metering.Meters[rootID]) {
+			t.Errorf("%s has %d meters, by the audit trail %d", rootID, len(defined), len(fold.Metering.Meters[rootID]))
 		}
 		if err == nil {
 			months, err = tx.Months(rootID)
@@ -82,7 +81,7 @@ func checkUsage(t testing.TB, s database, rootID string, seen map[string]int, fo
 		return err
 	})
 	for _, m := range months {
-		if inTrail := slices.Contains(fold.Closed[rootID], m.Month); inTrail != (m.ClosedAt != nil) {
+		if inTrail := slices.Contains(fold.Metering.Closed[rootID], m.Month); inTrail != (m.ClosedAt != nil) {
 			t.Errorf("%s of %s is closed: %v, by the audit trail %v", m.Month, rootID, m.ClosedAt != nil, inTrail)
 		}
 	}
@@ -154,7 +153,7 @@ func checkUsage(t testing.TB, s database, rootID string, seen map[string]int, fo
 					case usage.FromEvents:
 						lateFor[cell{id, a.Meter, string(a.For)}] += a.Quantity
 					case usage.FromActor:
-						if !fold.ErasedUsage[a.ID] {
+						if !fold.Metering.ErasedUsage[a.ID] {
 							made = append(made, a)
 						}
 					}
@@ -168,7 +167,7 @@ func checkUsage(t testing.TB, s database, rootID string, seen map[string]int, fo
 				return nil
 			}
 			byID := cmpopts.SortSlices(func(a, b usage.Adjustment) bool { return a.ID < b.ID })
-			if diff := cmp.Diff(fold.Adjustments[id], made, byID, cmpopts.EquateEmpty()); diff != "" {
+			if diff := cmp.Diff(fold.Metering.Adjustments[id], made, byID, cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("the adjustments of %s (-audit trail +stored)\n%s", id, diff)
 			}
 			return nil

@@ -457,7 +457,7 @@ func structural(e *audit.Entry, slot string) bool {
 	p := e.Changes[i].Pointer
 	switch noun, _, _ := strings.Cut(e.Action, "."); noun {
 	case "organization":
-		return p == "/parent_id" || p == "/type" || p == "/deletion_id" || strings.HasPrefix(p, "/deleted/") || strings.HasPrefix(p, "/restored/")
+		return org.IsStructural(p) || p == "/deletion_id" || strings.HasPrefix(p, "/deleted/") || strings.HasPrefix(p, "/restored/")
 	case "api_key", "customization_schema":
 		return false
 	case "consumption":
@@ -508,8 +508,7 @@ func blankKey(k *key.Key, subject audit.Subject) (out *key.Key, changed, stays b
 }
 
 func holdsOrg(subject audit.Subject, o *org.Organization) bool {
-	texts := append([]string{o.ID, o.Name, o.Description, o.ExternalID}, o.Tags...)
-	for _, text := range append(texts, o.Settings.Locked...) {
+	for _, text := range append(o.PersonalTexts(), o.ID) {
 		if subject.In(text) {
 			return true
 		}

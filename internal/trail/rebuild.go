@@ -202,7 +202,7 @@ type rebuilding struct {
 	updated bool              // the last change of it
 	tuned   bool              // the last change of its settings
 	lived   bool              // the last delete or restore
-	typed   bool              // its type may have been erased
+	unsaid  bool              // what is structural may have been erased with all changes of an entry
 	known   map[string]bool   // pointers that have their last value
 	patches []settings.Change // of the settings, newest first
 }
@@ -243,7 +243,7 @@ func (b *rebuilding) look(r *audit.Record) (w wanted, purged bool, err error) {
 	changes := []int{}
 	for i := range e.Changes {
 		pointer := e.Changes[i].Pointer
-		if isSetting(pointer) {
+		if org.IsSetting(pointer) {
 			b.tune(e.Timestamp)
 		}
 		if !b.overridden(pointer) {
@@ -258,10 +258,6 @@ func (b *rebuilding) look(r *audit.Record) (w wanted, purged bool, err error) {
 		return w, false, nil
 	}
 	return wanted{record: r, changes: changes}, false, nil
-}
-
-func isSetting(pointer string) bool {
-	return strings.HasPrefix(pointer, "/customizations") || pointer == "/locked"
 }
 
 func (b *rebuilding) tune(at time.Time) {
@@ -287,28 +283,8 @@ func (b *rebuilding) overridden(pointer string) bool {
 // take applies what counts of an entry.
 func (b *rebuilding) take(w *wanted) error {
 	e := w.entry
-	if slices.Contains(e.Erased, org.AllChanges) {
-		erased := audit.Entry{Erased: []string{org.AllChanges}}
-		whole := b.o
-		if err := whole.Fold(&erased); err != nil {
-			return err
-		}
-		b.tune(e.Timestamp)
-		b.typed = true
-		for _, m := range []struct {
-			pointer string
-			set     func()
-		}{
-			{"/name", func() { b.o.Name = whole.Name }}, {"/description", func() { b.o.Description = whole.Description }},
-			{"/external_id", func() { b.o.ExternalID = whole.ExternalID }}, {"/tags", func() { b.o.Tags = whole.Tags }},
-			{"/locked", func() { b.o.Settings.Locked = whole.Settings.Locked }},
-			{"/customizations", func() { b.patches = append(b.patches, settings.Change{New: whole.Settings.Values}) }},
-		} {
-			if !b.known[m.pointer] {
-				b.known[m.pointer] = true
-				m.set()
-			}
-		}
+	if e.AllErased() {
+		b.takeErased(e)
 		return nil
 	}
 	scalars := audit.Entry{}
@@ -317,7 +293,7 @@ func (b *rebuilding) take(w *wanted) error {
 			continue
 		}
 		if w.changes == nil {
-			if isSetting(c.Pointer) {
+			if org.IsSetting(c.Pointer) {
 				b.tune(e.Timestamp)
 			}
 			if b.overridden(c.Pointer) {
@@ -338,6 +314,33 @@ func (b *rebuilding) take(w *wanted) error {
 	return b.o.Fold(&scalars)
 }
 
+// takeErased takes an entry all of whose changes have been erased: it may have set every
+// member that no later entry has.
+func (b *rebuilding) takeErased(e *audit.Entry) {
+	b.tune(e.Timestamp)
+	b.unsaid = true
+	var erased org.Organization
+	erased.Erase()
+	unknown := func(pointer string) bool {
+		was := b.known[pointer]
+		b.known[pointer] = true
+		return !was
+	}
+	for i := range org.Texts {
+		if m := &org.Texts[i]; !m.Structural && unknown(m.Pointer()) {
+			*m.Of(&b.o) = *m.Of(&erased)
+		}
+	}
+	for i := range org.Lists {
+		if m := &org.Lists[i]; unknown(m.Pointer()) {
+			*m.Of(&b.o) = *m.Of(&erased)
+		}
+	}
+	if unknown("/customizations") {
+		b.patches = append(b.patches, settings.Change{New: erased.Settings.Values})
+	}
+}
+
 // done returns the organization.
 func (b *rebuilding) done() (*org.Organization, error) {
 	slices.Reverse(b.patches)
@@ -346,8 +349,10 @@ func (b *rebuilding) done() (*org.Organization, error) {
 		return nil, err
 	}
 	b.o.Settings.Values = values
-	if b.typed && b.o.Type == "" {
-		b.o.Type = org.ErasedText
+	for i := range org.Texts {
+		if m := &org.Texts[i]; m.Structural && b.unsaid && *m.Of(&b.o) == "" {
+			*m.Of(&b.o) = org.ErasedText
+		}
 	}
 	return &b.o, nil
 }

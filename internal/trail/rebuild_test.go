@@ -19,6 +19,7 @@ import (
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/settings"
+	"github.com/orgd/orgd/internal/tree"
 )
 
 // trail is the audit log of a root, as far as the past needs it. It counts what
@@ -203,14 +204,14 @@ func TestRebuildIsTheFold(t *testing.T) {
 				rt.Fatal(err)
 			}
 		}
-		fold := NewFold()
+		fold := tree.NewFold()
 		for n := range s.records {
 			e, err := s.records[n].Entry()
 			if err != nil {
 				rt.Fatal(err)
 			}
 			if strings.HasPrefix(e.Action, "organization.") {
-				if err := fold.Add(e); err != nil {
+				if _, _, err := fold.Add(org.Marked(e)); err != nil {
 					rt.Fatal(err)
 				}
 			}

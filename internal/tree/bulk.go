@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
-
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/key"
@@ -150,8 +148,7 @@ type importPlan struct {
 	external map[string][]int
 	topID    string // where rows without a parent go; empty for nowhere
 	roots    int64
-	// customized and tagged say what the rows need permissions for.
-	customized, tagged bool
+	takes    []string // permissions that single columns take
 	// places are the organizations outside of the import below which its rows
 	// go, and those above them whose settings rows inherit that have some of
 	// their own, as they were.
@@ -197,6 +194,8 @@ func (s *Service) planImport(ctx context.Context, call *org.Call, rows []ImportR
 	if len(external) > maxImportParents {
 		return nil, tooManyParents()
 	}
+	var customized bool
+	var listed [len(org.Lists)]bool
 	outside := make([]string, len(rows)) // the organization outside of the import that a row is below
 	for i := range rows {
 		row := &rows[i]
@@ -210,11 +209,23 @@ func (s *Service) planImport(ctx context.Context, call *org.Call, rows []ImportR
 		}
 		if row.Customizations != nil {
 			p.settings[outside[i]] = true
-			p.customized = true
+			customized = true
 		}
-		p.customized = p.customized || row.Locked != ""
-		p.tagged = p.tagged || len(row.Tags) > 0
+		for i := range row.Lists {
+			listed[i] = listed[i] || row.Lists[i] != ""
+		}
 	}
+	p.takes = nil
+	if customized {
+		p.takes = append(p.takes, key.CustomizationsWrite)
+	}
+	for i := range org.Lists {
+		if listed[i] {
+			p.takes = append(p.takes, org.Lists[i].Permission)
+		}
+	}
+	slices.Sort(p.takes)
+	p.takes = slices.Compact(p.takes)
 	if err := p.demandMembers(call.Actor); err != nil {
 		return nil, err
 	}
@@ -241,7 +252,7 @@ func (s *Service) planImport(ctx context.Context, call *org.Call, rows []ImportR
 		var parent *org.Organization
 		switch base := p.base(outside[i]); {
 		case row.Parent >= 0:
-			parent = &org.Organization{ID: row.ParentID, Type: org.Type(rows[row.Parent].Type), Depth: base + row.Depth - 1}
+			parent = &org.Organization{ID: row.ParentID, Type: org.Type(rows[row.Parent].Texts[typeText]), Depth: base + row.Depth - 1}
 		case outside[i] != "":
 			parent = &org.Organization{ID: above.ID, Type: above.Type, Depth: base - 1}
 		default:
@@ -335,7 +346,7 @@ func (p *importPlan) demand(actor *auth.Actor, permission string) error {
 
 // demandMembers is demand for what single columns take.
 func (p *importPlan) demandMembers(actor *auth.Actor) error {
-	for _, permission := range memberPermissions(p.customized, p.tagged) {
+	for _, permission := range p.takes {
 		if err := p.demand(actor, permission); err != nil {
 			return err
 		}
@@ -436,7 +447,14 @@ func (p *importPlan) chunks() []int {
 
 // size is about how much text a row is.
 func (row *ImportRow) size() int {
-	return len(row.Name) + len(row.Description) + len(row.ExternalID) + len(row.Tags) + len(row.Customizations) + len(row.Locked)
+	n := len(row.Customizations)
+	for _, text := range row.Texts {
+		n += len(text)
+	}
+	for _, list := range row.Lists {
+		n += len(list)
+	}
+	return n
 }
 
 // orgs returns the organizations of some of the rows, without their times.
@@ -445,15 +463,7 @@ func (p *importPlan) orgs(from, to int) []*org.Organization {
 	var ids []string
 	for i := from; i < to; i++ {
 		row := &p.rows[i]
-		o := &org.Organization{ID: row.ID, ParentID: row.ParentID, Name: row.Name, Type: org.Type(row.Type), Description: row.Description,
-			ExternalID: row.ExternalID, Tags: row.Tags.split(), Version: 1}
-		o.Settings.Values, o.Settings.Locked = jsontext.Value("{}"), row.Locked.split()
-		if row.Customizations != nil {
-			o.Settings.Values = row.Customizations
-		}
-		if o.Type == "" {
-			o.Type = org.TypeOrganization
-		}
+		o := row.Org()
 		if o.ParentID == "" {
 			o.ParentID = p.topID
 		}

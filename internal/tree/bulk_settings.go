@@ -127,7 +127,7 @@ func (k *settingsChecker) check(ctx context.Context, rows []ImportRow, outside [
 		if err := k.spend(in.Cost(row.Customizations)); err != nil {
 			return err
 		}
-		err = in.Check(ctx, settings.Layer{OrgID: row.ID, Values: row.Customizations, Locked: row.Locked.split()})
+		err = in.Check(ctx, row.layer())
 		var p *problem.Error
 		if errors.As(err, &p) && p.Code != problem.Unavailable {
 			bad.add(row.Line, p)
@@ -154,11 +154,11 @@ func (k *settingsChecker) above(rows []ImportRow, outside []string, i int) (*set
 	if err != nil {
 		return nil, err
 	}
-	if row := &rows[parent]; row.Customizations != nil || row.Locked != "" {
+	if row := &rows[parent]; row.Customizations != nil || row.Lists[lockedList] != "" {
 		if err := k.spend(in.Cost(row.Customizations)); err != nil {
 			return nil, err
 		}
-		in = in.Below(settings.Layer{OrgID: row.ID, Values: row.Customizations, Locked: row.Locked.split()})
+		in = in.Below(row.layer())
 	}
 	k.rows[parent] = in
 	return in, nil

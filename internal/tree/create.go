@@ -16,60 +16,56 @@ import (
 	"github.com/orgd/orgd/internal/settings"
 )
 
-// OrgCreate describes a new organization. Empty members take their defaults:
-// an id is made up, the type is organization.
-type OrgCreate struct {
-	ID             string
-	Name           string
-	Type           org.Type
-	Description    string
-	ExternalID     string
-	Tags           []string
-	Customizations jsontext.Value
-	Locked         []string
-}
-
-// check validates in, puts its defaults in and returns the organization
-// without its place in the tree.
-func (s *Service) check(in OrgCreate) (*org.Organization, error) {
-	o := &org.Organization{ID: in.ID, Type: in.Type, Version: 1}
+// check returns a new organization without its place in the tree, as in describes it: with
+// its id, members and settings, and what is empty by default. An id is made up if there is
+// none.
+func (s *Service) check(in *org.Organization) (*org.Organization, error) {
+	o := &org.Organization{ID: in.ID, Version: 1}
 	var p *problem.Error
-	if o.ID != "" {
-		if p = org.CheckID("/id", o.ID); p != nil {
+	if o.ID == "" {
+		o.ID = s.newID("org_")
+	} else if p = org.CheckID("/id", o.ID); p != nil {
+		return nil, p
+	}
+	for i := range org.Texts {
+		m := &org.Texts[i]
+		text := *m.Of(in)
+		if text == "" && m.Default != "" {
+			text = m.Default
+		} else if text, p = m.Check(m.Pointer(), text); p != nil {
 			return nil, p
 		}
-	} else {
-		o.ID = s.newID("org_")
+		*m.Of(o) = text
 	}
-	if o.Name, p = key.CheckName("/name", in.Name); p != nil {
-		return nil, p
-	}
-	if o.Type == "" {
-		o.Type = org.TypeOrganization
-	} else if p = org.CheckType("/type", string(o.Type)); p != nil {
-		return nil, p
-	}
-	if o.Description, p = org.CheckDescription("/description", in.Description); p != nil {
-		return nil, p
-	}
-	if o.ExternalID, p = org.CheckExternalID("/external_id", in.ExternalID); p != nil {
-		return nil, p
-	}
-	if o.Tags, p = org.CheckTags("/tags", in.Tags); p != nil {
+	if p := checkLists(o, in, false); p != nil {
 		return nil, p
 	}
 	o.Settings.Values = jsontext.Value("{}")
-	if in.Customizations != nil {
-		if o.Settings.Values, p = settings.CheckValues("/customizations", in.Customizations); p != nil {
+	if in.Settings.Values != nil {
+		if o.Settings.Values, p = settings.CheckValues("/customizations", in.Settings.Values); p != nil {
 			return nil, p
 		}
 	}
-	if in.Locked != nil {
-		if o.Settings.Locked, p = settings.CheckLocks("/locked", in.Locked); p != nil {
-			return nil, p
-		}
+	if p := checkLists(o, in, true); p != nil {
+		return nil, p
 	}
 	return o, nil
+}
+
+// checkLists gives o the lists of in in their final form, those that are settings or the
+// others.
+func checkLists(o, in *org.Organization, settings bool) (p *problem.Error) {
+	for i := range org.Lists {
+		m := &org.Lists[i]
+		list := *m.Of(in)
+		if m.Setting != settings || list == nil {
+			continue
+		}
+		if *m.Of(o), p = m.Check(m.Pointer(), list); p != nil {
+			return p
+		}
+	}
+	return nil
 }
 
 // place puts o below its parent, or makes it a root if parent is nil.
@@ -96,7 +92,7 @@ func tooDeep() *problem.Error {
 }
 
 // created returns the changes that make o out of nothing.
-func created(o *org.Organization) []audit.Change { return createdWith(o, settingsCreated(o)) }
+func created(o *org.Organization) []audit.Change { return o.Created(settingsCreated(o)) }
 
 // settingsCreated returns the changes that make the settings of o out of none.
 // It takes as long as they are large.
@@ -107,24 +103,12 @@ func settingsCreated(o *org.Organization) []audit.Change {
 	return org.SettingsDiff(jsontext.Value("{}"), o.Settings.Values)
 }
 
-// createdWith is created with what settingsCreated has returned.
-func createdWith(o *org.Organization, settings []audit.Change) []audit.Change {
-	cs := audit.Added(nil, "/name", o.Name, false)
-	cs = audit.Added(cs, "/type", o.Type, false)
-	cs = audit.Added(cs, "/parent_id", o.ParentID, o.ParentID == "")
-	cs = audit.Added(cs, "/description", o.Description, o.Description == "")
-	cs = audit.Added(cs, "/external_id", o.ExternalID, o.ExternalID == "")
-	cs = audit.Added(cs, "/tags", o.Tags, len(o.Tags) == 0)
-	cs = append(cs, settings...)
-	return audit.Added(cs, "/locked", o.Settings.Locked, len(o.Settings.Locked) == 0)
-}
-
 func stamp(o *org.Organization, at time.Time) {
 	o.CreatedAt, o.UpdatedAt, o.Settings.UpdatedAt = at, at, at
 }
 
 // CreateRoot creates a root organization. Only the operator may.
-func (s *Service) CreateRoot(ctx context.Context, call *org.Call, in OrgCreate) (*org.Organization, audit.Receipt, error) {
+func (s *Service) CreateRoot(ctx context.Context, call *org.Call, in org.Organization) (*org.Organization, audit.Receipt, error) {
 	if !call.Actor.Everywhere() {
 		return nil, audit.Receipt{}, errOperatorOnly("create a root organization").
 			WithFix("Give the parent_id of an organization that this key can see, or use the operator key.")
@@ -132,7 +116,7 @@ func (s *Service) CreateRoot(ctx context.Context, call *org.Call, in OrgCreate) 
 	if err := org.MatchNothing(call.IfMatch, problem.New(problem.NotFound, "A new root has no parent.")); err != nil {
 		return nil, audit.Receipt{}, err
 	}
-	o, err := s.check(in)
+	o, err := s.check(&in)
 	if err != nil {
 		return nil, audit.Receipt{}, err
 	}
@@ -148,7 +132,7 @@ func (s *Service) CreateRoot(ctx context.Context, call *org.Call, in OrgCreate) 
 		if err := c.StartLog(audit.NewHead(o.ID, audit.NewLogID(s.rand))); err != nil {
 			return nil, nil, err
 		}
-		return o, []audit.Draft{c.OrgEntry(o, "organization.created", createdWith(o, settings))}, nil
+		return o, []audit.Draft{c.OrgEntry(o, "organization.created", o.Created(settings))}, nil
 	})
 	return o, receipt, err
 }
@@ -196,11 +180,11 @@ func (s *Service) demand(ctx context.Context, call *org.Call, id string, permiss
 
 // CreateChild creates an organization below parentID. Its precondition is about
 // the parent.
-func (s *Service) CreateChild(ctx context.Context, call *org.Call, parentID string, in OrgCreate) (*org.Organization, audit.Receipt, error) {
-	if err := s.demand(ctx, call, parentID, memberPermissions(in.Customizations != nil || in.Locked != nil, len(in.Tags) > 0)); err != nil {
+func (s *Service) CreateChild(ctx context.Context, call *org.Call, parentID string, in org.Organization) (*org.Organization, audit.Receipt, error) {
+	if err := s.demand(ctx, call, parentID, memberPermissions(&in, in.Settings.Values != nil)); err != nil {
 		return nil, audit.Receipt{}, err
 	}
-	o, err := s.check(in)
+	o, err := s.check(&in)
 	if err != nil {
 		return nil, audit.Receipt{}, err
 	}
@@ -246,8 +230,7 @@ func (c *check) placeBelow(parentID string, o *org.Organization) (*org.Organizat
 	if err := PermitBelow(c.Call.Actor, parent.Path); err != nil {
 		return nil, err
 	}
-	customized := string(o.Settings.Values) != "{}" || len(o.Settings.Locked) > 0
-	if err := c.Call.Actor.Demand(parent.Path, memberPermissions(customized, len(o.Tags) > 0)...); err != nil {
+	if err := c.Call.Actor.Demand(parent.Path, memberPermissions(o, string(o.Settings.Values) != "{}")...); err != nil {
 		return nil, err
 	}
 	if err := org.CheckMatch(c.Call.IfMatch, parent.ETag()); err != nil {
@@ -273,18 +256,21 @@ func (s *Service) createChild(ctx context.Context, call *org.Call, parentID stri
 		if err := c.insert([]*org.Organization{o}); err != nil {
 			return nil, nil, err
 		}
-		return o, []audit.Draft{c.OrgEntry(o, "organization.created", createdWith(o, settings))}, nil
+		return o, []audit.Draft{c.OrgEntry(o, "organization.created", o.Created(settings))}, nil
 	})
 }
 
-// memberPermissions returns the permissions that single members of an organization
-// need on top of orgs:write.
-func memberPermissions(customizations, tags bool) (permissions []string) {
-	if customizations {
+// memberPermissions returns the permissions that it takes, on top of orgs:write, to make an
+// organization with the lists that o has, and with customizations or without.
+func memberPermissions(o *org.Organization, customized bool) (permissions []string) {
+	if customized {
 		permissions = append(permissions, key.CustomizationsWrite)
 	}
-	if tags {
-		permissions = append(permissions, key.TagsWrite)
+	for i := range org.Lists {
+		if m := &org.Lists[i]; len(*m.Of(o)) > 0 && !slices.Contains(permissions, m.Permission) {
+			permissions = append(permissions, m.Permission)
+		}
 	}
+	slices.Sort(permissions)
 	return permissions
 }

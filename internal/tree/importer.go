@@ -3,18 +3,19 @@ package tree
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
-	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/settings"
@@ -27,14 +28,38 @@ type ImportRow struct {
 	Depth          int // below the topmost row above it; set by OrderImport
 	Parent         int // the place of its parent among the ordered rows, -1 for none; set by OrderImport
 	ID             string
-	ParentID       string // empty for none
-	Name           string
-	Type           string
-	Description    string
-	ExternalID     string
-	Tags           textList
-	Customizations jsontext.Value // nil for none
-	Locked         textList
+	ParentID       string                   // empty for none
+	Texts          [len(org.Texts)]string   // the members of org.Texts, in its order
+	Lists          [len(org.Lists)]textList // those of org.Lists
+	Customizations jsontext.Value           // nil for none
+}
+
+// What an import itself looks at.
+var (
+	typeText   = columnOf("type").text
+	lockedList = columnOf("locked").list
+)
+
+func (row *ImportRow) locked() []string { return row.Lists[lockedList].split() }
+
+// layer returns the settings of the row.
+func (row *ImportRow) layer() settings.Layer {
+	return settings.Layer{OrgID: row.ID, Values: row.Customizations, Locked: row.locked()}
+}
+
+// Org returns the organization that the row describes, without its place and its times.
+func (row *ImportRow) Org() *org.Organization {
+	o := &org.Organization{ID: row.ID, ParentID: row.ParentID, Version: 1, Settings: org.Settings{Values: jsontext.Value("{}")}}
+	for i := range org.Texts {
+		*org.Texts[i].Of(o) = cmp.Or(row.Texts[i], org.Texts[i].Default)
+	}
+	for i := range org.Lists {
+		*org.Lists[i].Of(o) = row.Lists[i].split()
+	}
+	if row.Customizations != nil {
+		o.Settings.Values = row.Customizations
+	}
+	return o
 }
 
 // textList is a list of texts that are not empty and hold no NUL, in one text:
@@ -51,7 +76,31 @@ func (l textList) split() []string {
 }
 
 // importColumns are the columns of a CSV import.
-var importColumns = []string{"id", "parent_id", "name", "type", "description", "external_id", "tags"}
+var importColumns = func() []string {
+	columns := []string{"id", "parent_id"}
+	for i := range org.Texts {
+		columns = append(columns, org.Texts[i].Name)
+	}
+	for i := range org.Lists {
+		if m := &org.Lists[i]; !m.Setting {
+			columns = append(columns, m.Name)
+		}
+	}
+	return columns
+}()
+
+// importColumn is where a field of a column goes.
+type importColumn struct {
+	name string
+	text int // of org.Texts; -1 for none
+	list int // of org.Lists; -1 for none
+}
+
+func columnOf(name string) importColumn {
+	return importColumn{name: name,
+		text: slices.IndexFunc(org.Texts[:], func(m org.TextMember) bool { return m.Name == name }),
+		list: slices.IndexFunc(org.Lists[:], func(m org.ListMember) bool { return m.Name == name })}
+}
 
 // maxImportLine bounds a line of NDJSON, in bytes.
 const maxImportLine = 1 << 20
@@ -135,24 +184,25 @@ func parseCSV(r io.Reader, rows []ImportRow, maxRows int) ([]ImportRow, error) {
 		return nil, unreadable(err)
 	}
 	headerLine, _ := in.FieldPos(0)
-	columns := make([]string, len(header))
+	columns := make([]importColumn, len(header))
+	seen := make([]string, 0, len(header))
 	for i, name := range header {
 		name = strings.TrimSpace(name)
 		if !slices.Contains(importColumns, name) {
 			return nil, badLine(headerLine, "the column %.100q is unknown; the columns are %s", name, strings.Join(importColumns, ", "))
 		}
-		if slices.Contains(columns, name) {
+		if slices.Contains(seen, name) {
 			return nil, badLine(headerLine, "the column %s appears twice", name)
 		}
-		columns[i] = name
+		columns[i], seen = columnOf(name), append(seen, name)
 	}
 	for _, name := range []string{"id", "name"} {
-		if !slices.Contains(columns, name) {
+		if !slices.Contains(seen, name) {
 			return nil, badLine(headerLine, "the column %s is missing", name)
 		}
 	}
 	var bad importErrors
-	var tags []string
+	var lists [len(org.Lists)][]string
 	for n := 0; ; n++ {
 		record, err := in.Read()
 		if err == io.EOF {
@@ -174,30 +224,29 @@ func parseCSV(r io.Reader, rows []ImportRow, maxRows int) ([]ImportRow, error) {
 			continue
 		}
 		row := ImportRow{Line: line}
-		tags = tags[:0]
+		for i := range lists {
+			lists[i] = lists[i][:0]
+		}
 		for i, field := range record {
-			switch columns[i] {
-			case "id":
+			switch c := columns[i]; {
+			case c.name == "id":
 				row.ID = strings.TrimSpace(field)
-			case "parent_id":
+			case c.name == "parent_id":
 				row.ParentID = strings.TrimSpace(field)
-			case "name":
-				row.Name = field
-			case "type":
-				row.Type = strings.TrimSpace(field)
-			case "description":
-				row.Description = field
-			case "external_id":
-				row.ExternalID = field
-			case "tags":
-				for tag := range strings.SplitSeq(field, ";") {
-					if tag = strings.TrimSpace(tag); tag != "" {
-						tags = append(tags, tag)
+			case c.text >= 0:
+				if org.Texts[c.text].Structural {
+					field = strings.TrimSpace(field)
+				}
+				row.Texts[c.text] = field
+			case c.list >= 0:
+				for text := range strings.SplitSeq(field, ";") {
+					if text = strings.TrimSpace(text); text != "" {
+						lists[c.list] = append(lists[c.list], text)
 					}
 				}
 			}
 		}
-		if p := row.check(tags, nil); p != nil {
+		if p := row.check(&lists); p != nil {
 			bad.add(line, p)
 		} else if len(bad.fields) == 0 {
 			rows = append(rows, row)
@@ -235,20 +284,27 @@ func parseNDJSON(r *bufio.Reader, rows []ImportRow, maxRows int) ([]ImportRow, e
 	return rows, bad.err()
 }
 
+// importObject is the type of a line of NDJSON: a struct, so that what a line has and the
+// table of members lacks is found by the decoder.
+var importObject = func() reflect.Type {
+	field := func(name string, typ reflect.Type) reflect.StructField {
+		return reflect.StructField{Name: "X_" + name, Type: typ, Tag: reflect.StructTag(`json:"` + name + `"`)}
+	}
+	text, list := reflect.TypeFor[string](), reflect.TypeFor[[]string]()
+	fields := []reflect.StructField{field("id", text), field("parent_id", text), field("customizations", reflect.TypeFor[jsontext.Value]())}
+	for i := range org.Texts {
+		fields = append(fields, field(org.Texts[i].Name, text))
+	}
+	for i := range org.Lists {
+		fields = append(fields, field(org.Lists[i].Name, list))
+	}
+	return reflect.StructOf(fields)
+}()
+
 // parseRow parses and checks a line of NDJSON. null stands for a member that is absent.
 func parseRow(line int, text []byte) (ImportRow, *problem.Error) {
-	var in struct {
-		ID             string         `json:"id"`
-		ParentID       string         `json:"parent_id"`
-		Name           string         `json:"name"`
-		Type           string         `json:"type"`
-		Description    string         `json:"description"`
-		ExternalID     string         `json:"external_id"`
-		Tags           []string       `json:"tags"`
-		Customizations jsontext.Value `json:"customizations"`
-		Locked         []string       `json:"locked"`
-	}
-	if err := json.Unmarshal(text, &in, json.RejectUnknownMembers(true)); err != nil {
+	object := reflect.New(importObject)
+	if err := json.Unmarshal(text, object.Interface(), json.RejectUnknownMembers(true)); err != nil {
 		var semantic *json.SemanticError
 		switch {
 		case errors.As(err, &semantic) && errors.Is(err, json.ErrUnknownName):
@@ -261,17 +317,25 @@ func parseRow(line int, text []byte) (ImportRow, *problem.Error) {
 		}
 		return ImportRow{}, problem.New(problem.ImportInvalid, "the line is not valid JSON: %v", err)
 	}
-	row := ImportRow{Line: line, ID: in.ID, ParentID: in.ParentID, Name: in.Name, Type: in.Type,
-		Description: in.Description, ExternalID: in.ExternalID}
-	if in.Customizations.Kind() != 'n' {
-		row.Customizations = in.Customizations
+	in := object.Elem()
+	row := ImportRow{Line: line, ID: in.Field(0).String(), ParentID: in.Field(1).String()}
+	if v := jsontext.Value(in.Field(2).Bytes()); v.Kind() != 'n' {
+		row.Customizations = v
 	}
-	return row, row.check(in.Tags, in.Locked)
+	const members = 3
+	for i := range row.Texts {
+		row.Texts[i] = in.Field(members + i).String()
+	}
+	var lists [len(org.Lists)][]string
+	for i := range lists {
+		lists[i], _ = reflect.TypeAssert[[]string](in.Field(members + len(row.Texts) + i))
+	}
+	return row, row.check(&lists)
 }
 
-// check checks the members of a row, with its tags and locks, and brings them
-// into their final form.
-func (row *ImportRow) check(tags, locked []string) (p *problem.Error) {
+// check checks the members of a row, with its lists, and brings them into their final
+// form.
+func (row *ImportRow) check(lists *[len(org.Lists)][]string) (p *problem.Error) {
 	if row.ID == "" {
 		return problem.Body("/id", "is required")
 	}
@@ -283,24 +347,18 @@ func (row *ImportRow) check(tags, locked []string) (p *problem.Error) {
 			return p
 		}
 	}
-	if row.Name, p = key.CheckName("/name", row.Name); p != nil {
-		return p
-	}
-	if row.Type != "" {
-		if p = org.CheckType("/type", row.Type); p != nil {
+	for i := range row.Texts {
+		m := &org.Texts[i]
+		if row.Texts[i] == "" && m.Default != "" {
+			continue
+		}
+		if row.Texts[i], p = m.Check(m.Pointer(), row.Texts[i]); p != nil {
 			return p
 		}
 	}
-	if row.Description, p = org.CheckDescription("/description", row.Description); p != nil {
+	if p = row.checkLists(lists, false); p != nil {
 		return p
 	}
-	if row.ExternalID, p = org.CheckExternalID("/external_id", row.ExternalID); p != nil {
-		return p
-	}
-	if tags, p = org.CheckTags("/tags", tags); p != nil {
-		return p
-	}
-	row.Tags = joinTexts(tags)
 	if row.Customizations != nil {
 		if row.Customizations, p = settings.CheckValues("/customizations", row.Customizations); p != nil {
 			return p
@@ -309,10 +367,21 @@ func (row *ImportRow) check(tags, locked []string) (p *problem.Error) {
 			row.Customizations = nil
 		}
 	}
-	if locked, p = settings.CheckLocks("/locked", locked); p != nil {
-		return p
+	return row.checkLists(lists, true)
+}
+
+func (row *ImportRow) checkLists(lists *[len(org.Lists)][]string, settings bool) *problem.Error {
+	for i := range lists {
+		m := &org.Lists[i]
+		if m.Setting != settings {
+			continue
+		}
+		list, p := m.Check(m.Pointer(), lists[i])
+		if p != nil {
+			return p
+		}
+		row.Lists[i] = joinTexts(list)
 	}
-	row.Locked = joinTexts(locked)
 	return nil
 }
 

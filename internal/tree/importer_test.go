@@ -20,6 +20,18 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 )
 
+// rowOf returns the row that describes an organization.
+func rowOf(line int, o org.Organization) ImportRow {
+	row := ImportRow{Line: line, ID: o.ID, ParentID: o.ParentID, Customizations: o.Settings.Values}
+	for i := range org.Texts {
+		row.Texts[i] = *org.Texts[i].Of(&o)
+	}
+	for i := range org.Lists {
+		row.Lists[i] = joinTexts(*org.Lists[i].Of(&o))
+	}
+	return row
+}
+
 func TestParseImport(t *testing.T) {
 	for _, tt := range []struct {
 		name, format, in string
@@ -28,21 +40,21 @@ func TestParseImport(t *testing.T) {
 		{"all columns", "csv", "id,parent_id,name,type,description,external_id,tags\na,,A,group,\"x, \"\"y\"\"\nz\",e 1,b; a;b;\n" +
 			"b,a,B,,,,\n",
 			[]ImportRow{
-				{Line: 2, ID: "a", Name: "A", Type: "group", Description: "x, \"y\"\nz", ExternalID: "e 1", Tags: joinTexts([]string{"a", "b"})},
-				{Line: 4, ID: "b", ParentID: "a", Name: "B"},
+				rowOf(2, org.Organization{ID: "a", Name: "A", Type: "group", Description: "x, \"y\"\nz", ExternalID: "e 1", Tags: []string{"a", "b"}}),
+				rowOf(4, org.Organization{ID: "b", ParentID: "a", Name: "B"}),
 			}},
-		{"another order, few columns", "csv", "name,id\nA,a\n", []ImportRow{{Line: 2, ID: "a", Name: "A"}}},
-		{"byte-order mark, CRLF, blank lines", "csv", "\ufeffid,name\r\n\r\n a , Ä \r\n", []ImportRow{{Line: 3, ID: "a", Name: "Ä"}}},
-		{"no newline at the end", "csv", "id,name\na,A", []ImportRow{{Line: 2, ID: "a", Name: "A"}}},
+		{"another order, few columns", "csv", "name,id\nA,a\n", []ImportRow{rowOf(2, org.Organization{ID: "a", Name: "A"})}},
+		{"byte-order mark, CRLF, blank lines", "csv", "\ufeffid,name\r\n\r\n a , Ä \r\n", []ImportRow{rowOf(3, org.Organization{ID: "a", Name: "Ä"})}},
+		{"no newline at the end", "csv", "id,name\na,A", []ImportRow{rowOf(2, org.Organization{ID: "a", Name: "A"})}},
 		{"all members", "ndjson", `{"id":"a","parent_id":null,"name":"A","type":"user","description":"d","external_id":"e","tags":["b","a"],` +
 			`"customizations":{"x": 1.0},"locked":["/y","/x"]}` + "\n" + `{"parent_id":"a","name":"B","id":"b","tags":[],"customizations":{},"locked":[]}`,
 			[]ImportRow{
-				{Line: 1, ID: "a", Name: "A", Type: "user", Description: "d", ExternalID: "e", Tags: joinTexts([]string{"a", "b"}),
-					Customizations: jsontext.Value(`{"x":1.0}`), Locked: joinTexts([]string{"/x", "/y"})},
-				{Line: 2, ID: "b", ParentID: "a", Name: "B"},
+				rowOf(1, org.Organization{ID: "a", Name: "A", Type: "user", Description: "d", ExternalID: "e", Tags: []string{"a", "b"},
+					Settings: org.Settings{Values: jsontext.Value(`{"x":1.0}`), Locked: []string{"/x", "/y"}}}),
+				rowOf(2, org.Organization{ID: "b", ParentID: "a", Name: "B"}),
 			}},
 		{"byte-order mark, CRLF, blank lines", "ndjson", "\ufeff{\"id\":\"a\",\"name\":\"A\"}\r\n\r\n{\"id\":\"b\",\"name\":\"B\",\"customizations\":null}\r\n",
-			[]ImportRow{{Line: 1, ID: "a", Name: "A"}, {Line: 3, ID: "b", Name: "B"}}},
+			[]ImportRow{rowOf(1, org.Organization{ID: "a", Name: "A"}), rowOf(3, org.Organization{ID: "b", Name: "B"})}},
 	} {
 		t.Run(tt.format+"/"+tt.name, func(t *testing.T) {
 			got, err := ParseImport(iotest.OneByteReader(strings.NewReader(tt.in)), tt.format, MaxImportRows)
@@ -396,7 +408,11 @@ func FuzzParseImport(f *testing.F) {
 			}
 			last = row.Line
 			again := row
-			if p := again.check(again.Tags.split(), again.Locked.split()); p != nil || !reflect.DeepEqual(again, row) {
+			var lists [len(org.Lists)][]string
+			for i := range lists {
+				lists[i] = again.Lists[i].split()
+			}
+			if p := again.check(&lists); p != nil || !reflect.DeepEqual(again, row) {
 				t.Fatalf("%+v is not in its final form: %v", row, p)
 			}
 		}

@@ -1,10 +1,12 @@
 package tree
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"strconv"
 	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/orgd/orgd/internal/audit"
 	"github.com/orgd/orgd/internal/auth"
@@ -51,32 +53,68 @@ func (c *change) keyEntry(o *org.Organization, k *key.Key, action string, change
 	return c.Entry(o, action, audit.Target{Type: "api_key", ID: k.ID}, changes)
 }
 
-// keyChanges returns what differs between two states of a key, without
-// anything of its secret.
-func keyChanges(old, new *key.Key) []audit.Change {
-	cs := audit.Replaced(nil, "/name", old.Name, new.Name)
-	cs = audit.ReplacedList(cs, "/permissions", old.Permissions, new.Permissions)
-	cs = audit.Replaced(cs, "/reach", string(old.Reach), string(new.Reach))
-	cs = audit.Replaced(cs, "/expires_at", timeText(old.ExpiresAt), timeText(new.ExpiresAt))
-	cs = audit.ReplacedList(cs, "/allowed_cidrs", old.AllowedCIDRs, new.AllowedCIDRs)
-	if or, nr := limitText(old.RateLimit), limitText(new.RateLimit); or != nr {
-		c := audit.Change{Pointer: "/rate_limit"}
-		if old.RateLimit != nil {
-			c.Old = audit.Value(old.RateLimit)
-		}
-		if new.RateLimit != nil {
-			c.New = audit.Value(new.RateLimit)
-		}
-		cs = append(cs, c)
-	}
-	return audit.Replaced(cs, "/revoked_at", timeText(old.RevokedAt), timeText(new.RevokedAt))
+// keyMember is a member of a key, as the audit trail has it.
+type keyMember struct {
+	pointer string
+	value   func(k *key.Key) jsontext.Value // nil for none
+	// emptied returns the place of the value in the key, after it has taken out what is there.
+	emptied func(k *key.Key) any
 }
 
-func limitText(r *key.RateLimit) string {
-	if r == nil {
-		return ""
+// keyMembers are what the audit trail says of a key: what changes in it, and what it is made
+// of again.
+var keyMembers = []keyMember{
+	{"/name", func(k *key.Key) jsontext.Value { return textValue(k.Name) },
+		func(k *key.Key) any { k.Name = ""; return &k.Name }},
+	{"/permissions", func(k *key.Key) jsontext.Value { return listValue(k.Permissions) },
+		func(k *key.Key) any { k.Permissions = nil; return &k.Permissions }},
+	{"/reach", func(k *key.Key) jsontext.Value { return textValue(string(k.Reach)) },
+		func(k *key.Key) any { k.Reach = ""; return &k.Reach }},
+	{"/expires_at", func(k *key.Key) jsontext.Value { return textValue(timeText(k.ExpiresAt)) },
+		func(k *key.Key) any { k.ExpiresAt = nil; return &k.ExpiresAt }},
+	{"/allowed_cidrs", func(k *key.Key) jsontext.Value { return listValue(k.AllowedCIDRs) },
+		func(k *key.Key) any { k.AllowedCIDRs = nil; return &k.AllowedCIDRs }},
+	{"/rate_limit", func(k *key.Key) jsontext.Value {
+		if k.RateLimit == nil {
+			return nil
+		}
+		return audit.Value(k.RateLimit)
+	}, func(k *key.Key) any { k.RateLimit = nil; return &k.RateLimit }},
+	{"/revoked_at", func(k *key.Key) jsontext.Value { return textValue(timeText(k.RevokedAt)) },
+		func(k *key.Key) any { k.RevokedAt = nil; return &k.RevokedAt }},
+}
+
+// What the audit trail says of the secret of a key, which is made again of nothing.
+const (
+	hintPointer     = "/hint"
+	oldUntilPointer = "/old_secret/valid_until"
+)
+
+var secretPointers = []string{hintPointer, oldUntilPointer}
+
+func textValue(text string) jsontext.Value {
+	if text == "" {
+		return nil
 	}
-	return strconv.Itoa(r.Requests) + "/" + strconv.Itoa(r.PeriodSeconds)
+	return audit.Value(text)
+}
+
+func listValue(list []string) jsontext.Value {
+	if len(list) == 0 {
+		return nil
+	}
+	return audit.Value(list)
+}
+
+// keyChanges returns what differs between two states of a key, without
+// anything of its secret.
+func keyChanges(old, new *key.Key) (cs []audit.Change) {
+	for _, m := range keyMembers {
+		if was, is := m.value(old), m.value(new); !bytes.Equal(was, is) {
+			cs = append(cs, audit.Change{Pointer: m.pointer, Old: was, New: is})
+		}
+	}
+	return cs
 }
 
 func timeText(t *time.Time) string {
@@ -228,9 +266,9 @@ func (s *Service) changeKey(ctx context.Context, call *org.Call, orgID, keyID st
 		}
 		changes := keyChanges(before, after)
 		if action == "api_key.rotated" {
-			cs := audit.Replaced(nil, "/hint", before.Hint, after.Hint)
+			cs := audit.Replaced(nil, hintPointer, before.Hint, after.Hint)
 			if after.Old != nil {
-				cs = audit.Replaced(cs, "/old_secret/valid_until", "", timeText(&after.Old.ValidUntil))
+				cs = audit.Replaced(cs, oldUntilPointer, "", timeText(&after.Old.ValidUntil))
 			}
 			changes = append(changes, cs...)
 		}

@@ -14,20 +14,33 @@ import (
 	"github.com/orgd/orgd/internal/settings"
 )
 
-// OrgUpdate is a change of an organization: what is nil stays. An empty
-// description or external id removes it.
+// OrgUpdate is a change of an organization.
 type OrgUpdate struct {
-	Name           *string
-	Description    *string
-	ExternalID     *string
-	Tags           *[]string
+	// Members names those members, of org.Texts and org.Lists, that get the value that they
+	// have in To. All others stay.
+	Members        []string
+	To             org.Organization
 	Customizations jsontext.Value // a merge patch (RFC 7396); nil for none
+}
+
+// permissions returns what the update takes on top of orgs:write.
+func (u *OrgUpdate) permissions() (permissions []string) {
+	if u.Customizations != nil {
+		permissions = append(permissions, key.CustomizationsWrite)
+	}
+	for i := range org.Lists {
+		if m := &org.Lists[i]; slices.Contains(u.Members, m.Name) && !slices.Contains(permissions, m.Permission) {
+			permissions = append(permissions, m.Permission)
+		}
+	}
+	slices.Sort(permissions)
+	return permissions
 }
 
 // Update changes an organization. Without any difference nothing is written
 // and the receipt is zero.
 func (s *Service) Update(ctx context.Context, call *org.Call, id string, u OrgUpdate) (*org.Organization, audit.Receipt, error) {
-	members := memberPermissions(u.Customizations != nil, u.Tags != nil)
+	members := u.permissions()
 	if err := s.demand(ctx, call, id, members); err != nil {
 		return nil, audit.Receipt{}, err
 	}
@@ -143,30 +156,29 @@ func (u *OrgUpdate) apply(o *org.Organization, merge *settingsMerge) (*org.Organ
 	after := *o
 	after.Version++
 	var changes []audit.Change
-	var p *problem.Error
-	if u.Name != nil {
-		if after.Name, p = key.CheckName("/name", *u.Name); p != nil {
+	for i := range org.Texts {
+		m := &org.Texts[i]
+		if m.Fixed || !slices.Contains(u.Members, m.Name) {
+			continue
+		}
+		text, p := m.Check(m.Pointer(), *m.Of(&u.To))
+		if p != nil {
 			return nil, nil, p
 		}
-		changes = audit.Replaced(changes, "/name", o.Name, after.Name)
+		*m.Of(&after) = text
+		changes = audit.Replaced(changes, m.Pointer(), *m.Of(o), text)
 	}
-	if u.Description != nil {
-		if after.Description, p = org.CheckDescription("/description", *u.Description); p != nil {
+	for i := range org.Lists {
+		m := &org.Lists[i]
+		if m.Setting || !slices.Contains(u.Members, m.Name) {
+			continue
+		}
+		list, p := m.Check(m.Pointer(), *m.Of(&u.To))
+		if p != nil {
 			return nil, nil, p
 		}
-		changes = audit.Replaced(changes, "/description", o.Description, after.Description)
-	}
-	if u.ExternalID != nil {
-		if after.ExternalID, p = org.CheckExternalID("/external_id", *u.ExternalID); p != nil {
-			return nil, nil, p
-		}
-		changes = audit.Replaced(changes, "/external_id", o.ExternalID, after.ExternalID)
-	}
-	if u.Tags != nil {
-		if after.Tags, p = org.CheckTags("/tags", *u.Tags); p != nil {
-			return nil, nil, p
-		}
-		changes = audit.ReplacedList(changes, "/tags", o.Tags, after.Tags)
+		*m.Of(&after) = list
+		changes = audit.ReplacedList(changes, m.Pointer(), *m.Of(o), list)
 	}
 	switch {
 	case merge != nil:
@@ -177,6 +189,7 @@ func (u *OrgUpdate) apply(o *org.Organization, merge *settingsMerge) (*org.Organ
 		if err != nil {
 			return nil, nil, problem.Body("/customizations", "cannot be merged: %v", err)
 		}
+		var p *problem.Error
 		if after.Settings.Values, p = settings.CheckValues("/customizations", merged); p != nil {
 			return nil, nil, p
 		}
@@ -213,6 +226,6 @@ func (s *Service) DeleteTag(ctx context.Context, call *org.Call, id, tag string)
 func (s *Service) updateTags(ctx context.Context, call *org.Call, id string, change func(tags []string) ([]string, error)) (*org.Organization, audit.Receipt, error) {
 	return s.update(ctx, call, id, key.TagsWrite, nil, func(_ *auth.Actor, before *org.Organization) (OrgUpdate, error) {
 		tags, err := change(slices.Clone(before.Tags))
-		return OrgUpdate{Tags: &tags}, err
+		return OrgUpdate{Members: []string{"tags"}, To: org.Organization{Tags: tags}}, err
 	})
 }

@@ -7,8 +7,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/orgd/orgd/internal/problem"
 	"pgregory.net/rapid"
+
+	"github.com/orgd/orgd/internal/problem"
 )
 
 func TestParseDecimal(t *testing.T) {

@@ -5,8 +5,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/orgd/orgd/internal/problem"
 	"pgregory.net/rapid"
+
+	"github.com/orgd/orgd/internal/problem"
 )
 
 func TestCheckSlug(t *testing.T) {

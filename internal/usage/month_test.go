@@ -4,8 +4,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/orgd/orgd/internal/problem"
 	"pgregory.net/rapid"
+
+	"github.com/orgd/orgd/internal/problem"
 )
 
 func TestParseMonth(t *testing.T) {
