@@ -148,6 +148,9 @@ func (a *API) Routes() []web.Route {
 	}, a.trailRoutes(), a.consumptionRoutes(), a.meterRoutes(), a.usageEventRoutes(), a.quotaRoutes()))
 }
 
+// Surfaces returns the surfaces that have a place of their own among the Routes.
+func Surfaces() []*web.Surface { return []*web.Surface{proxySurface()} }
+
 var open = web.Rule{Open: true}
 
 // catchUpTimeout bounds how long a reader waits for what was just recorded.

@@ -12,7 +12,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
@@ -142,7 +141,7 @@ func (s *Server) enter(rt *Route, r *Request) error {
 	if s.budgets.Budget == nil {
 		return nil
 	}
-	change := r.Method != http.MethodGet && r.Method != http.MethodHead && rt.Prepare == nil && !rt.NoReplay
+	change := r.Method != http.MethodGet && r.Method != http.MethodHead && !rt.NoReplay
 	if f := s.budgets.Enter(&r.ticket, r.Actor.RootID, limitsOf(r.login.Quota), change, r.At); f != nil {
 		s.budgets.pause(r.Context())
 		return s.refusal(r, f)
@@ -312,7 +311,7 @@ func (p *pausingWriter) Write(b []byte) (int, error) {
 
 // keepable fails if the root keeps as much for its Idempotency-Keys as it may.
 func (s *Server) keepable(r *Request) error {
-	if s.budgets.Budget == nil || r.Actor.Kind != auth.KindKey {
+	if s.budgets.Budget == nil || r.Actor.Everywhere() {
 		return nil
 	}
 	most, by := int64(org.DefaultIdempotencyBytes), "default"
