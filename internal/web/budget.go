@@ -107,7 +107,7 @@ func pageTurns(b *budget.Budget) *budget.Turns {
 // turn, since that takes the time that a client takes.
 func (s *Server) handle(rt *Route, r *Request) (*Response, error) {
 	if rt.Room == 0 || s.budgets.Budget == nil || r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return rt.Handle(r)
+		return rt.work(r)
 	}
 	if root := r.Actor.RootID; !r.expensive {
 		if err := s.budgets.pages.Take(r.Context(), root); err != nil {
@@ -118,7 +118,7 @@ func (s *Server) handle(rt *Route, r *Request) (*Response, error) {
 	if f := r.ticket.Hold(rt.Room); f != nil {
 		return nil, s.refusal(r, f)
 	}
-	return rt.Handle(r)
+	return rt.work(r)
 }
 
 // IdempotencyBytes is the name of the budget of answers that are kept for

@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"reflect"
 	"strconv"
@@ -37,6 +38,7 @@ type Request struct {
 	OldSecret bool       // the key's secret is one that a rotation replaced
 	At        time.Time  // when it arrived: UTC, whole microseconds
 	Actor     *auth.Actor
+	Query     url.Values    // the parameters, each of which the route takes and none twice
 	Org       *org.Snapshot // the organization that the request is about; nil if none, or not visible
 	Sought    string        // the id of an organization that the body or the query names; it may not exist
 	Receipt   audit.Receipt // of the change that the request made

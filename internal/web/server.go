@@ -64,6 +64,13 @@ type Route struct {
 	// worked on at the same time. It is asked once the request is permitted;
 	// the work starts when its body has been read. Nil for never.
 	Expensive func(r *Request) bool
+	// Query is what the query may have. It is looked at once the request is
+	// permitted, just before its handler runs; that of a route with Prepare, and
+	// of one whose Rule is Open, is left to the route.
+	Query []Parameter
+	// Following is what the query may have instead where it has the parameter
+	// follow: the answer is a Feed then. Nil if there is no such.
+	Following []Parameter
 	Handle    Handler
 }
 
@@ -359,7 +366,7 @@ func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
 			return nil, problem.New(problem.InvalidRequest, "This call takes no Idempotency-Key: its answer would not be true any more when it is repeated.").
 				WithFix("Leave out the header Idempotency-Key.")
 		}
-		return s.once(r, rt.Handle)
+		return s.once(r, rt.work)
 	}
 	return s.handle(rt, r)
 }

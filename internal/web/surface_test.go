@@ -191,6 +191,7 @@ func TestSecondSurface(t *testing.T) {
 		{"an absent organization", "GET", "/desk/orgs/absent", "jo", "", 404, problem.NotFound, nil},
 		{"another method", "DELETE", "/desk/home", "jo", "", 405, problem.MethodNotAllowed, nil},
 		{"a body that is too large", "POST", "/desk/orgs/acme/notes", "jo", "more than ten", 413, problem.TooLarge, nil},
+		{"a parameter that the call does not take", "GET", "/desk/home?x=1", "jo", "", 400, problem.InvalidParameter, nil},
 		{"an empty precondition", "POST", "/desk/orgs/acme/notes", "jo", "x", 400, problem.InvalidParameter, []string{"If-Match", ""}},
 		{"a panic", "GET", "/desk/panic", "jo", "", 500, problem.Internal, nil},
 	} {
@@ -263,7 +264,7 @@ func TestSecondSurface(t *testing.T) {
 	if n := total(t, metrics, "orgd_unknown_keys_total"); n != 1 {
 		t.Errorf("%v requests with unknown keys, want that of the API", n)
 	}
-	if n := total(t, metrics, "orgd_http_requests_total"); n != 17+3+3+2+1+5 {
+	if n := total(t, metrics, "orgd_http_requests_total"); n != 18+3+3+2+1+5 {
 		t.Errorf("%v requests are measured", n)
 	}
 	if n := total(t, metrics, "orgd_budget_refusals_total"); n != 1 {
@@ -277,7 +278,7 @@ func TestSecondSurface(t *testing.T) {
 		}
 	}
 	want := map[string]int{"jo DESK_ORG SUCCESS true": 2, "jo DESK_ORG DENIED true": 1, "jo DESK_ORG FAILURE true": 1, "no DESK_HOME DENIED true": 1, "jo DESK_ALL DENIED true": 1,
-		"jo DESK_NOTE FAILURE true": 3, "jo DESK_NOTE SUCCESS true": 2, "jo DESK_PANIC FAILURE true": 1, "jo DESK_HOME FAILURE true": 1, "jo DESK_FEED SUCCESS true": 1,
+		"jo DESK_NOTE FAILURE true": 3, "jo DESK_NOTE SUCCESS true": 2, "jo DESK_PANIC FAILURE true": 1, "jo DESK_HOME FAILURE true": 2, "jo DESK_FEED SUCCESS true": 1,
 		"test GET_ORG SUCCESS false": 1, "test GET_ORG DENIED false": 1}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("in the access log are\n%v, want\n%v", got, want)
