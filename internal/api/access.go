@@ -73,10 +73,10 @@ func within(aq trail.AccessQuery, r *web.Request) trail.AccessQuery {
 }
 
 func (a *API) getAccessLog(r *web.Request) (*web.Response, error) {
-	if r.URL.Query().Has("follow") {
+	if r.Query.Has("follow") {
 		return a.followAccessLog(r)
 	}
-	q := parameters(r, "from", "to", "user", "action", "status", "ip", "api_key_id", "scope", "format", "limit", "cursor", "follow", "last_event_id")
+	q := parameters(r)
 	q.resumesNothing()
 	aq := within(q.accessQuery(), r)
 	aq.From, aq.To = q.time("from"), q.time("to")
@@ -125,7 +125,7 @@ func (a *API) getAccessLog(r *web.Request) (*web.Response, error) {
 // followAccessLog answers with the events as they become visible, from the
 // position in Last-Event-ID on, or from now on without one.
 func (a *API) followAccessLog(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "follow", "last_event_id", "user", "action", "status", "ip", "api_key_id", "scope")
+	q := parameters(r)
 	if !q.bool("follow") {
 		q.fail(problem.Param("follow", "must be true, or be left out"))
 	}
@@ -201,7 +201,7 @@ func (a *API) accessRoutes() []web.Route {
 		return web.Rule{Target: "org_id", Permissions: []string{permission}}
 	}
 	return []web.Route{
-		{Method: "GET", Pattern: "/orgs/{org_id}/access_log", Operation: "getAccessLog", Action: "GET_ACCESS_LOG", Rule: rule(key.AccessLogRead), Handle: a.getAccessLog},
+		{Method: "GET", Pattern: "/orgs/{org_id}/access_log", Operation: "getAccessLog", Action: "GET_ACCESS_LOG", Rule: rule(key.AccessLogRead), Query: takes("from", "to", "user", "action", "status", "ip", "api_key_id", "scope", "format", "limit", "cursor", "follow", "last_event_id"), Following: takes("follow", "last_event_id", "user", "action", "status", "ip", "api_key_id", "scope"), Handle: a.getAccessLog},
 		{Method: "POST", Pattern: "/orgs/{org_id}/access_log", Operation: "ingestAccessLog", Action: "INGEST_ACCESS_LOG", Rule: rule(key.AccessLogWrite), MaxBody: web.MaxBulkBody, Swell: accessSwell, Handle: a.ingestAccessLog},
 		{Method: "GET", Pattern: "/orgs/{org_id}/access_log/retention", Operation: "getAccessLogRetention", Action: "GET_ACCESS_LOG_RETENTION", Rule: rule(key.AccessLogRead), Handle: a.getAccessRetention},
 		{Method: "PUT", Pattern: "/orgs/{org_id}/access_log/retention", Operation: "putAccessLogRetention", Action: "PUT_ACCESS_LOG_RETENTION", Rule: rule(key.AccessLogWrite), Handle: a.putAccessRetention},
@@ -212,9 +212,6 @@ func (a *API) accessRoutes() []web.Route {
 const maxAccessEvents = 10_000
 
 func (a *API) ingestAccessLog(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	events, err := readAccessEvents(r)
 	if err != nil {
 		return nil, err
@@ -332,9 +329,6 @@ func renderRetention(r *trail.AccessRetention) *web.Response {
 }
 
 func (a *API) getAccessRetention(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	retention, err := a.trail.AccessRetention(r.Context(), r.Actor, r.Org.ID)
 	if err != nil {
 		return nil, err
@@ -343,9 +337,6 @@ func (a *API) getAccessRetention(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) putAccessRetention(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	if err := a.trail.CheckAccessRetention(r.Context(), r.Call(nil), r.Org.ID); err != nil {
 		return nil, err
 	}

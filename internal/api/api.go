@@ -17,7 +17,6 @@ import (
 	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/evidence"
-	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/trail"
@@ -101,54 +100,24 @@ func New(c Config) (*API, error) {
 
 // Routes returns every call of the API. Nothing else is served.
 func (a *API) Routes() []web.Route {
-	const o = "org_id"
-	needs := func(permissions ...string) web.Rule { return web.Rule{Target: o, Permissions: permissions} }
-	and := func(rule web.Rule, may func(*web.Request) error) web.Rule {
-		rule.May = may
-		return rule
-	}
-	return bounded(slices.Concat(a.forwardAuthRoutes(), a.verifyRoutes(), a.limitRoutes(), a.auditLogRoutes(), a.accessRoutes(), []web.Route{
-		{Method: "GET", Pattern: "/org", Operation: "whoAmI", Action: "WHO_AM_I", Handle: a.whoAmI},
-		{Method: "GET", Pattern: "/orgs", Operation: "listOrgs", Action: "LIST_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsRead}}, Handle: a.listOrgs},
-		{Method: "POST", Pattern: "/orgs", Operation: "createOrg", Action: "CREATE_ORG", Rule: web.Rule{Permissions: []string{key.OrgsWrite}, May: mayCreate}, Handle: a.createOrg},
-		{Method: "POST", Pattern: "/orgs/import", Operation: "importOrgs", Action: "IMPORT_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsWrite}, May: mayCreate}, MaxBody: web.MaxBulkBody, Swell: importSwell, Handle: a.importOrgs},
-		{Method: "GET", Pattern: "/orgs/{org_id}", Operation: "getOrg", Action: "GET_ORG", Rule: needs(key.OrgsRead), Handle: a.getOrg},
-		{Method: "PATCH", Pattern: "/orgs/{org_id}", Operation: "updateOrg", Action: "UPDATE_ORG", Rule: needs(key.OrgsWrite), Handle: a.updateOrg},
-		{Method: "DELETE", Pattern: "/orgs/{org_id}", Operation: "deleteOrg", Action: "DELETE_ORG", Rule: and(needs(key.OrgsDelete), a.mayDelete), Handle: a.deleteOrg},
-		{Method: "POST", Pattern: "/orgs/{org_id}/restore", Operation: "restoreOrg", Action: "RESTORE_ORG", Rule: web.Rule{Target: o, Check: a.checkRestore}, Handle: a.restoreOrg},
-		{Method: "POST", Pattern: "/orgs/{org_id}/move", Operation: "moveOrg", Action: "MOVE_ORG", Rule: and(needs(key.OrgsWrite), mayMove), Handle: a.moveOrg},
-		{Method: "GET", Pattern: "/orgs/{org_id}/children", Operation: "listChildren", Action: "LIST_CHILDREN", Rule: needs(key.OrgsRead), Handle: a.listChildren},
-		{Method: "POST", Pattern: "/orgs/{org_id}/children", Operation: "createChild", Action: "CREATE_ORG", Rule: and(needs(key.OrgsWrite), mayCreate), Handle: a.createChild},
-		{Method: "GET", Pattern: "/orgs/{org_id}/ancestors", Operation: "listAncestors", Action: "LIST_ANCESTORS", Rule: needs(key.OrgsRead), Handle: a.listAncestors},
-		{Method: "GET", Pattern: "/orgs/{org_id}/descendants", Operation: "listDescendants", Action: "LIST_DESCENDANTS", Rule: needs(key.OrgsRead), Handle: a.listDescendants},
-		{Method: "GET", Pattern: "/orgs/{org_id}/customizations", Operation: "getCustomizations", Action: "GET_CUSTOMIZATIONS", Rule: needs(key.CustomizationsRead), Handle: a.getCustomizations},
-		{Method: "PUT", Pattern: "/orgs/{org_id}/customizations", Operation: "putCustomizations", Action: "PUT_CUSTOMIZATIONS", Rule: needs(key.CustomizationsWrite), Handle: a.putCustomizations},
-		{Method: "GET", Pattern: "/orgs/{org_id}/customization_schema", Operation: "getCustomizationSchema", Action: "GET_CUSTOMIZATION_SCHEMA", Rule: needs(key.CustomizationsRead), Handle: a.getSchema},
-		{Method: "PUT", Pattern: "/orgs/{org_id}/customization_schema", Operation: "putCustomizationSchema", Action: "PUT_CUSTOMIZATION_SCHEMA", Rule: needs(key.CustomizationsWrite), Handle: a.putSchema},
-		{Method: "DELETE", Pattern: "/orgs/{org_id}/customization_schema", Operation: "deleteCustomizationSchema", Action: "DELETE_CUSTOMIZATION_SCHEMA", Rule: needs(key.CustomizationsWrite), Handle: a.deleteSchema},
-		{Method: "GET", Pattern: "/orgs/{org_id}/tags", Operation: "listTags", Action: "LIST_TAGS", Rule: needs(key.OrgsRead), Handle: a.listTags},
-		{Method: "PUT", Pattern: "/orgs/{org_id}/tags/{tag}", Operation: "putTag", Action: "PUT_TAG", Rule: needs(key.TagsWrite), Handle: a.putTag},
-		{Method: "DELETE", Pattern: "/orgs/{org_id}/tags/{tag}", Operation: "deleteTag", Action: "DELETE_TAG", Rule: needs(key.TagsWrite), Handle: a.deleteTag},
-		{Method: "GET", Pattern: "/orgs/{org_id}/api_keys", Operation: "listKeys", Action: "LIST_KEYS", Rule: needs(key.KeysRead), Handle: a.listKeys},
-		{Method: "POST", Pattern: "/orgs/{org_id}/api_keys", Operation: "createKey", Action: "CREATE_KEY", Rule: needs(key.KeysWrite), Handle: a.createKey},
-		{Method: "GET", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "getKey", Action: "GET_KEY", Rule: needs(key.KeysRead), Handle: a.getKey},
-		{Method: "PATCH", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "updateKey", Action: "UPDATE_KEY", Rule: and(needs(key.KeysWrite), a.mayChangeKey), Handle: a.updateKey},
-		{Method: "DELETE", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "revokeKey", Action: "REVOKE_KEY", Rule: needs(key.KeysWrite), Handle: a.revokeKey},
-		{Method: "POST", Pattern: "/orgs/{org_id}/api_keys/{key_id}/rotate", Operation: "rotateKey", Action: "ROTATE_KEY", Rule: and(needs(key.KeysWrite), a.mayChangeKey), Handle: a.rotateKey},
-		{Method: "GET", Pattern: "/orgs/{org_id}/children_audit", Operation: "getChildrenAudit", Action: "GET_CHILDREN_AUDIT", Rule: needs(key.AuditRead), Handle: a.getChildrenAudit},
-
-		{Method: "DELETE", Pattern: "/spools/{spool_id}", Operation: "giveUpSpool", Action: "GIVE_UP_SPOOL", Rule: web.Rule{Operator: true}, Handle: a.giveUpSpool},
-		{Method: "GET", Pattern: "/service_status", Listeners: []web.Listener{web.Admin}, Operation: "serviceStatus", Rule: open, Handle: a.serviceStatus},
-		{Method: "GET", Pattern: "/healthz", Listeners: []web.Listener{web.Main, web.Proxies, web.Admin}, Operation: "healthz", Rule: open, Probe: true, Handle: a.healthz},
-		{Method: "GET", Pattern: "/readyz", Listeners: []web.Listener{web.Main, web.Proxies, web.Admin}, Operation: "readyz", Rule: open, Probe: true, Handle: a.readyz},
-		{Method: "GET", Pattern: "/metrics", Listeners: []web.Listener{web.Admin}, Operation: "metrics", Rule: open, Probe: true, Handle: a.getMetrics},
-		{Method: "GET", Pattern: "/openapi.json", Operation: "openapiJSON", Rule: open, Handle: a.openapiJSON},
-		{Method: "GET", Pattern: "/openapi.yaml", Operation: "openapiYAML", Rule: open, Handle: a.openapiYAML},
-		{Method: "GET", Pattern: "/docs", Operation: "docs", Rule: open, Handle: a.docs},
-	}, a.trailRoutes(), a.consumptionRoutes(), a.meterRoutes(), a.usageEventRoutes(), a.quotaRoutes()))
+	return bounded(slices.Concat(a.orgRoutes(), a.customizationRoutes(), a.keyRoutes(), a.auditRoutes(), a.auditLogRoutes(), a.eraseRoutes(),
+		a.accessRoutes(), a.consumptionRoutes(), a.usageEventRoutes(), a.statementRoutes(), a.meterRoutes(), a.limitRoutes(), a.quotaRoutes(),
+		a.verifyRoutes(), a.forwardAuthRoutes(), a.statusRoutes()))
 }
 
-var open = web.Rule{Open: true}
+// needs returns the rule of a call that is about the organization in its path and
+// takes all of the permissions.
+func needs(permissions ...string) web.Rule {
+	return web.Rule{Target: "org_id", Permissions: permissions}
+}
+
+// needsAnd is needs with what the call takes beyond the permissions.
+func needsAnd(may func(*web.Request) error, permissions ...string) web.Rule {
+	return web.Rule{Target: "org_id", Permissions: permissions, May: may}
+}
+
+// Surfaces returns the surfaces that have a place of their own among the Routes.
+func Surfaces() []*web.Surface { return []*web.Surface{proxySurface()} }
 
 // catchUpTimeout bounds how long a reader waits for what was just recorded.
 const catchUpTimeout = 10 * time.Second

@@ -30,16 +30,16 @@ func (a *API) auditLogRoutes() []web.Route {
 	read := web.Rule{Target: "org_id", Permissions: []string{key.AuditRead}}
 	operator := web.Rule{Target: "org_id", Operator: true}
 	return []web.Route{
-		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/checkpoint", Operation: "getAuditCheckpoint", Action: "GET_AUDIT_CHECKPOINT", Rule: read, Handle: a.getCheckpoint},
+		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/checkpoint", Operation: "getAuditCheckpoint", Action: "GET_AUDIT_CHECKPOINT", Rule: read, Query: takes("epoch"), Handle: a.getCheckpoint},
 		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/key", Operation: "getAuditKey", Action: "GET_AUDIT_KEY", Rule: read, Handle: a.getVerifierKey},
-		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/consistency", Operation: "getAuditConsistency", Action: "GET_AUDIT_CONSISTENCY", Rule: read, Handle: a.getConsistency},
-		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/tile/{level}/{tile...}", Operation: "getAuditTile", Action: "GET_AUDIT_TILE", Rule: read, Handle: a.getTile},
-		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/export", Operation: "exportAuditLog", Action: "EXPORT_AUDIT_LOG", Rule: read, Handle: a.exportLog},
+		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/consistency", Operation: "getAuditConsistency", Action: "GET_AUDIT_CONSISTENCY", Rule: read, Query: takes("from", "to", "epoch"), Handle: a.getConsistency},
+		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/tile/{level}/{tile...}", Operation: "getAuditTile", Action: "GET_AUDIT_TILE", Rule: read, Query: takes("epoch"), Handle: a.getTile},
+		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/export", Operation: "exportAuditLog", Action: "EXPORT_AUDIT_LOG", Rule: read, Query: takes("epoch", "seq"), Handle: a.exportLog},
 		{Method: "POST", Pattern: "/orgs/{org_id}/audit_log/epochs", Operation: "openAuditEpoch", Action: "OPEN_AUDIT_EPOCH", Rule: operator, Handle: a.openEpoch},
 		{Method: "POST", Pattern: "/orgs/{org_id}/audit_log/rotate_key", Operation: "rotateAuditKey", Action: "ROTATE_AUDIT_KEY", Rule: operator, Handle: a.rotateLogKey},
 		{Method: "GET", Pattern: "/orgs/{org_id}/children_audit/{entry_id}/proof", Operation: "getAuditProof", Action: "GET_AUDIT_PROOF", Rule: read, Handle: a.getProof},
 		{Method: "GET", Pattern: "/refused_audit_logs", Operation: "listRefusedAuditLogs", Action: "LIST_REFUSED_AUDIT_LOGS", Rule: web.Rule{Operator: true}, Handle: a.listRefused},
-		{Method: "DELETE", Pattern: "/refused_audit_logs/{log_id}", Operation: "abandonAuditLog", Action: "ABANDON_AUDIT_LOG", Rule: web.Rule{Operator: true}, Handle: a.abandonLog},
+		{Method: "DELETE", Pattern: "/refused_audit_logs/{log_id}", Operation: "abandonAuditLog", Action: "ABANDON_AUDIT_LOG", Rule: web.Rule{Operator: true}, Query: takes("reason"), Handle: a.abandonLog},
 	}
 }
 
@@ -70,7 +70,7 @@ func whole(r *web.Request) error {
 }
 
 func (a *API) getCheckpoint(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "epoch")
+	q := parameters(r)
 	epoch := q.epoch()
 	if q.err != nil {
 		return nil, q.err
@@ -83,9 +83,6 @@ func (a *API) getCheckpoint(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) getVerifierKey(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	l, err := a.evidence.Log(r.Context(), r.Org.RootID, -1)
 	if err != nil {
 		return nil, err
@@ -98,7 +95,7 @@ func (a *API) getVerifierKey(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) getConsistency(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "from", "to", "epoch")
+	q := parameters(r)
 	from, to, epoch := q.size("from", 0), q.size("to", -1), q.epoch()
 	if q.err == nil && !q.values.Has("from") {
 		q.fail(problem.Param("from", "is missing").WithFix("Give the size of the checkpoint that you have."))
@@ -114,7 +111,7 @@ func (a *API) getConsistency(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) getTile(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "epoch")
+	q := parameters(r)
 	epoch := q.epoch()
 	if q.err != nil {
 		return nil, q.err
@@ -135,7 +132,7 @@ func (a *API) getTile(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) exportLog(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "epoch", "seq")
+	q := parameters(r)
 	epoch, seq := max(q.epoch(), 0), q.size("seq", 0)
 	if q.err != nil {
 		return nil, q.err
@@ -153,9 +150,6 @@ func (a *API) exportLog(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) getProof(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	p, err := a.evidence.ProveEntry(r.Context(), r.Actor, r.Org, r.PathValue("entry_id"))
 	if err != nil {
 		return nil, err
@@ -164,9 +158,6 @@ func (a *API) getProof(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) openEpoch(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	var body struct {
 		Reason string `json:"reason"`
 	}
@@ -203,9 +194,6 @@ func checkReason(pointer, reason string) error {
 const maxKeyOverlap = 366 * 24 * time.Hour
 
 func (a *API) rotateLogKey(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	body := struct {
 		OverlapSeconds int64 `json:"overlap_seconds"`
 	}{OverlapSeconds: 7 * 24 * 60 * 60}
@@ -236,9 +224,6 @@ type refusalBody struct {
 }
 
 func (a *API) listRefused(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	list := []refusalBody{}
 	for _, x := range a.log.Refused() {
 		list = append(list, refusalBody{RootID: x.RootID, LogID: x.LogID, Missing: x.Missing, Detail: problem.From(x.Err).Detail})
@@ -247,7 +232,7 @@ func (a *API) listRefused(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) abandonLog(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "reason")
+	q := parameters(r)
 	reason := q.text("reason")
 	if q.err == nil && strings.TrimSpace(reason) == "" {
 		q.fail(problem.Param("reason", "is missing: it must say why"))

@@ -21,11 +21,11 @@ func (a *API) consumptionRoutes() []web.Route {
 	writes := web.Rule{Target: "org_id", Permissions: []string{key.ConsumptionWrite}}
 	const path = "/orgs/{org_id}/consumption"
 	return []web.Route{
-		{Method: "GET", Pattern: path, Operation: "getConsumption", Action: "GET_CONSUMPTION", Rule: reads, Handle: a.getConsumption},
-		{Method: "GET", Pattern: path + "/history", Operation: "getConsumptionHistory", Action: "GET_CONSUMPTION_HISTORY", Rule: reads, Handle: a.getHistory},
-		{Method: "GET", Pattern: path + "/daily", Operation: "getDailyConsumption", Action: "GET_DAILY_CONSUMPTION", Rule: reads, Handle: a.getDaily},
-		{Method: "GET", Pattern: path + "/children", Operation: "listChildConsumption", Action: "LIST_CHILD_CONSUMPTION", Rule: reads, Handle: a.listChildConsumption},
-		{Method: "GET", Pattern: path + "/adjustments", Operation: "listAdjustments", Action: "LIST_ADJUSTMENTS", Rule: reads, Handle: a.listAdjustments},
+		{Method: "GET", Pattern: path, Operation: "getConsumption", Action: "GET_CONSUMPTION", Rule: reads, Query: takes("month", "format"), Handle: a.getConsumption},
+		{Method: "GET", Pattern: path + "/history", Operation: "getConsumptionHistory", Action: "GET_CONSUMPTION_HISTORY", Rule: reads, Query: takes("from", "to", "format"), Handle: a.getHistory},
+		{Method: "GET", Pattern: path + "/daily", Operation: "getDailyConsumption", Action: "GET_DAILY_CONSUMPTION", Rule: reads, Query: takes("month", "format"), Handle: a.getDaily},
+		{Method: "GET", Pattern: path + "/children", Operation: "listChildConsumption", Action: "LIST_CHILD_CONSUMPTION", Rule: needsAnd(mayListChildren, key.ConsumptionRead), Query: takes("month", "meter", "sort", "format", "limit", "cursor"), Handle: a.listChildConsumption},
+		{Method: "GET", Pattern: path + "/adjustments", Operation: "listAdjustments", Action: "LIST_ADJUSTMENTS", Rule: reads, Query: takes("month", "format", "limit", "cursor"), Handle: a.listAdjustments},
 		{Method: "POST", Pattern: path + "/adjustments", Operation: "createAdjustment", Action: "CREATE_ADJUSTMENT", Rule: writes, Handle: a.createAdjustment},
 	}
 }
@@ -132,7 +132,7 @@ func streamConsumption(q *query, format string, list []*metering.Consumption) *w
 }
 
 func (a *API) getConsumption(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "month", "format")
+	q := parameters(r)
 	month := q.month("month", usage.MonthOf(a.now()))
 	format := q.format()
 	if q.err != nil {
@@ -155,7 +155,7 @@ func (a *API) getConsumption(r *web.Request) (*web.Response, error) {
 const maxMonths = 120
 
 func (a *API) getHistory(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "from", "to", "format")
+	q := parameters(r)
 	last := q.month("to", usage.MonthOf(a.now()))
 	first := q.month("from", usage.MonthOf(last.Start().AddDate(0, -11, 0)))
 	format := q.format()
@@ -207,7 +207,7 @@ func (d *dayRow) cells() []string {
 }
 
 func (a *API) getDaily(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "month", "format")
+	q := parameters(r)
 	month := q.month("month", usage.MonthOf(a.now()))
 	format := q.format()
 	if q.err != nil {
@@ -264,11 +264,16 @@ func (c *childRow) cells() []string {
 	return []string{c.OrgID, name, string(c.Month), c.Meter, c.Unit, string(c.Aggregation), c.Own.String(), c.Descendants.String(), c.Total.String()}
 }
 
-func (a *API) listChildConsumption(r *web.Request) (*web.Response, error) {
-	if !r.Actor.SeesBelow(r.Org.Path) {
-		return nil, problem.New(problem.PermissionDenied, "This key reaches its own organization only.").WithFix("Use a key with the reach subtree.")
+// mayListChildren checks that the key reaches the children.
+func mayListChildren(r *web.Request) error {
+	if r.Actor.SeesBelow(r.Org.Path) {
+		return nil
 	}
-	q := parameters(r, "month", "meter", "sort", "format", "limit", "cursor")
+	return problem.New(problem.PermissionDenied, "This key reaches its own organization only.").WithFix("Use a key with the reach subtree.")
+}
+
+func (a *API) listChildConsumption(r *web.Request) (*web.Response, error) {
+	q := parameters(r)
 	cq := metering.ChildrenQuery{ChildQuery: metering.ChildQuery{RootID: r.Org.RootID, ParentID: r.Org.ID,
 		Month: q.month("month", usage.MonthOf(a.now())), Meter: q.text("meter")}}
 	if cq.Meter == "" {
@@ -366,7 +371,7 @@ func newAdjustmentBody(a *usage.Adjustment) adjustmentBody {
 }
 
 func (a *API) listAdjustments(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "month", "format", "limit", "cursor")
+	q := parameters(r)
 	aq := metering.AdjustmentQuery{RootID: r.Org.RootID, OrgID: r.Org.ID, Month: q.month("month", "")}
 	format := q.format()
 	limit := q.limit()
@@ -407,9 +412,6 @@ func (a *API) listAdjustments(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) createAdjustment(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	var body struct {
 		Month    *string        `json:"month"`
 		Meter    string         `json:"meter"`

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"slices"
@@ -108,6 +109,94 @@ func routes() []route {
 		all = append(all, route{r.Method, strings.Replace(r.Pattern, "...}", "}", 1), r.Operation, r.Rule.Open, r.Rule.Operator, r.Rule.Check != nil, r.Rule.Permissions})
 	}
 	return all
+}
+
+// What the query of a call may have is data of its route. It is what the description
+// says, and everything else is refused, with the names of what is taken.
+func TestParametersOfEveryRoute(t *testing.T) {
+	s := testkit.Start(t, "sqlite")
+	var doc struct {
+		Paths      map[string]map[string]any `json:"paths"`
+		Components struct {
+			Parameters map[string]map[string]any `json:"parameters"`
+		} `json:"components"`
+	}
+	if err := json.Unmarshal(s.Must(http.StatusOK, "GET", "/openapi.json", "", "").Body, &doc); err != nil {
+		t.Fatal(err)
+	}
+	inQuery := func(list any) (names []string) {
+		parameters, _ := list.([]any)
+		for _, p := range parameters {
+			p := p.(map[string]any)
+			if ref, ok := p["$ref"].(string); ok {
+				p = doc.Components.Parameters[ref[strings.LastIndexByte(ref, '/')+1:]]
+			}
+			if p["in"] == "query" {
+				names = append(names, p["name"].(string))
+			}
+		}
+		return names
+	}
+	described := map[string][]string{}
+	for _, item := range doc.Paths {
+		for _, v := range item {
+			if op, ok := v.(map[string]any); ok {
+				described[op["operationId"].(string)] = slices.Sorted(slices.Values(append(inQuery(item["parameters"]), inQuery(op["parameters"])...)))
+			}
+		}
+	}
+	f := newFixture(s, "p-")
+	admin, _ := s.NewKey("p-root", `"permissions":["admin"]`)
+	entry := s.Must(http.StatusOK, "GET", "/orgs/p-root/children_audit?scope=self&limit=1", s.OperatorKey, "").JSON().([]any)[0].(map[string]any)["id"].(string)
+	s.Must(http.StatusOK, "DELETE", "/orgs/p-child", s.OperatorKey, "")
+	entries := len(s.Must(http.StatusOK, "GET", "/orgs/p-root/children_audit?limit=1000", s.OperatorKey, "").JSON().([]any))
+	for _, rt := range new(api.API).Routes() {
+		var names []string
+		for _, p := range rt.Query {
+			names = append(names, p.Name)
+		}
+		if in := described[rt.Operation]; !slices.Equal(slices.Sorted(slices.Values(names)), in) {
+			t.Errorf("%s takes the parameters %v, by the description %v", rt.Operation, names, in)
+		}
+		for _, p := range rt.Following {
+			if !slices.Contains(names, p.Name) {
+				t.Errorf("%s takes %s only to follow", rt.Operation, p.Name)
+			}
+		}
+		if rt.Rule.Open {
+			continue
+		}
+		sm, org, secret := samples[rt.Operation], "p-root", admin
+		if sm.operator || rt.Operation == "putLimit" || rt.Operation == "deleteLimit" || rt.Operation == "moveOrg" {
+			secret = s.OperatorKey
+		}
+		if rt.Operation == "restoreOrg" {
+			org = "p-child"
+		}
+		fill := strings.NewReplacer("ORG", org, "KEY", f.keyOf["own"], "NEW", "p-new", "OTHER", "p-other", "ENTRY", entry)
+		if rt.Operation == "getKey" || rt.Operation == "updateKey" || rt.Operation == "rotateKey" || rt.Operation == "revokeKey" {
+			fill = strings.NewReplacer("ORG", "p-own", "KEY", f.keyOf["own"])
+		}
+		path := fill.Replace(sm.path) + "?zoom=1"
+		if strings.Contains(sm.path, "?") {
+			path = fill.Replace(sm.path) + "&zoom=1"
+		}
+		contentType := sm.contentType
+		if contentType == "" {
+			contentType = "application/json"
+		}
+		a := s.Do(cmp.Or(rt.Method, "GET"), path, secret, fill.Replace(sm.body), "Content-Type", contentType)
+		fix := ""
+		if len(names) > 0 {
+			fix = "It takes " + strings.Join(names, ", ") + "."
+		}
+		if a.Status != http.StatusBadRequest || a.String("detail") != "The parameter zoom is not one that this call takes." || a.String("fix") != fix {
+			t.Errorf("%s with an unknown parameter: status %d: %s", rt.Operation, a.Status, a.Body)
+		}
+	}
+	if n := len(s.Must(http.StatusOK, "GET", "/orgs/p-root/children_audit?limit=1000", s.OperatorKey, "").JSON().([]any)); n != entries {
+		t.Errorf("%d audit entries, %d after all that was refused", entries, n)
+	}
 }
 
 // Whoever reads the description learns what each member of a body means.

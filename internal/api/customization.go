@@ -6,11 +6,22 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/tree"
 	"github.com/orgd/orgd/internal/web"
 )
+
+func (a *API) customizationRoutes() []web.Route {
+	return []web.Route{
+		{Method: "GET", Pattern: "/orgs/{org_id}/customizations", Operation: "getCustomizations", Action: "GET_CUSTOMIZATIONS", Rule: needs(key.CustomizationsRead), Query: takes("explain", "as_of"), Handle: a.getCustomizations},
+		{Method: "PUT", Pattern: "/orgs/{org_id}/customizations", Operation: "putCustomizations", Action: "PUT_CUSTOMIZATIONS", Rule: needs(key.CustomizationsWrite), Handle: a.putCustomizations},
+		{Method: "GET", Pattern: "/orgs/{org_id}/customization_schema", Operation: "getCustomizationSchema", Action: "GET_CUSTOMIZATION_SCHEMA", Rule: needs(key.CustomizationsRead), Handle: a.getSchema},
+		{Method: "PUT", Pattern: "/orgs/{org_id}/customization_schema", Operation: "putCustomizationSchema", Action: "PUT_CUSTOMIZATION_SCHEMA", Rule: needs(key.CustomizationsWrite), Handle: a.putSchema},
+		{Method: "DELETE", Pattern: "/orgs/{org_id}/customization_schema", Operation: "deleteCustomizationSchema", Action: "DELETE_CUSTOMIZATION_SCHEMA", Rule: needs(key.CustomizationsWrite), Handle: a.deleteSchema},
+	}
+}
 
 func customizationsAnswer(c *org.Customizations) *web.Response {
 	return web.JSON(http.StatusOK, struct {
@@ -24,7 +35,7 @@ func customizationsAnswer(c *org.Customizations) *web.Response {
 }
 
 func (a *API) getCustomizations(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "explain", "as_of")
+	q := parameters(r)
 	explain := q.bool("explain")
 	at, err := asOf(q)
 	if err != nil {
@@ -45,9 +56,6 @@ func (a *API) getCustomizations(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) putCustomizations(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	if r.IfMatch() != "" {
 		if err := a.tree.CheckCustomizations(r.Context(), r.Call(nil), r.Org.ID); err != nil {
 			return nil, err
@@ -72,9 +80,6 @@ func (a *API) putCustomizations(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) getSchema(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	schema, err := a.tree.Schema(r.Context(), r.Actor, r.Org.ID)
 	if err != nil {
 		return nil, err
@@ -83,9 +88,6 @@ func (a *API) getSchema(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) putSchema(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	if err := a.tree.CheckSchema(r.Context(), r.Call(nil), r.Org.ID); err != nil {
 		return nil, err
 	}
@@ -105,9 +107,6 @@ func (a *API) putSchema(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) deleteSchema(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	if err := a.tree.CheckSchema(r.Context(), r.Call(nil), r.Org.ID); err != nil {
 		return nil, err
 	}

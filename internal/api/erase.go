@@ -13,21 +13,14 @@ import (
 	"github.com/orgd/orgd/internal/web"
 )
 
-// trailRoutes returns the calls that read the audit trail's past and erase
-// what must be forgotten.
-func (a *API) trailRoutes() []web.Route {
+func (a *API) eraseRoutes() []web.Route {
 	return []web.Route{
-		{Method: "POST", Pattern: "/orgs/{org_id}/audit_erasures", Operation: "eraseSubject", Action: "ERASE_SUBJECT",
-			Rule: web.Rule{Target: "org_id", Permissions: []string{key.AuditErase}}, Handle: a.eraseSubject},
-		{Method: "GET", Pattern: "/orgs/{org_id}/children_audit/{entry_id}", Operation: "getAuditEntry", Action: "GET_AUDIT_ENTRY",
-			Rule: web.Rule{Target: "org_id", Permissions: []string{key.AuditRead}}, Handle: a.getEntry},
-		{Method: "GET", Pattern: "/orgs/{org_id}/consumption/statement", Operation: "getStatement", Action: "GET_STATEMENT",
-			Rule: web.Rule{Target: "org_id", Permissions: []string{key.ConsumptionRead}}, Handle: a.getStatement},
+		{Method: "POST", Pattern: "/orgs/{org_id}/audit_erasures", Operation: "eraseSubject", Action: "ERASE_SUBJECT", Rule: needs(key.AuditErase), Query: takes("dry_run"), Handle: a.eraseSubject},
 	}
 }
 
 func (a *API) eraseSubject(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "dry_run")
+	q := parameters(r)
 	dryRun := q.bool("dry_run")
 	if q.err != nil {
 		return nil, q.err

@@ -15,9 +15,17 @@ import (
 
 const forwardAuthPath = "/forward_auth"
 
+// proxySurface is that of proxies which ask about the requests of their clients.
+func proxySurface() *web.Surface {
+	return &web.Surface{Path: forwardAuthPath, Fail: func(r *web.Request, e *problem.Error) *web.Response {
+		// A proxy that drops the body can still tell its client why.
+		return web.Problem(r, e).With("X-Orgd-Code", string(e.Code))
+	}}
+}
+
 func (a *API) forwardAuthRoutes() []web.Route {
 	return []web.Route{
-		{Pattern: forwardAuthPath, Prefix: true, Listeners: []web.Listener{web.Proxies}, Operation: "forwardAuth", Action: "FORWARD_AUTH", Prepare: a.prepareForwardAuth, Handle: a.forwardAuth},
+		{Pattern: forwardAuthPath, Prefix: true, Surface: proxySurface(), Listeners: []web.Listener{web.Proxies}, Operation: "forwardAuth", Action: "FORWARD_AUTH", Prepare: a.prepareForwardAuth, NoReplay: true, Query: takes(demandParameters...), Handle: a.forwardAuth},
 	}
 }
 
@@ -180,7 +188,7 @@ func demand(d *web.Decision, values url.Values) error {
 	for name, vs := range values {
 		switch {
 		case !slices.Contains(demandParameters, name):
-			return problem.Param(printable(name), "is not one that this call takes").WithFix("It takes %s.", strings.Join(demandParameters, ", "))
+			return problem.Param(name, "is not one that this call takes").WithFix("It takes %s.", strings.Join(demandParameters, ", "))
 		case len(vs) > 1 && name != "permission":
 			return problem.Param(name, "is given more than once")
 		case slices.Contains(vs, ""):

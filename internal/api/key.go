@@ -14,6 +14,17 @@ import (
 	"github.com/orgd/orgd/internal/web"
 )
 
+func (a *API) keyRoutes() []web.Route {
+	return []web.Route{
+		{Method: "GET", Pattern: "/orgs/{org_id}/api_keys", Operation: "listKeys", Action: "LIST_KEYS", Rule: needs(key.KeysRead), Query: takes("limit", "cursor"), Handle: a.listKeys},
+		{Method: "POST", Pattern: "/orgs/{org_id}/api_keys", Operation: "createKey", Action: "CREATE_KEY", Rule: needs(key.KeysWrite), Handle: a.createKey},
+		{Method: "GET", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "getKey", Action: "GET_KEY", Rule: needs(key.KeysRead), Handle: a.getKey},
+		{Method: "PATCH", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "updateKey", Action: "UPDATE_KEY", Rule: needsAnd(a.mayChangeKey, key.KeysWrite), Handle: a.updateKey},
+		{Method: "DELETE", Pattern: "/orgs/{org_id}/api_keys/{key_id}", Operation: "revokeKey", Action: "REVOKE_KEY", Rule: needs(key.KeysWrite), Handle: a.revokeKey},
+		{Method: "POST", Pattern: "/orgs/{org_id}/api_keys/{key_id}/rotate", Operation: "rotateKey", Action: "ROTATE_KEY", Rule: needsAnd(a.mayChangeKey, key.KeysWrite), Handle: a.rotateKey},
+	}
+}
+
 // keyBody is the representation of an API key. The secret is in it only when
 // the key has just got it.
 type keyBody struct {
@@ -64,7 +75,7 @@ func keyAnswer(status int, k *key.Key, secret string) *web.Response {
 }
 
 func (a *API) listKeys(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "limit", "cursor")
+	q := parameters(r)
 	limit := q.limit()
 	after := a.cursorOf(q, 1)
 	if q.err != nil {
@@ -90,9 +101,6 @@ func (a *API) listKeys(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) createKey(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	var body struct {
 		Name         string         `json:"name"`
 		Permissions  []string       `json:"permissions"`
@@ -118,9 +126,6 @@ func (a *API) createKey(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) getKey(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	k, err := a.tree.Key(r.Context(), r.Actor, r.Org.ID, r.PathValue("key_id"))
 	if err != nil {
 		return nil, err
@@ -130,9 +135,6 @@ func (a *API) getKey(r *web.Request) (*web.Response, error) {
 
 // matchKey finds the key of the path and checks the precondition.
 func (a *API) matchKey(r *web.Request) (*key.Key, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	k, err := a.tree.Key(r.Context(), r.Actor, r.Org.ID, r.PathValue("key_id"))
 	if err != nil {
 		return nil, err

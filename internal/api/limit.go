@@ -16,7 +16,7 @@ func (a *API) limitRoutes() []web.Route {
 		return metering.PermitLimit(r.Actor, r.Org.Organization)
 	}}
 	return []web.Route{
-		{Method: "GET", Pattern: "/orgs/{org_id}/limits", Operation: "listLimits", Action: "LIST_LIMITS", Rule: reads, Handle: a.listLimits},
+		{Method: "GET", Pattern: "/orgs/{org_id}/limits", Operation: "listLimits", Action: "LIST_LIMITS", Rule: reads, Query: takes("limit", "cursor"), Handle: a.listLimits},
 		{Method: "GET", Pattern: "/orgs/{org_id}/limits/{meter}", Operation: "getLimit", Action: "GET_LIMIT", Rule: reads, Handle: a.getLimit},
 		{Method: "PUT", Pattern: "/orgs/{org_id}/limits/{meter}", Operation: "putLimit", Action: "PUT_LIMIT", Rule: writes, Handle: a.putLimit},
 		{Method: "DELETE", Pattern: "/orgs/{org_id}/limits/{meter}", Operation: "deleteLimit", Action: "DELETE_LIMIT", Rule: writes, Handle: a.deleteLimit},
@@ -55,7 +55,7 @@ func limitAnswer(l *metering.LimitUse) *web.Response {
 }
 
 func (a *API) listLimits(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "limit", "cursor")
+	q := parameters(r)
 	n := q.limit()
 	after := a.cursorOf(q, 2)
 	if q.err != nil {
@@ -96,9 +96,6 @@ func limitMeter(r *web.Request) (string, error) {
 }
 
 func (a *API) getLimit(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	meter, err := limitMeter(r)
 	if err != nil {
 		return nil, err
@@ -114,9 +111,6 @@ func (a *API) getLimit(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) putLimit(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	meter, err := limitMeter(r)
 	if err != nil {
 		return nil, err
@@ -152,9 +146,6 @@ func (a *API) putLimit(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) deleteLimit(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	meter, err := limitMeter(r)
 	if err != nil {
 		return nil, err

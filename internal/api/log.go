@@ -35,10 +35,10 @@ func appendEntry(b []byte, e **audit.Entry) []byte {
 }
 
 func (a *API) getChildrenAudit(r *web.Request) (*web.Response, error) {
-	if r.URL.Query().Has("follow") {
+	if r.Query.Has("follow") {
 		return a.followChildrenAudit(r)
 	}
-	q := parameters(r, "from", "to", "action", "actor", "org", "scope", "format", "limit", "cursor", "follow", "last_event_id")
+	q := parameters(r)
 	q.resumesNothing()
 	aq := q.auditQuery()
 	aq.To = q.time("to")

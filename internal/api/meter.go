@@ -48,9 +48,6 @@ func meterAnswer(rootID string, m *usage.Meter) *web.Response {
 }
 
 func (a *API) listMeters(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	meters, err := a.metering.Meters(r.Context(), r.Actor, r.Org.ID)
 	if err != nil {
 		return nil, err
@@ -63,9 +60,6 @@ func (a *API) listMeters(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) getMeter(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	m, err := a.metering.Meter(r.Context(), r.Actor, r.Org.ID, r.PathValue("meter"))
 	if err != nil {
 		return nil, err
@@ -74,9 +68,6 @@ func (a *API) getMeter(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) putMeter(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	slug := r.PathValue("meter")
 	if err := usage.CheckSlug(slug); err != nil {
 		return nil, err
@@ -114,9 +105,6 @@ func (a *API) putMeter(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) deleteMeter(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	if err := a.metering.CheckMeter(r.Context(), r.Call(nil), r.Org.ID, r.PathValue("meter")); err != nil {
 		return nil, err
 	}

@@ -19,6 +19,27 @@ import (
 	"github.com/orgd/orgd/internal/web"
 )
 
+func (a *API) orgRoutes() []web.Route {
+	return []web.Route{
+		{Method: "GET", Pattern: "/org", Operation: "whoAmI", Action: "WHO_AM_I", Handle: a.whoAmI},
+		{Method: "GET", Pattern: "/orgs", Operation: "listOrgs", Action: "LIST_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsRead}}, Query: takes("name", "tag", "external_id", "roots", "limit", "cursor"), Handle: a.listOrgs},
+		{Method: "POST", Pattern: "/orgs", Operation: "createOrg", Action: "CREATE_ORG", Rule: web.Rule{Permissions: []string{key.OrgsWrite}, May: mayCreate}, Handle: a.createOrg},
+		{Method: "POST", Pattern: "/orgs/import", Operation: "importOrgs", Action: "IMPORT_ORGS", Rule: web.Rule{Permissions: []string{key.OrgsWrite}, May: mayCreate}, MaxBody: web.MaxBulkBody, Swell: importSwell, Query: takes("parent_id", "dry_run"), Handle: a.importOrgs},
+		{Method: "GET", Pattern: "/orgs/{org_id}", Operation: "getOrg", Action: "GET_ORG", Rule: needs(key.OrgsRead), Query: takes("as_of"), Handle: a.getOrg},
+		{Method: "PATCH", Pattern: "/orgs/{org_id}", Operation: "updateOrg", Action: "UPDATE_ORG", Rule: needs(key.OrgsWrite), Handle: a.updateOrg},
+		{Method: "DELETE", Pattern: "/orgs/{org_id}", Operation: "deleteOrg", Action: "DELETE_ORG", Rule: needsAnd(a.mayDelete, key.OrgsDelete), Query: takes("cascade", "dry_run"), Handle: a.deleteOrg},
+		{Method: "POST", Pattern: "/orgs/{org_id}/restore", Operation: "restoreOrg", Action: "RESTORE_ORG", Rule: web.Rule{Target: "org_id", Check: a.checkRestore}, Handle: a.restoreOrg},
+		{Method: "POST", Pattern: "/orgs/{org_id}/move", Operation: "moveOrg", Action: "MOVE_ORG", Rule: needsAnd(mayMove, key.OrgsWrite), Query: takes("dry_run"), Handle: a.moveOrg},
+		{Method: "GET", Pattern: "/orgs/{org_id}/children", Operation: "listChildren", Action: "LIST_CHILDREN", Rule: needs(key.OrgsRead), Query: takes("limit", "cursor"), Handle: a.listChildren},
+		{Method: "POST", Pattern: "/orgs/{org_id}/children", Operation: "createChild", Action: "CREATE_ORG", Rule: needsAnd(mayCreate, key.OrgsWrite), Handle: a.createChild},
+		{Method: "GET", Pattern: "/orgs/{org_id}/ancestors", Operation: "listAncestors", Action: "LIST_ANCESTORS", Rule: needs(key.OrgsRead), Handle: a.listAncestors},
+		{Method: "GET", Pattern: "/orgs/{org_id}/descendants", Operation: "listDescendants", Action: "LIST_DESCENDANTS", Rule: needs(key.OrgsRead), Query: takes("depth", "as_of", "limit", "cursor"), Handle: a.listDescendants},
+		{Method: "GET", Pattern: "/orgs/{org_id}/tags", Operation: "listTags", Action: "LIST_TAGS", Rule: needs(key.OrgsRead), Handle: a.listTags},
+		{Method: "PUT", Pattern: "/orgs/{org_id}/tags/{tag}", Operation: "putTag", Action: "PUT_TAG", Rule: needs(key.TagsWrite), Handle: a.putTag},
+		{Method: "DELETE", Pattern: "/orgs/{org_id}/tags/{tag}", Operation: "deleteTag", Action: "DELETE_TAG", Rule: needs(key.TagsWrite), Handle: a.deleteTag},
+	}
+}
+
 // appendOrg appends the representation of an organization. It is written by
 // hand because it is in every answer that has to be fast.
 func appendOrg(b []byte, o *org.Organization) []byte {
@@ -80,9 +101,6 @@ func (a *API) location(r *web.Request, id string) string {
 }
 
 func (a *API) whoAmI(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	act := r.Actor
 	v := struct {
 		Kind        string     `json:"kind"`
@@ -107,7 +125,7 @@ func (a *API) whoAmI(r *web.Request) (*web.Response, error) {
 
 func (a *API) getOrg(r *web.Request) (*web.Response, error) {
 	if r.URL.RawQuery != "" {
-		at, err := asOf(parameters(r, "as_of"))
+		at, err := asOf(parameters(r))
 		if err != nil {
 			return nil, err
 		}
@@ -144,9 +162,6 @@ func (b *orgCreateBody) org() org.Organization {
 func mayCreate(r *web.Request) error { return tree.PermitBelow(r.Actor, r.Place()) }
 
 func (a *API) createOrg(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	var body orgCreateBody
 	if err := r.Decode(&body); err != nil {
 		return nil, err
@@ -163,9 +178,6 @@ func (a *API) createOrg(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) createChild(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	if err := org.CheckMatch(r.IfMatch(), r.Org.ETag); err != nil {
 		return nil, err
 	}
@@ -267,9 +279,6 @@ func member[T any](pointer string, v jsontext.Value) (*T, error) {
 }
 
 func (a *API) updateOrg(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	if err := org.CheckMatch(r.IfMatch(), r.Org.ETag); err != nil {
 		return nil, err
 	}
@@ -298,7 +307,7 @@ func (a *API) mayDelete(r *web.Request) error {
 }
 
 func (a *API) deleteOrg(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "cascade", "dry_run")
+	q := parameters(r)
 	opt := tree.DeleteOptions{Cascade: q.bool("cascade"), DryRun: q.bool("dry_run")}
 	if q.err != nil {
 		return nil, q.err
@@ -345,9 +354,6 @@ func (a *API) checkRestore(r *web.Request) error {
 }
 
 func (a *API) restoreOrg(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	if err := org.CheckMatch(r.IfMatch(), r.Org.ETag); err != nil {
 		return nil, err
 	}
@@ -366,7 +372,7 @@ func (a *API) restoreOrg(r *web.Request) (*web.Response, error) {
 func mayMove(r *web.Request) error { return tree.PermitMove(r.Actor, r.Org.Organization) }
 
 func (a *API) moveOrg(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "dry_run")
+	q := parameters(r)
 	dryRun := q.bool("dry_run")
 	if q.err != nil {
 		return nil, q.err
@@ -446,18 +452,18 @@ func movePreview(p *tree.MovePreview) any {
 }
 
 func (a *API) listOrgs(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "name", "tag", "external_id", "roots", "limit", "cursor")
+	q := parameters(r)
 	oq := org.OrgQuery{NamePrefix: q.text("name"), Tag: q.text("tag"), ExternalID: q.text("external_id"), RootsOnly: q.bool("roots")}
 	return a.orgPage(r, q, oq)
 }
 
 func (a *API) listChildren(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "limit", "cursor")
+	q := parameters(r)
 	return a.orgPage(r, q, org.OrgQuery{RootID: r.Org.RootID, Path: r.Org.Path, ParentID: r.Org.ID})
 }
 
 func (a *API) listDescendants(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "depth", "as_of", "limit", "cursor")
+	q := parameters(r)
 	oq := org.OrgQuery{RootID: r.Org.RootID, Path: r.Org.Path}
 	depth := q.int("depth", 1, org.MaxDepth, 0)
 	if q.values.Has("as_of") {
@@ -483,9 +489,6 @@ func (a *API) orgPage(r *web.Request, q *query, oq org.OrgQuery) (*web.Response,
 }
 
 func (a *API) listAncestors(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	orgs, err := a.tree.Ancestors(r.Context(), r.Actor, r.Org.ID)
 	if err != nil {
 		return nil, err
@@ -494,7 +497,7 @@ func (a *API) listAncestors(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) importOrgs(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "parent_id", "dry_run")
+	q := parameters(r)
 	opt := tree.ImportOptions{ParentID: q.text("parent_id"), DryRun: q.bool("dry_run"), MaxRows: int(r.Quota().ImportRows)}
 	if q.err != nil {
 		return nil, q.err
@@ -537,9 +540,6 @@ func (a *API) importOrgs(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) listTags(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	return tagsAnswer(r.Org.Organization), nil
 }
 
@@ -556,9 +556,6 @@ func (a *API) deleteTag(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) changeTag(r *web.Request, change func(context.Context, *org.Call, string, string) (*org.Organization, audit.Receipt, error)) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	if err := org.CheckMatch(r.IfMatch(), r.Org.ETag); err != nil {
 		return nil, err
 	}

@@ -3,13 +3,11 @@ package api
 import (
 	"crypto/rand"
 	"encoding/base64"
-	"maps"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
 
@@ -27,43 +25,18 @@ type query struct {
 // flags are the parameters that are true or false.
 var flags = []string{"cascade", "dry_run", "explain", "follow", "roots"}
 
-// parameters returns the request's parameters; one that is not in the list of
-// those allowed is an error, as is one that is given twice or is empty: a
-// misspelt filter, or one made of a variable that is not set, must not widen an
-// answer, nor a misspelt dry_run change anything.
-func parameters(r *web.Request, allowed ...string) *query {
-	q := &query{r: r}
-	var err error
-	if q.values, err = url.ParseQuery(r.URL.RawQuery); err != nil {
-		q.fail(problem.New(problem.InvalidParameter, "The query string is malformed.").WithFix("Percent-encode the parameters."))
-		return q
+// takes returns the parameters with these names, for a Route.
+func takes(names ...string) []web.Parameter {
+	list := make([]web.Parameter, len(names))
+	for i, name := range names {
+		list[i] = web.Parameter{Name: name, Flag: slices.Contains(flags, name)}
 	}
-	for _, name := range slices.Sorted(maps.Keys(q.values)) {
-		vs := q.values[name]
-		switch {
-		case !slices.Contains(allowed, name):
-			e := problem.Param(printable(name), "is not one that this call takes")
-			if len(allowed) > 0 {
-				e = e.WithFix("It takes %s.", strings.Join(allowed, ", "))
-			}
-			q.fail(e)
-		case len(vs) > 1:
-			q.fail(problem.Param(name, "is given more than once"))
-		case vs[0] == "" && !slices.Contains(flags, name):
-			q.fail(problem.Param(name, "must not be empty; leave it out, or give it a value"))
-		case !utf8.ValidString(vs[0]) || strings.ContainsRune(vs[0], 0):
-			q.fail(problem.Param(name, "is not valid UTF-8 text"))
-		}
-	}
-	return q
+	return list
 }
 
-func printable(s string) string {
-	if len(s) > 64 {
-		s = s[:64]
-	}
-	return strings.ToValidUTF8(s, "\uFFFD")
-}
+// parameters returns the parameters of a request, which are among those that its
+// route takes.
+func parameters(r *web.Request) *query { return &query{r: r, values: r.Query} }
 
 func (q *query) fail(e *problem.Error) {
 	if q.err == nil {

@@ -85,9 +85,6 @@ func (a *API) quotaAnswer(r *web.Request, q *org.Quota) (*web.Response, error) {
 }
 
 func (a *API) getQuota(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	q, err := a.service.Quota(r.Context(), r.Actor, r.Org.ID)
 	if err != nil {
 		return nil, err
@@ -96,9 +93,6 @@ func (a *API) getQuota(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) putQuota(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	if err := a.service.CheckQuota(r.Context(), r.Call(nil), r.Org.ID); err != nil {
 		return nil, err
 	}
@@ -136,9 +130,6 @@ func quotaOf(body map[string]*int64) (org.Quota, error) {
 }
 
 func (a *API) deleteQuota(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	if err := a.service.CheckQuota(r.Context(), r.Call(nil), r.Org.ID); err != nil {
 		return nil, err
 	}

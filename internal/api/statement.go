@@ -5,13 +5,20 @@ import (
 	"io"
 	"net/http"
 
+	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/usage"
 	"github.com/orgd/orgd/internal/web"
 )
 
+func (a *API) statementRoutes() []web.Route {
+	return []web.Route{
+		{Method: "GET", Pattern: "/orgs/{org_id}/consumption/statement", Operation: "getStatement", Action: "GET_STATEMENT", Rule: needs(key.ConsumptionRead), Query: takes("month"), Handle: a.getStatement},
+	}
+}
+
 func (a *API) getStatement(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "month")
+	q := parameters(r)
 	month, err := usage.ParseMonth(q.text("month"))
 	if err != nil {
 		q.fail(problem.Param("month", "must be a month such as 2026-11"))

@@ -17,6 +17,21 @@ import (
 	"github.com/orgd/orgd/internal/web"
 )
 
+var open = web.Rule{Open: true}
+
+func (a *API) statusRoutes() []web.Route {
+	return []web.Route{
+		{Method: "DELETE", Pattern: "/spools/{spool_id}", Operation: "giveUpSpool", Action: "GIVE_UP_SPOOL", Rule: web.Rule{Operator: true}, Query: takes("reason"), Handle: a.giveUpSpool},
+		{Method: "GET", Pattern: "/service_status", Listeners: []web.Listener{web.Admin}, Operation: "serviceStatus", Rule: open, Handle: a.serviceStatus},
+		{Method: "GET", Pattern: "/healthz", Listeners: []web.Listener{web.Main, web.Proxies, web.Admin}, Operation: "healthz", Rule: open, Probe: true, Handle: a.healthz},
+		{Method: "GET", Pattern: "/readyz", Listeners: []web.Listener{web.Main, web.Proxies, web.Admin}, Operation: "readyz", Rule: open, Probe: true, Handle: a.readyz},
+		{Method: "GET", Pattern: "/metrics", Listeners: []web.Listener{web.Admin}, Operation: "metrics", Rule: open, Probe: true, Handle: a.getMetrics},
+		{Method: "GET", Pattern: "/openapi.json", Operation: "openapiJSON", Rule: open, Handle: a.openapiJSON},
+		{Method: "GET", Pattern: "/openapi.yaml", Operation: "openapiYAML", Rule: open, Handle: a.openapiYAML},
+		{Method: "GET", Pattern: "/docs", Operation: "docs", Rule: open, Handle: a.docs},
+	}
+}
+
 // Status tells how the server is.
 type Status interface {
 	// Ready fails if the server cannot answer requests now.
@@ -49,7 +64,7 @@ func (a *API) serviceStatus(r *web.Request) (*web.Response, error) {
 }
 
 func (a *API) giveUpSpool(r *web.Request) (*web.Response, error) {
-	q := parameters(r, "reason")
+	q := parameters(r)
 	reason := q.text("reason")
 	if q.err == nil && strings.TrimSpace(reason) == "" {
 		q.fail(problem.Param("reason", "is missing: it must say why"))

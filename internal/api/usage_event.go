@@ -42,9 +42,6 @@ const (
 const eventsStored = "The events were stored"
 
 func (a *API) ingestUsage(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	var events []metering.UsageEvent
 	var err error
 	if r.Header["Ce-Specversion"] != nil {
@@ -73,9 +70,6 @@ func (a *API) ingestUsage(r *web.Request) (*web.Response, error) {
 // ingestEvents takes events as clients of OpenMeter send them: CloudEvents
 // whose subject is the organization.
 func (a *API) ingestEvents(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	events, err := bodyEvents(r, true)
 	if err != nil {
 		return nil, err

@@ -35,9 +35,6 @@ type verdict struct {
 // the key cannot see: nobody learns or counts anything beyond their own reach by
 // asking about somebody else's key.
 func (a *API) verify(r *web.Request) (*web.Response, error) {
-	if q := parameters(r); q.err != nil {
-		return nil, q.err
-	}
 	var body struct {
 		Key         string         `json:"key"`
 		Permissions []string       `json:"permissions"`

@@ -37,12 +37,14 @@ type Grant struct {
 	Until       *time.Time     // nil for no end
 }
 
-// covers reports whether the organization with this path lies within the grant.
+// covers reports whether the organization with this path lies within the grant. A
+// grant without a path is at no organization and covers none: every path begins
+// with that.
 func (g *Grant) covers(path string) bool {
 	if g.Reach == key.ReachSubtree {
-		return strings.HasPrefix(path, g.Path)
+		return g.Path != "" && strings.HasPrefix(path, g.Path)
 	}
-	return path == g.Path
+	return g.Path != "" && path == g.Path
 }
 
 // coversBelow reports whether all descendants of the organization lie within it.

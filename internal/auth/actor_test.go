@@ -88,6 +88,15 @@ func TestUnknownKindFindsEveryDoorClosed(t *testing.T) {
 	if !robot.Can(key.TagsWrite, "a/b/") || robot.Can(key.TagsWrite, "a/") || robot.Can(key.TagsWrite, "a/b/c/") || robot.Can(key.OrgsRead, "a/b/") {
 		t.Error("it cannot do what it was granted, or more")
 	}
+	// A grant without a path is one at no organization, and not at all of them.
+	for _, reach := range []key.Reach{key.ReachSubtree, key.ReachSelf} {
+		nowhere := &Actor{Kind: "robot", Grants: []Grant{{Reach: reach, Permissions: key.AllPermissions()}}}
+		for _, path := range []string{"", "a/", "a/b/"} {
+			if nowhere.Sees(path) || nowhere.SeesBelow(path) || nowhere.Can(key.OrgsRead, path) || len(nowhere.Holds(path)) > 0 {
+				t.Errorf("%q lies within a grant of reach %s at no organization", path, reach)
+			}
+		}
+	}
 	// A reach that nobody knows is no more than the organization itself.
 	robot.Grants[0].Reach = "galaxy"
 	if robot.Sees("a/b/c/") || robot.SeesBelow("a/b/") || !robot.Sees("a/b/") {

@@ -140,8 +140,10 @@ func New(code Code, format string, args ...any) *Error {
 	return &Error{Code: code, Detail: fmt.Sprintf(format, args...)}
 }
 
-// Param returns an InvalidParameter error about one parameter.
+// Param returns an InvalidParameter error about one parameter. The name may be a
+// caller's own: of a long one the error has the beginning.
 func Param(name, format string, args ...any) *Error {
+	name = strings.ToValidUTF8(name[:min(len(name), 64)], "\uFFFD")
 	detail := fmt.Sprintf(format, args...)
 	return &Error{Code: InvalidParameter, Detail: sentence("The parameter " + name + " " + detail),
 		Fields: []Field{{Param: name, Detail: detail}}}

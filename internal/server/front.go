@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/orgd/orgd/internal/api"
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/durable"
 	"github.com/orgd/orgd/internal/web"
@@ -43,7 +44,7 @@ const starting = "The server is starting and not ready."
 
 // Listen begins to answer on main, and on the other listeners of the Config.
 func Listen(c Config, main net.Listener) *Front {
-	return c.listen(main, web.NewGate(c.BasePath, starting))
+	return c.listen(main, web.NewGate(c.BasePath, starting, api.Surfaces()))
 }
 
 func (c Config) listen(main net.Listener, gate *web.Gate) *Front {

@@ -126,7 +126,7 @@ type Server struct {
 // Open opens the data directory and the database and brings both up to date. The
 // error is a *durable.FullError if the disk has too little space for that.
 func Open(ctx context.Context, c Config) (*Server, error) {
-	return open(ctx, c, web.NewGate(c.BasePath, starting))
+	return open(ctx, c, web.NewGate(c.BasePath, starting, api.Surfaces()))
 }
 
 // startSpace is how much free space a start takes at most beside the database.

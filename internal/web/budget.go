@@ -12,7 +12,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/orgd/orgd/internal/auth"
 	"github.com/orgd/orgd/internal/budget"
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
@@ -108,7 +107,7 @@ func pageTurns(b *budget.Budget) *budget.Turns {
 // turn, since that takes the time that a client takes.
 func (s *Server) handle(rt *Route, r *Request) (*Response, error) {
 	if rt.Room == 0 || s.budgets.Budget == nil || r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return rt.Handle(r)
+		return rt.work(r)
 	}
 	if root := r.Actor.RootID; !r.expensive {
 		if err := s.budgets.pages.Take(r.Context(), root); err != nil {
@@ -119,7 +118,7 @@ func (s *Server) handle(rt *Route, r *Request) (*Response, error) {
 	if f := r.ticket.Hold(rt.Room); f != nil {
 		return nil, s.refusal(r, f)
 	}
-	return rt.Handle(r)
+	return rt.work(r)
 }
 
 // IdempotencyBytes is the name of the budget of answers that are kept for
@@ -142,7 +141,7 @@ func (s *Server) enter(rt *Route, r *Request) error {
 	if s.budgets.Budget == nil {
 		return nil
 	}
-	change := r.Method != http.MethodGet && r.Method != http.MethodHead && rt.Prepare == nil && !rt.NoReplay
+	change := r.Method != http.MethodGet && r.Method != http.MethodHead && !rt.NoReplay
 	if f := s.budgets.Enter(&r.ticket, r.Actor.RootID, limitsOf(r.login.Quota), change, r.At); f != nil {
 		s.budgets.pause(r.Context())
 		return s.refusal(r, f)
@@ -312,7 +311,7 @@ func (p *pausingWriter) Write(b []byte) (int, error) {
 
 // keepable fails if the root keeps as much for its Idempotency-Keys as it may.
 func (s *Server) keepable(r *Request) error {
-	if s.budgets.Budget == nil || r.Actor.Kind != auth.KindKey {
+	if s.budgets.Budget == nil || r.Actor.Everywhere() {
 		return nil
 	}
 	most, by := int64(org.DefaultIdempotencyBytes), "default"

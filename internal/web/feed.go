@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -135,7 +136,7 @@ func (s *Server) follow(w http.ResponseWriter, rt *Route, r *Request, f *Feed) {
 			return
 		case err != nil:
 			out.text("event: problem\ndata: ")
-			out.text(string(s.failed(rt, r, err).Body))
+			out.text(strings.ReplaceAll(string(s.failed(rt, r, err).Body), "\n", "\ndata: "))
 			out.text("\n\n")
 			out.send()
 			return

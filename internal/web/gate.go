@@ -15,6 +15,7 @@ import (
 // safe for concurrent use.
 type Gate struct {
 	basePath string
+	surfaces []*Surface
 	server   atomic.Pointer[Server]
 	closed   atomic.Pointer[string] // why, as a sentence; nil if it is open
 	leaving  atomic.Bool
@@ -23,9 +24,10 @@ type Gate struct {
 // gateRetry is when a client may try again that found the gate closed.
 const gateRetry = 2 * time.Second
 
-// NewGate returns a closed gate. The base path is that of the Config.
-func NewGate(basePath, why string) *Gate {
-	g := &Gate{basePath: strings.TrimSuffix(basePath, "/")}
+// NewGate returns a closed gate. The base path is that of the Config. Each of the
+// surfaces has a Path, below which requests are refused as it does.
+func NewGate(basePath, why string, surfaces []*Surface) *Gate {
+	g := &Gate{basePath: strings.TrimSuffix(basePath, "/"), surfaces: surfaces}
 	g.Close(why)
 	return g
 }
@@ -82,9 +84,11 @@ func (g *Gate) refuse(w http.ResponseWriter, r *http.Request, why string) {
 	w.Header()["X-Request-Id"] = []string{id}
 	e := problem.New(problem.Unavailable, "%s", why).WithFix("Wait as long as Retry-After says.")
 	e.RetryAfter = gateRetry
-	resp := Problem(e, "urn:orgd:request:"+id)
-	if strings.HasPrefix(strings.TrimPrefix(r.URL.Path, g.basePath), "/forward_auth") {
-		resp.With("X-Orgd-Code", string(e.Code))
+	fail := Problem
+	for _, f := range g.surfaces {
+		if f.Fail != nil && below(strings.TrimPrefix(r.URL.Path, g.basePath), f.Path) {
+			fail = f.Fail
+		}
 	}
-	resp.send(w, r.Method == http.MethodHead)
+	fail(&Request{Request: r, ID: id}, e).send(w, r.Method == http.MethodHead)
 }

@@ -28,8 +28,8 @@ type stored struct {
 // sealer returns the cipher for one caller's answers. Its key is derived from
 // the caller's secret, which the server does not keep: an answer may hold a
 // new API key, and nothing in the database can open it.
-func sealer(token, idempotencyKey string) (cipher.AEAD, error) {
-	k, err := hkdf.Key(sha256.New, []byte(token), []byte(idempotencyKey), "orgd idempotency v1", 32)
+func sealer(credential, idempotencyKey string) (cipher.AEAD, error) {
+	k, err := hkdf.Key(sha256.New, []byte(credential), []byte(idempotencyKey), "orgd idempotency v1", 32)
 	if err != nil {
 		return nil, err
 	}
@@ -40,12 +40,12 @@ func sealer(token, idempotencyKey string) (cipher.AEAD, error) {
 	return cipher.NewGCM(block)
 }
 
-func seal(token, idempotencyKey string, r *Response) ([]byte, error) {
+func seal(credential, idempotencyKey string, r *Response) ([]byte, error) {
 	plain, err := json.Marshal(stored{r.Status, r.ContentType, r.Header, r.Body})
 	if err != nil {
 		return nil, err
 	}
-	aead, err := sealer(token, idempotencyKey)
+	aead, err := sealer(credential, idempotencyKey)
 	if err != nil {
 		return nil, err
 	}
@@ -56,8 +56,8 @@ func seal(token, idempotencyKey string, r *Response) ([]byte, error) {
 	return aead.Seal(nonce, nonce, plain, nil), nil
 }
 
-func open(token, idempotencyKey string, sealed []byte) (*Response, error) {
-	aead, err := sealer(token, idempotencyKey)
+func open(credential, idempotencyKey string, sealed []byte) (*Response, error) {
+	aead, err := sealer(credential, idempotencyKey)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +108,7 @@ func (s *Server) once(r *Request, handle Handler) (*Response, error) {
 				WithFix("Use a new Idempotency-Key for a new request.")
 		}
 		r.Did = "This request was made before, with this Idempotency-Key"
-		return open(r.token, idempotencyKey, replay.Answer)
+		return open(r.credential, idempotencyKey, replay.Answer)
 	}
 	if err := s.keepable(r); err != nil {
 		return nil, err
@@ -120,7 +120,7 @@ func (s *Server) once(r *Request, handle Handler) (*Response, error) {
 	}
 	// The request made no change with which its answer could be stored. If it
 	// cannot be stored now, the same request may be made again.
-	sealed, err := seal(r.token, idempotencyKey, resp)
+	sealed, err := seal(r.credential, idempotencyKey, resp)
 	if err == nil {
 		err = s.service.KeepAnswer(r.Context(), r.Actor, r.idempotent, sealed)
 	}

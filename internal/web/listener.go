@@ -27,10 +27,10 @@ type table struct {
 	mux      *http.ServeMux
 	prefixes []prefix
 	none     http.Handler // answers what no route takes
+	surfaces []prefix     // answer that below their paths
 }
 
-// prefix is a path with all that lies below it. A path parameter may follow
-// it (RFC 3986, section 3.3): "/forward_auth;meter=api_calls/…".
+// prefix is a path with all that lies below it.
 type prefix struct {
 	path    string
 	handler http.Handler
@@ -53,9 +53,25 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // newTable adds a listener.
 func (s *Server) newTable(l Listener) {
 	t := &table{mux: http.NewServeMux()}
-	t.none = s.handler(&Route{Operation: "none", Rule: Rule{Open: true}, Handle: t.notRouted})
-	t.mux.Handle("/", t.none)
+	t.none = s.noRoute(t, nil)
+	t.mux.HandleFunc("/", t.serveNone)
 	s.tables[l] = t
+}
+
+// noRoute returns what answers for a surface where no route does.
+func (s *Server) noRoute(t *table, f *Surface) http.Handler {
+	return s.handler(&Route{Operation: "none", Surface: f, Rule: Rule{Open: true}, Handle: t.notRouted})
+}
+
+// addSurface has a surface answer below its path what no route takes.
+func (s *Server) addSurface(t *table, f *Surface, bases []string) {
+	if f == nil || f.Path == "" || slices.ContainsFunc(t.surfaces, func(p prefix) bool { return p.path == f.Path }) {
+		return
+	}
+	h := s.noRoute(t, f)
+	for _, base := range bases {
+		t.surfaces = append(t.surfaces, prefix{base + f.Path, h})
+	}
 }
 
 // tablesOf returns the tables of the listeners that serve a route.
@@ -89,18 +105,28 @@ func (t *table) add(rt *Route, base string, h http.Handler) (err error) {
 
 func (t *table) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for i := range t.prefixes {
-		p := &t.prefixes[i]
-		if rest, ok := strings.CutPrefix(r.URL.Path, p.path); ok && (rest == "" || rest[0] == '/' || rest[0] == ';') {
+		if p := &t.prefixes[i]; below(r.URL.Path, p.path) {
 			p.handler.ServeHTTP(w, r)
 			return
 		}
 	}
 	// http.ServeMux redirects paths that are not clean. They name nothing here.
 	if p := r.URL.Path; strings.Contains(p, "//") || strings.Contains(p+"/", "/./") || strings.Contains(p+"/", "/../") {
-		t.none.ServeHTTP(w, r)
+		t.serveNone(w, r)
 		return
 	}
 	t.mux.ServeHTTP(w, r)
+}
+
+// serveNone answers what no route takes, as the surface does that has the path.
+func (t *table) serveNone(w http.ResponseWriter, r *http.Request) {
+	for i := range t.surfaces {
+		if p := &t.surfaces[i]; below(r.URL.Path, p.path) {
+			p.handler.ServeHTTP(w, r)
+			return
+		}
+	}
+	t.none.ServeHTTP(w, r)
 }
 
 // notRouted answers what no route takes: 405 if the path exists for another

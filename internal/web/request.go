@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"reflect"
 	"strconv"
@@ -37,6 +38,7 @@ type Request struct {
 	OldSecret bool       // the key's secret is one that a rotation replaced
 	At        time.Time  // when it arrived: UTC, whole microseconds
 	Actor     *auth.Actor
+	Query     url.Values    // the parameters, each of which the route takes and none twice
 	Org       *org.Snapshot // the organization that the request is about; nil if none, or not visible
 	Sought    string        // the id of an organization that the body or the query names; it may not exist
 	Receipt   audit.Receipt // of the change that the request made
@@ -47,7 +49,8 @@ type Request struct {
 
 	server     *Server
 	route      *Route
-	token      string
+	surface    *Surface
+	credential string // see Surface.Credential
 	login      org.Login
 	address    string // IP as text
 	failsAgain bool   // it is a probe, and the one before has failed
@@ -91,7 +94,7 @@ func (r *Request) Recheck(ctx context.Context) error {
 	if r.route.Rule.Open {
 		return nil
 	}
-	login, err := r.server.service.Again(ctx, r.login, r.token, r.IP)
+	login, err := r.surface.Authenticate(ctx, r.login, r.credential, r.IP)
 	if err != nil {
 		return err
 	}
@@ -173,13 +176,13 @@ func (r *Request) checkIfMatch() error {
 // the result of a change into the answer: it runs again for the answer that
 // is kept for an Idempotency-Key.
 func (r *Request) Call(render func(result any) *Response) *org.Call {
-	c := &org.Call{Actor: r.Actor, Secret: key.HashToken(r.token), Address: r.IP, RequestID: r.ID, IP: r.address,
+	c := &org.Call{Actor: r.Actor, Secret: key.HashToken(r.credential), Address: r.IP, RequestID: r.ID, IP: r.address,
 		UserAgent: cut(key.Redact(r.UserAgent()), 512), IfMatch: r.IfMatch()}
 	if r.idempotent != nil && render != nil {
 		idem := *r.idempotent
 		idem.Render = func(result any, receipt audit.Receipt) ([]byte, error) {
 			r.kept = true
-			return seal(r.token, idem.Key, render(result).Receipt(receipt))
+			return seal(r.credential, idem.Key, render(result).Receipt(receipt))
 		}
 		c.Idempotent = &idem
 	}

@@ -1,6 +1,6 @@
 // Package web holds what every HTTP surface of orgd shares: the way of a
-// request from the route to the answer. A surface gives it a table of routes,
-// each with its authorization rule; nothing else is reachable.
+// request from the route to the answer. It is given a table of routes, each with
+// its authorization rule and its Surface; nothing else is reachable.
 package web
 
 import (
@@ -64,8 +64,8 @@ func (r *Response) Receipt(receipt audit.Receipt) *Response {
 	return r.With("Orgd-Audit-Receipt", receipt.String())
 }
 
-// Problem returns the answer for an error (RFC 9457).
-func Problem(e *problem.Error, instance string) *Response {
+// Problem returns the answer of the API for an error (RFC 9457).
+func Problem(r *Request, e *problem.Error) *Response {
 	m := map[string]any{}
 	for name, v := range e.Extra {
 		m[name] = v
@@ -74,7 +74,7 @@ func Problem(e *problem.Error, instance string) *Response {
 	m["title"] = e.Code.Title()
 	m["status"] = e.Code.Status()
 	m["detail"] = e.Detail
-	m["instance"] = instance
+	m["instance"] = "urn:orgd:request:" + r.ID
 	m["code"] = e.Code
 	if e.Fix != "" {
 		m["fix"] = e.Fix
@@ -86,14 +86,14 @@ func Problem(e *problem.Error, instance string) *Response {
 	if err != nil {
 		panic("web: problem that is not JSON: " + err.Error())
 	}
-	r := &Response{Status: e.Code.Status(), ContentType: "application/problem+json", Body: body}
+	resp := &Response{Status: e.Code.Status(), ContentType: "application/problem+json", Body: body}
 	if e.RetryAfter > 0 {
-		r.With("Retry-After", strconv.Itoa(int((e.RetryAfter+time.Second-1)/time.Second)))
+		resp.With("Retry-After", strconv.Itoa(int((e.RetryAfter+time.Second-1)/time.Second)))
 	}
 	if e.Code == problem.Unauthorized {
-		r.With("WWW-Authenticate", "Bearer")
+		resp.With("WWW-Authenticate", "Bearer")
 	}
-	return r
+	return resp
 }
 
 // Follow returns an answer that sends a feed. nginx would keep messages back

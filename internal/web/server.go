@@ -37,6 +37,8 @@ type Route struct {
 	// Prefix also serves every path below Pattern, as it is: it belongs to
 	// another request.
 	Prefix bool
+	// Surface is whose call it is; nil for the API's.
+	Surface *Surface
 	// Listeners are where the call can be made; Main alone if there are none.
 	Listeners []Listener
 	Operation string // its operationId in the API description
@@ -62,10 +64,18 @@ type Route struct {
 	// worked on at the same time. It is asked once the request is permitted;
 	// the work starts when its body has been read. Nil for never.
 	Expensive func(r *Request) bool
+	// Query is what the query may have. It is looked at once the request is
+	// permitted, just before its handler runs; that of a route with Prepare, and
+	// of one whose Rule is Open, is left to the route.
+	Query []Parameter
+	// Following is what the query may have instead where it has the parameter
+	// follow: the answer is a Feed then. Nil if there is no such.
+	Following []Parameter
 	Handle    Handler
 }
 
-// Rule says who may make a call. The zero Rule lets any valid key through.
+// Rule says who may make a call. The zero Rule lets through whoever sees the
+// organization that they belong to, as every key does, and the operator.
 type Rule struct {
 	Open        bool     // no key needed; nothing is recorded
 	Target      string   // the path value that names the organization that the call is about
@@ -101,6 +111,7 @@ type Server struct {
 	recorder Recorder
 	limiter  *auth.Limiter
 	budgets  *budgets
+	api      *Surface
 	log      *slog.Logger
 	now      func() time.Time
 	trusted  []netip.Prefix
@@ -142,6 +153,7 @@ func NewServer(c Config, routes []Route) (*Server, error) {
 		unknown: prometheus.NewCounter(prometheus.CounterOpts{Name: "orgd_unknown_keys_total",
 			Help: "Requests with a key that names no organization, or with none."}),
 	}
+	s.api = s.apiSurface()
 	s.stopped = make(chan struct{})
 	s.stopping = sync.OnceFunc(func() { close(s.stopped) })
 	following := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_open_feeds", Help: "Clients that follow a log."}, func() float64 {
@@ -162,6 +174,7 @@ func NewServer(c Config, routes []Route) (*Server, error) {
 	for _, l := range c.Listeners {
 		s.newTable(l)
 	}
+	bases := slices.Compact([]string{"", s.basePath})
 	for i := range routes {
 		rt := &routes[i]
 		if !rt.Rule.Open && rt.Action == "" {
@@ -169,7 +182,8 @@ func NewServer(c Config, routes []Route) (*Server, error) {
 		}
 		h := s.handler(rt)
 		for _, t := range s.tablesOf(rt) {
-			for _, base := range slices.Compact([]string{"", s.basePath}) {
+			s.addSurface(t, rt.Surface, bases)
+			for _, base := range bases {
 				if err := t.add(rt, base, h); err != nil {
 					return nil, fmt.Errorf("calls below the base path %s cannot be told from others; choose another, such as /api/v1: %w", s.basePath, err)
 				}
@@ -180,6 +194,7 @@ func NewServer(c Config, routes []Route) (*Server, error) {
 }
 
 func (s *Server) handler(rt *Route) http.Handler {
+	surface := rt.Surface.or(s.api)
 	duration := s.duration.WithLabelValues(rt.Operation)
 	var probes background.Spell // those that fail
 	var counters sync.Map       // status → prometheus.Counter
@@ -189,7 +204,7 @@ func (s *Server) handler(rt *Route) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
 		start := s.begin(rt)
-		r := &Request{Request: hr, ID: requestID(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody, server: s, route: rt, underWay: !rt.Rule.Open}
+		r := &Request{Request: hr, ID: requestID(hr), At: start.UTC().Truncate(time.Microsecond), maxBody: maxBody, server: s, route: rt, surface: surface, underWay: !rt.Rule.Open}
 		defer s.end(r)
 		r.IP, r.Trusted = s.origin(hr)
 		r.address = AddressText(r.IP)
@@ -351,7 +366,7 @@ func (s *Server) answer(rt *Route, r *Request) (resp *Response, err error) {
 			return nil, problem.New(problem.InvalidRequest, "This call takes no Idempotency-Key: its answer would not be true any more when it is repeated.").
 				WithFix("Leave out the header Idempotency-Key.")
 		}
-		return s.once(r, rt.Handle)
+		return s.once(r, rt.work)
 	}
 	return s.handle(rt, r)
 }
@@ -381,8 +396,12 @@ func (s *Server) permit(rt *Route, r *Request) (err error) {
 
 // permits checks what the rule asks of an actor who sees what the call is
 // about.
-// Where it is about no organization, that is the actor's own.
+// Where it is about no organization, that is the actor's own, and the actor must
+// see that: who is granted nothing there is refused by every rule.
 func (rule *Rule) permits(r *Request) error {
+	if r.Org == nil && !r.Actor.Sees(r.Actor.Path) {
+		return problem.New(problem.PermissionDenied, "Nothing is granted to this caller at the organization that it belongs to.")
+	}
 	if rule.Operator {
 		if err := r.Actor.DemandOperator(); err != nil {
 			return err
@@ -401,17 +420,10 @@ func (r *Request) Place() string {
 }
 
 func (s *Server) authenticate(r *Request) error {
-	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if !strings.EqualFold(scheme, "Bearer") {
-		token = ""
-	}
-	r.token = strings.TrimSpace(token)
-	login, err := s.service.Authenticate(r.Context(), r.token, r.IP)
+	r.credential = r.surface.Credential(r.Request)
+	login, err := r.surface.Authenticate(r.Context(), org.Login{}, r.credential, r.IP)
 	r.Actor, r.OldSecret, r.login = login.Actor, login.OldSecret, login
 	if err != nil {
-		if login.Actor == nil {
-			s.unknown.Inc()
-		}
 		return err
 	}
 	quota, err := TakeToken(s.limiter, r.Actor, s.now())
@@ -466,28 +478,23 @@ func (s *Server) failed(rt *Route, r *Request, err error) *Response {
 		}
 		s.log.Log(context.Background(), level, "request failed", "request_id", r.ID, "operation", rt.Operation, "code", e.Code, "error", err)
 	}
-	resp := Problem(e, "urn:orgd:request:"+r.ID)
-	if rt.Prepare != nil {
-		// A proxy that drops the body can still tell its client why.
-		resp.With("X-Orgd-Code", string(e.Code))
-	}
-	return resp
+	return r.surface.Fail(r, e)
 }
 
 // record writes the access event of the request, or of the one that it decides
 // about, and counts it.
 func (s *Server) record(rt *Route, r *Request, status int) error {
-	d, at := r.Decision, r.At
+	d := r.Decision
 	if d == nil {
 		if r.Actor == nil {
 			return nil
 		}
 		d = &Decision{Actor: r.Actor, OldSecret: r.OldSecret, Org: r.Org, Method: r.Method, Path: r.URL.EscapedPath(), IP: r.IP, UserAgent: r.UserAgent()}
-		if a := r.Actor; a.Kind == auth.KindKey && counts(status) {
-			d.Usage, d.Reservation = s.metering.CountCall(r.Context(), a, at)
+		if counts(status) {
+			d.Usage, d.Reservation = r.surface.Count(r)
 		}
 	} else if r.Actor != nil && r.Actor != d.Actor && r.Actor.Kind == auth.KindKey && status != http.StatusUnauthorized {
-		use := &access.KeyUse{KeyID: r.Actor.ID, Old: r.OldSecret, At: at, IP: r.address}
+		use := &access.KeyUse{KeyID: r.Actor.ID, Old: r.OldSecret, At: r.At, IP: r.address}
 		if _, err := s.recorder.RecordAt(access.Record{Use: use}); err != nil {
 			d.Reservation.Release()
 			return err
