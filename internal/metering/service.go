@@ -140,10 +140,11 @@ type Tx interface {
 	RootsWithout(month usage.Month, after string, limit int) ([]string, error)
 
 	// ClaimEvents stores those events that are not stored already, and tells
-	// which. Of several with the same key it stores the first. The parts of an
-	// event follow its part 0, and are stored if that is. An event of the same
-	// organization that was stored without a sender counts as one of any.
-	ClaimEvents(events []usage.Event) (fresh []bool, err error)
+	// which, in the order that usage.ClaimOrder returns for them. Of several with
+	// the same key it stores the first. The parts of an event follow its part 0,
+	// and are stored if that is. An event of the same organization that was stored
+	// without a sender counts as one of any.
+	ClaimEvents(events []usage.Event, order []int) (fresh []bool, err error)
 	// UsageEvents returns the events of a root that follow a key, in the order
 	// of their keys.
 	UsageEvents(rootID string, after usage.EventKey, limit int) ([]usage.Event, error)
