@@ -30,14 +30,19 @@ type DeleteOptions struct {
 func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteOptions) (*Deletion, audit.Receipt, error) {
 	d := &Deletion{DryRun: opt.DryRun}
 	receipt, err := s.Change(ctx, call, func(c *Change) (any, []audit.Draft, error) {
-		o, counts, err := c.deletable(id)
+		o, err := c.deletable(id)
 		if err != nil {
 			return nil, nil, err
 		}
 		if err := CheckMatch(call.IfMatch, o.ETag()); err != nil {
 			return nil, nil, err
 		}
-		d.Counts = counts
+		// What goes is counted as it goes: a subtree is large.
+		if opt.DryRun || !opt.Cascade {
+			if d.Counts, err = c.CountSubtree(o.RootID, o.Path); err != nil {
+				return nil, nil, err
+			}
+		}
 		if opt.DryRun {
 			return nil, nil, nil
 		}
@@ -72,24 +77,24 @@ func (s *Service) Delete(ctx context.Context, call *Call, id string, opt DeleteO
 // lives below it now, and changes nothing.
 func (s *Service) CheckDelete(ctx context.Context, call *Call, id string) error {
 	return s.Precheck(ctx, call, func(c *Change) error {
-		_, _, err := c.deletable(id)
+		_, err := c.deletable(id)
 		return err
 	})
 }
 
-// deletable returns an organization that the actor may delete, and what lives
-// in its subtree.
-func (c *Change) deletable(id string) (*Organization, Counts, error) {
+// deletable returns an organization that the actor may delete with what lives in
+// its subtree.
+func (c *Change) deletable(id string) (*Organization, error) {
 	o, err := c.Target(id, key.OrgsDelete)
-	if err != nil {
-		return nil, Counts{}, err
+	if err != nil || c.Call.Actor.SeesBelow(o.Path) {
+		return o, err
 	}
 	counts, err := c.CountSubtree(o.RootID, o.Path)
-	if err == nil && counts.Organizations > 1 && !c.Call.Actor.SeesBelow(o.Path) {
+	if err == nil && counts.Organizations > 1 {
 		err = problem.New(problem.PermissionDenied, "The organization has live descendants, which this key does not reach.").
 			WithFix("Use a key with the reach subtree.")
 	}
-	return o, counts, err
+	return o, err
 }
 
 // Restore undoes a delete: it brings back exactly what that delete removed.
