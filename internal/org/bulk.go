@@ -39,6 +39,7 @@ const (
 // few milliseconds.
 const (
 	chunkRows  = 100
+	chunkTags  = 5 // as many tags count as a row
 	chunkBytes = 128 << 10
 )
 
@@ -431,14 +432,14 @@ func (s *Service) checkIDs(ctx context.Context, p *importPlan) error {
 // chunks returns where the chunks end into which the rows are divided.
 func (p *importPlan) chunks() []int {
 	var ends []int
-	rows, size := 0, 0
+	rows, tags, size := 0, 0, 0
 	for i := range p.rows {
 		n := p.rows[i].size()
-		if rows == chunkRows || rows > 0 && size+n > chunkBytes {
+		if rows+tags/chunkTags >= chunkRows || rows > 0 && size+n > chunkBytes {
 			ends = append(ends, i)
-			rows, size = 0, 0
+			rows, tags, size = 0, 0, 0
 		}
-		rows, size = rows+1, size+n
+		rows, tags, size = rows+1, tags+p.rows[i].Tags.len(), size+n
 	}
 	return append(ends, len(p.rows))
 }

@@ -232,10 +232,12 @@ type PurgeTx interface {
 }
 
 const (
-	// purgeStep is how many rows one transaction of a purge changes.
-	purgeStep = 1000
-	// purgePause is how long a purge lets others work after each step.
-	purgePause = 20 * time.Millisecond
+	// purgeStep is how many rows one transaction of a purge changes. It keeps it to
+	// a few milliseconds, which others may have to wait.
+	purgeStep = 200
+	// purgePause is how long a purge lets others work after each step, at least: it
+	// is as long as the step took.
+	purgePause = 5 * time.Millisecond
 )
 
 // PurgeExpired removes for good the organizations whose restore window has
@@ -303,14 +305,16 @@ func (s *Service) beginPurge(ctx context.Context, top *Organization) error {
 
 // purge completes a purge that has begun.
 func (s *Service) purge(ctx context.Context, top *Organization) (purged int64, err error) {
+	var took time.Duration // by the last step
 	for {
 		select {
 		case <-ctx.Done():
 			return purged, ctx.Err()
-		case <-time.After(purgePause):
+		case <-time.After(max(purgePause, took)):
 		}
 		var gone []string
 		var done bool
+		begun := time.Now()
 		err := s.store.Write(ctx, func(tx Tx) error {
 			// Others may move what is above it. If it is a root its log is closed,
 			// and nobody changes its tree.
@@ -323,6 +327,7 @@ func (s *Service) purge(ctx context.Context, top *Organization) (purged int64, e
 		if err != nil {
 			return purged, err
 		}
+		took = time.Since(begun)
 		s.purged(top.RootID, gone)
 		if purged += int64(len(gone)); done {
 			return purged, nil
