@@ -39,7 +39,7 @@ const (
 // few milliseconds.
 const (
 	chunkRows  = 100
-	chunkTags  = 5 // as many tags count as a row
+	chunkTags  = 4 // so many tags of a row count as a further row
 	chunkBytes = 128 << 10
 )
 
@@ -432,14 +432,14 @@ func (s *Service) checkIDs(ctx context.Context, p *importPlan) error {
 // chunks returns where the chunks end into which the rows are divided.
 func (p *importPlan) chunks() []int {
 	var ends []int
-	rows, tags, size := 0, 0, 0
+	rows, size := 0, 0
 	for i := range p.rows {
 		n := p.rows[i].size()
-		if rows+tags/chunkTags >= chunkRows || rows > 0 && size+n > chunkBytes {
+		if rows >= chunkRows || rows > 0 && size+n > chunkBytes {
 			ends = append(ends, i)
-			rows, tags, size = 0, 0, 0
+			rows, size = 0, 0
 		}
-		rows, tags, size = rows+1, tags+p.rows[i].Tags.len(), size+n
+		rows, size = rows+1+p.rows[i].Tags.len()/chunkTags, size+n
 	}
 	return append(ends, len(p.rows))
 }
