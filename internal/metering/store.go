@@ -61,10 +61,11 @@ type Tx interface {
 	// organization, month and id. Errors are those of AddUsage.
 	PutAdjustments([]usage.Adjustment) error
 	// ClaimEvents stores those events that are not stored already, and tells
-	// which. Of several with the same key it stores the first. The parts of an
-	// event follow its part 0, and are stored if that is. An event of the same
-	// organization that was stored without a sender counts as one of any.
-	ClaimEvents(events []usage.Event) (fresh []bool, err error)
+	// which, in the order that usage.ClaimOrder returns for them. Of several with
+	// the same key it stores the first. The parts of an event follow its part 0,
+	// and are stored if that is. An event of the same organization that was stored
+	// without a sender counts as one of any.
+	ClaimEvents(events []usage.Event, order []int) (fresh []bool, err error)
 	// States returns the states of series, zero for those without events, and
 	// keeps others from changing them until the transaction ends.
 	States(series []usage.Series) (map[usage.Series]usage.State, error)

@@ -201,8 +201,8 @@ func (s *Service) Ingest(ctx context.Context, call *org.Call, orgID string, even
 	}
 	defer leave()
 	var out Ingestion
-	for attempt := 0; ; attempt++ {
-		if err := in.watch(ctx, within); err != nil {
+	for attempt, replans := 0, 0; ; {
+		if err := in.prepare(ctx, within, replans > 0); err != nil {
 			return Ingestion{}, err
 		}
 		err = s.orgs.Deliver(ctx, call, key.ConsumptionWrite, func(tx org.Tx, present *org.Call) (any, string, error) {
@@ -217,15 +217,23 @@ func (s *Service) Ingest(ctx context.Context, call *org.Call, orgID string, even
 			out, err = in.run(s.store.TxOf(tx))
 			return out, path, err
 		})
-		if err != errNoGauge {
-			break
-		}
-		// An organization was moved below a limit meanwhile, or the transaction
-		// came late.
-		if attempt == maxGaugeReads {
+		switch err {
+		case errNoGauge:
+			// An organization was moved below a limit meanwhile, or the transaction
+			// came late.
+			if attempt++; attempt <= maxGaugeReads {
+				continue
+			}
 			err = gaugesLate()
-			break
+		case errPlanChanged:
+			if replans++; replans <= maxReplans {
+				continue
+			}
+			p := problem.New(problem.Unavailable, "The meters or the places of the organizations change all the time; none was counted.").WithFix("Send the events again.")
+			p.RetryAfter = time.Second
+			err = p
 		}
+		break
 	}
 	switch {
 	case err == nil || problem.Is(err, problem.OutcomeUnknown):
@@ -248,7 +256,8 @@ type ingestion struct {
 	now         time.Time
 	orgID       string
 	events      []UsageEvent
-	orgIDs      []string             // of the events, each once
+	orgIDs      []string // of the events, each once
+	plan        *plan
 	limits      map[string]*bounds   // that watch found, by path
 	refusals    map[[2]string]string // of what would lower a meter, by path and meter
 	reservation *Reservation
@@ -261,27 +270,140 @@ func (in *ingestion) reaches(place org.Place, within string) bool {
 	return in.call.Actor.Can(key.ConsumptionWrite, place.Path) && strings.HasPrefix(place.Path, within)
 }
 
-// watch reads what the hard limits say about the events, before the
-// transaction.
-func (in *ingestion) watch(ctx context.Context, within string) error {
-	in.limits = map[string]*bounds{}
+// plan is what the events come to, worked out before the transaction, which only
+// looks whether what it rests on is still so: where the organizations are, the
+// meters of their roots, and what may not be lowered. Nothing of it changes once it
+// is made.
+type plan struct {
+	places   map[string]org.Place
+	within   string                   // where all events must lie; empty for anywhere
+	reached  map[string]bool          // of places, those for which events may be
+	meters   map[string][]usage.Meter // by root
+	lowers   [][2]string              // paths and meters of which something is taken off
+	refusals map[[2]string]string     // what says no to that, by path and meter
+	months   []rootMonth              // in which events lie, in ascending order
+
+	events []usage.Event
+	of     []planned // of each of events
+	order  []int     // usage.ClaimOrder of events
+	slots  []slot
+	bad    *usageErrors
+}
+
+// planned is what is known of an event for one meter.
+type planned struct {
+	origin      int // index in the request
+	aggregation usage.Aggregation
+	slot        int // what it adds to
+}
+
+// slot is what events add to together.
+type slot struct {
+	orgID string
+	meter string
+	month usage.Month
+	day   usage.Day
+}
+
+// errPlanChanged says that what a plan rests on is no longer so.
+var errPlanChanged = errors.New("what the events were checked against has changed")
+
+// maxReplans is how often events are checked anew because others change what the
+// check rests on.
+const maxReplans = 8
+
+// prepare reads what the transaction will need and works out the plan. again says
+// that what is remembered of the meters may be old.
+func (in *ingestion) prepare(ctx context.Context, within string, again bool) error {
 	// One query for all: it takes as long for organizations that the actor does
 	// not see as for those that nobody has.
-	var places map[string]org.Place
+	p := &plan{reached: map[string]bool{}, meters: map[string][]usage.Meter{}, refusals: map[[2]string]string{}}
 	if err := in.service.store.Read(ctx, func(tx View) (err error) {
-		places, err = tx.Places(in.orgIDs)
+		p.places, p.within, err = in.where(tx)
 		return err
 	}); err != nil {
 		return err
 	}
-	for _, place := range places {
-		if !in.reaches(place, within) {
-			continue // run says so
+	for id, place := range p.places {
+		if !in.reaches(place, p.within) {
+			continue
 		}
-		meters, err := in.service.metersOf(ctx, place.RootID)
+		p.reached[id] = true
+		if p.meters[place.RootID] != nil {
+			continue
+		}
+		var all []usage.Meter
+		var err error
+		if again {
+			err = in.service.store.Read(ctx, func(tx View) (err error) {
+				all, err = meters(tx, place.RootID)
+				return err
+			})
+		} else {
+			all, err = in.service.metersOf(ctx, place.RootID)
+		}
 		if err != nil {
 			return err
 		}
+		p.meters[place.RootID] = all
+	}
+	if err := in.watch(ctx, p); err != nil {
+		return err
+	}
+	if err := p.work(in); err != nil {
+		return err
+	}
+	if len(p.lowers) > 0 {
+		refused := false
+		if err := in.service.store.Read(ctx, func(tx View) error {
+			in.refusals, refused = map[[2]string]string{}, false
+			for _, l := range p.lowers {
+				refusal, err := in.refuseLowering(tx, l[0], l[1])
+				if err != nil {
+					return err
+				}
+				p.refusals[l] = refusal
+				refused = refused || refusal != ""
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		if refused {
+			if err := p.work(in); err != nil {
+				return err
+			}
+		}
+	}
+	p.order = usage.ClaimOrder(p.events)
+	in.plan = p
+	return nil
+}
+
+// where returns where the organizations of the events are, and where all of them
+// must be.
+func (in *ingestion) where(tx View) (places map[string]org.Place, within string, err error) {
+	if places, err = tx.Places(in.orgIDs); err != nil || in.orgID == "" {
+		return places, "", err
+	}
+	if within = places[in.orgID].Path; within == "" {
+		// No event may name it; it may have been deleted just now.
+		target, err := tx.Places([]string{in.orgID})
+		if err != nil {
+			return nil, "", err
+		}
+		if within = target[in.orgID].Path; within == "" {
+			return nil, "", org.NotFound()
+		}
+	}
+	return places, within, nil
+}
+
+// watch reads what the hard limits say about the events.
+func (in *ingestion) watch(ctx context.Context, p *plan) error {
+	in.limits = map[string]*bounds{}
+	for id := range p.reached {
+		place := p.places[id]
 		b, err := in.service.boundsOf(ctx, place.RootID, place.Path)
 		if err != nil {
 			return err
@@ -291,9 +413,9 @@ func (in *ingestion) watch(ctx context.Context, within string) error {
 			continue
 		}
 		var charges []Charge
-		for i := range meters {
+		for _, meter := range p.meters[place.RootID] {
 			for m := usage.MonthOf(in.now.Add(-usage.Window)); m <= usage.MonthOf(in.now.Add(usage.Ahead)); m = m.Next() {
-				charges = append(charges, Charge{RootID: place.RootID, Path: place.Path, Month: m, Meter: meters[i].Slug})
+				charges = append(charges, Charge{RootID: place.RootID, Path: place.Path, Month: m, Meter: meter.Slug})
 			}
 		}
 		known, err := in.service.watchLimits(ctx, charges...)
@@ -305,58 +427,35 @@ func (in *ingestion) watch(ctx context.Context, within string) error {
 	return nil
 }
 
-// run counts the events in a transaction.
-func (in *ingestion) run(tx Tx) (Ingestion, error) {
-	var out Ingestion
-	in.refusals = map[[2]string]string{}
-	// Where the organizations are is read in the transaction that counts: a
-	// move cannot part an event from the ancestors it counts for.
-	places, err := tx.Places(in.orgIDs)
-	if err != nil {
-		return out, err
-	}
-	within := ""
-	if in.orgID != "" {
-		within = places[in.orgID].Path
-		if within == "" {
-			// No event may name it; it may have been deleted just now.
-			target, err := tx.Places([]string{in.orgID})
-			if err != nil {
-				return out, err
-			}
-			if within = target[in.orgID].Path; within == "" {
-				return out, org.NotFound()
-			}
-		}
-	}
-	bad := &usageErrors{events: in.events}
-	months, err := in.hold(tx, places, within)
-	if err != nil {
-		return out, err
-	}
-	metersByRoot := map[string][]usage.Meter{}
-	stored := make([]usage.Event, 0, len(in.events))
-	origin := make([]int, 0, len(in.events)) // index in in.events of each of stored
-	aggregation := make([]usage.Aggregation, 0, len(in.events))
+// work finds the quantities of the events, and what is wrong with them as far as
+// the refusals of lowering are known.
+func (p *plan) work(in *ingestion) error {
+	p.bad = &usageErrors{events: in.events}
+	p.events = make([]usage.Event, 0, len(in.events))
+	p.of = make([]planned, 0, len(in.events))
+	p.lowers, p.months, p.slots = nil, nil, nil
+	lowers := map[[2]string]bool{}
+	months := map[rootMonth]bool{}
+	slots := map[slot]int{}
+	sender := org.SenderOf(in.call.Actor)
 	for i := range in.events {
 		e := &in.events[i]
-		place, ok := places[e.OrgID]
-		if !ok || !in.reaches(place, within) {
+		place := p.places[e.OrgID]
+		if !p.reached[e.OrgID] {
 			switch {
 			case e.OrgID == "":
-				bad.add(i, "/org_id", "is missing: it names the organization")
+				p.bad.add(i, "/org_id", "is missing: it names the organization")
 			default:
-				bad.add(i, "/org_id", noPlace)
+				p.bad.add(i, "/org_id", noPlace)
 			}
 			continue
 		}
-		all, ok := metersByRoot[place.RootID]
-		if !ok {
-			if all, err = meters(tx, place.RootID); err != nil {
-				return out, err
-			}
-			metersByRoot[place.RootID] = all
+		month, day := usage.MonthOf(e.At), usage.DayOf(e.At)
+		if m := (rootMonth{place.RootID, month}); !months[m] {
+			months[m] = true
+			p.months = append(p.months, m)
 		}
+		all := p.meters[place.RootID]
 		part := 0
 		for j := range all {
 			m := &all[j]
@@ -365,59 +464,117 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 			}
 			quantity, err := e.Quantity(m)
 			if err != nil {
-				p := problem.From(err)
-				if p.Code == problem.Internal {
-					return out, err
+				failed := problem.From(err)
+				if failed.Code == problem.Internal {
+					return err
 				}
-				pointer, detail := "", p.Detail
-				if len(p.Fields) > 0 {
-					pointer, detail = p.Fields[0].Pointer, p.Fields[0].Detail
+				pointer, detail := "", failed.Detail
+				if len(failed.Fields) > 0 {
+					pointer, detail = failed.Fields[0].Pointer, failed.Fields[0].Detail
 				}
-				bad.add(i, pointer, detail)
+				p.bad.add(i, pointer, detail)
 				part = 1
 				break
 			}
 			// A count is one, whatever the quantity.
 			if quantity < 0 && m.Aggregation != usage.Count {
-				refusal, err := in.refuseLowering(tx, place.Path, m.Slug)
-				if err != nil {
-					return out, err
+				l := [2]string{place.Path, m.Slug}
+				if !lowers[l] {
+					lowers[l] = true
+					p.lowers = append(p.lowers, l)
 				}
-				if refusal != "" {
-					bad.add(i, "/quantity", "is negative: "+refusal)
+				if refusal := p.refusals[l]; refusal != "" {
+					p.bad.add(i, "/quantity", "is negative: "+refusal)
 					part = 1
 					break
 				}
 			}
-			stored = append(stored, usage.Event{EventKey: usage.EventKey{RootID: place.RootID, Sender: org.SenderOf(in.call.Actor), Source: e.Source, ID: e.ID, Part: part},
+			s := slot{e.OrgID, m.Slug, month, day}
+			at, ok := slots[s]
+			if !ok {
+				at = len(p.slots)
+				slots[s] = at
+				p.slots = append(p.slots, s)
+			}
+			p.events = append(p.events, usage.Event{EventKey: usage.EventKey{RootID: place.RootID, Sender: sender, Source: e.Source, ID: e.ID, Part: part},
 				OrgID: e.OrgID, Meter: m.Slug, At: e.At, Quantity: quantity})
-			origin = append(origin, i)
-			aggregation = append(aggregation, m.Aggregation)
+			p.of = append(p.of, planned{i, m.Aggregation, at})
 			part++
 		}
 		if part > 0 {
 			continue
 		}
 		if e.Meter != "" {
-			bad.add(i, "/meter", "names no meter of this root")
+			p.bad.add(i, "/meter", "names no meter of this root")
 		} else {
-			bad.add(i, "/type", "is one that no meter of this root counts")
+			p.bad.add(i, "/type", "is one that no meter of this root counts")
 		}
 	}
-	if err := bad.err(); err != nil {
+	slices.SortFunc(p.months, func(a, b rootMonth) int {
+		return cmp.Or(cmp.Compare(a.rootID, b.rootID), cmp.Compare(a.month, b.month))
+	})
+	return nil
+}
+
+// confirm checks in the transaction that what the plan rests on is still so. It is
+// errPlanChanged if not.
+func (in *ingestion) confirm(tx Tx) error {
+	p := in.plan
+	// Where the organizations are is read in the transaction that counts: a
+	// move cannot part an event from the ancestors it counts for.
+	places, within, err := in.where(tx)
+	if err != nil {
+		return err
+	}
+	if within != p.within || !maps.Equal(places, p.places) {
+		return errPlanChanged
+	}
+	for id, place := range places {
+		if in.reaches(place, within) != p.reached[id] {
+			return errPlanChanged
+		}
+	}
+	for rootID, before := range p.meters {
+		if now, err := meters(tx, rootID); err != nil {
+			return err
+		} else if !slices.Equal(now, before) {
+			return errPlanChanged
+		}
+	}
+	for _, l := range p.lowers {
+		if refusal, err := in.refuseLowering(tx, l[0], l[1]); err != nil {
+			return err
+		} else if refusal != p.refusals[l] {
+			return errPlanChanged
+		}
+	}
+	return p.bad.err()
+}
+
+// run counts the events in a transaction.
+func (in *ingestion) run(tx Tx) (Ingestion, error) {
+	var out Ingestion
+	in.refusals = map[[2]string]string{}
+	if err := in.confirm(tx); err != nil {
 		return out, err
 	}
-	fresh, err := tx.ClaimEvents(stored)
+	p := in.plan
+	months, err := in.hold(tx)
 	if err != nil {
 		return out, err
 	}
-	book := &booking{places: places, months: months, states: map[usage.Series]usage.State{}, entries: map[entryKey]*usage.Entry{},
-		lowers: map[*usage.Entry]int{}}
-	if book.states, err = tx.States(book.series(stored, fresh, aggregation)); err != nil {
+	fresh, err := tx.ClaimEvents(p.events, p.order)
+	if err != nil {
 		return out, err
 	}
-	for n := range stored {
-		if stored[n].Part == 0 {
+	book := &booking{plan: p, months: months, states: map[usage.Series]usage.State{}, slots: make([]*usage.Entry, len(p.slots)),
+		entries: map[slot]*usage.Entry{}, lowers: map[*usage.Entry]int{}}
+	if book.states, err = tx.States(book.series(fresh)); err != nil {
+		return out, err
+	}
+	bad := &usageErrors{events: in.events}
+	for n := range p.events {
+		if p.events[n].Part == 0 {
 			if fresh[n] {
 				out.Accepted++
 			} else {
@@ -427,8 +584,8 @@ func (in *ingestion) run(tx Tx) (Ingestion, error) {
 		if !fresh[n] {
 			continue
 		}
-		if err := book.add(&stored[n], aggregation[n], origin[n]); err != nil {
-			bad.add(origin[n], "", problem.From(err).Detail)
+		if err := book.add(n); err != nil {
+			bad.add(p.of[n].origin, "", problem.From(err).Detail)
 		}
 	}
 	for _, e := range book.order {
@@ -492,25 +649,9 @@ type rootMonth struct {
 
 // hold returns, for the months in which events of each root lie, those in
 // which they are counted, and keeps these from being closed.
-func (in *ingestion) hold(tx Tx, places map[string]org.Place, within string) (map[rootMonth]usage.Month, error) {
-	held := map[rootMonth]usage.Month{}
-	var order []rootMonth
-	for i := range in.events {
-		e := &in.events[i]
-		place, ok := places[e.OrgID]
-		if !ok || !in.reaches(place, within) {
-			continue
-		}
-		m := rootMonth{place.RootID, usage.MonthOf(e.At)}
-		if _, ok := held[m]; !ok {
-			held[m] = ""
-			order = append(order, m)
-		}
-	}
-	slices.SortFunc(order, func(a, b rootMonth) int {
-		return cmp.Or(cmp.Compare(a.rootID, b.rootID), cmp.Compare(a.month, b.month))
-	})
-	for _, m := range order {
+func (in *ingestion) hold(tx Tx) (map[rootMonth]usage.Month, error) {
+	held := make(map[rootMonth]usage.Month, len(in.plan.months))
+	for _, m := range in.plan.months {
 		open, err := in.service.openMonth(tx, m.rootID, m.month, in.now)
 		if err != nil {
 			return nil, err
@@ -520,43 +661,44 @@ func (in *ingestion) hold(tx Tx, places map[string]org.Place, within string) (ma
 	return held, nil
 }
 
-type entryKey struct {
-	orgID string
-	meter string
-	month usage.Month
-	day   usage.Day
-}
-
 // booking adds up what events add to the consumption of their organizations.
 type booking struct {
-	places  map[string]org.Place
+	*plan
 	months  map[rootMonth]usage.Month
 	states  map[usage.Series]usage.State
-	entries map[entryKey]*usage.Entry
+	slots   []*usage.Entry        // of the plan's slots; nil for those without fresh events
+	entries map[slot]*usage.Entry // without a day for those of a closed month
 	order   []*usage.Entry
 	lowers  map[*usage.Entry]int // the last event that took something off a closed month, by the entry that does
 }
 
 // series returns the series whose states the events depend on.
-func (b *booking) series(events []usage.Event, fresh []bool, aggregation []usage.Aggregation) []usage.Series {
+func (b *booking) series(fresh []bool) []usage.Series {
 	var list []usage.Series
-	seen := map[usage.Series]bool{}
-	for i := range events {
-		if e := &events[i]; fresh[i] && (aggregation[i] == usage.Max || aggregation[i] == usage.Latest) {
-			for _, period := range []string{string(usage.MonthOf(e.At)), string(usage.DayOf(e.At))} {
-				s := usage.Series{RootID: e.RootID, Period: period, OrgID: e.OrgID, Meter: e.Meter}
-				if !seen[s] {
-					seen[s] = true
-					list = append(list, s)
-				}
-			}
+	seen := make([]bool, len(b.plan.slots))
+	months := map[usage.Series]bool{}
+	for i := range b.events {
+		at := b.of[i].slot
+		if a := b.of[i].aggregation; !fresh[i] || a != usage.Max && a != usage.Latest || seen[at] {
+			continue
 		}
+		seen[at] = true
+		of := b.plan.slots[at]
+		month := usage.Series{RootID: b.events[i].RootID, Period: string(of.month), OrgID: of.orgID, Meter: of.meter}
+		if !months[month] {
+			months[month] = true
+			list = append(list, month)
+		}
+		day := month
+		day.Period = string(of.day)
+		list = append(list, day)
 	}
 	return list
 }
 
-// delta returns what an event adds in a period.
-func (b *booking) delta(e *usage.Event, a usage.Aggregation, period string) (usage.Decimal, error) {
+// delta returns what event n adds in a period.
+func (b *booking) delta(n int, period string) (usage.Decimal, error) {
+	e, a := &b.events[n], b.of[n].aggregation
 	switch a {
 	case usage.Sum:
 		return e.Quantity, nil
@@ -572,37 +714,50 @@ func (b *booking) delta(e *usage.Event, a usage.Aggregation, period string) (usa
 	return delta, err
 }
 
-// add adds event i of the request.
-func (b *booking) add(e *usage.Event, a usage.Aggregation, i int) error {
-	month, day := usage.MonthOf(e.At), usage.DayOf(e.At)
-	open := b.months[rootMonth{e.RootID, month}]
-	ofMonth, err := b.delta(e, a, string(month))
+// add adds event n of the plan.
+func (b *booking) add(n int) error {
+	of := &b.plan.slots[b.of[n].slot]
+	ofMonth, err := b.delta(n, string(of.month))
 	if err != nil {
 		return err
 	}
-	ofDay, err := b.delta(e, a, string(day))
+	ofDay, err := b.delta(n, string(of.day))
 	if err != nil {
 		return err
 	}
-	k := entryKey{e.OrgID, e.Meter, month, day}
-	if open != month {
-		k.day, ofDay = "", 0
-	}
-	entry := b.entries[k]
+	entry := b.slots[b.of[n].slot]
 	if entry == nil {
-		entry = &usage.Entry{Path: b.places[e.OrgID].Path, Meter: e.Meter, Month: open, Day: k.day}
-		if open != month {
-			entry.For = month
-		}
-		b.entries[k] = entry
-		b.order = append(b.order, entry)
+		entry = b.entryOf(of)
+		b.slots[b.of[n].slot] = entry
 	}
-	if open != month && ofMonth < 0 {
-		b.lowers[entry] = i
+	if entry.For != "" {
+		if ofDay = 0; ofMonth < 0 {
+			b.lowers[entry] = b.of[n].origin
+		}
 	}
 	if entry.Quantity, err = entry.Quantity.Add(ofMonth); err != nil {
 		return err
 	}
 	entry.OfDay, err = entry.OfDay.Add(ofDay)
 	return err
+}
+
+// entryOf returns what the events of a slot are booked in. A closed month has no
+// days.
+func (b *booking) entryOf(of *slot) *usage.Entry {
+	place := b.places[of.orgID]
+	open, k := b.months[rootMonth{place.RootID, of.month}], *of
+	if open != of.month {
+		k.day = ""
+	}
+	entry := b.entries[k]
+	if entry == nil {
+		entry = &usage.Entry{Path: place.Path, Meter: of.meter, Month: open, Day: k.day}
+		if open != of.month {
+			entry.For = of.month
+		}
+		b.entries[k] = entry
+		b.order = append(b.order, entry)
+	}
+	return entry
 }

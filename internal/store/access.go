@@ -267,7 +267,9 @@ func (t *tx) InsertAccessEvents(rootID, sender string, events []trail.IncomingEv
 	}
 	slices.Sort(fresh)
 	return int64(len(events) - len(fresh)), t.putEvents(len(fresh), func(i int) (*access.Event, int64) {
-		return &events[fresh[i]].Event, seq + int64(i) + 1
+		e := &events[fresh[i]].Event
+		e.RootID = rootID
+		return e, seq + int64(i) + 1
 	})
 }
 

@@ -190,7 +190,7 @@ func TestIdsFromBeforeSendersAreKept(t *testing.T) {
 				} {
 					part := test.event
 					part.Part = 1
-					fresh, err := tx.ClaimEvents([]usage.Event{test.event, part})
+					fresh, err := tx.ClaimEvents([]usage.Event{test.event, part}, []int{0, 1})
 					if err != nil {
 						return err
 					}
@@ -220,7 +220,7 @@ func TestIdsFromBeforeSendersAreKept(t *testing.T) {
 				if _, err := tx.PruneEvents("r", now.Add(time.Hour), usage.EventKey{RootID: "r"}, 100); err != nil {
 					return err
 				}
-				fresh, err := tx.ClaimEvents([]usage.Event{used("a", "a", 0)})
+				fresh, err := tx.ClaimEvents([]usage.Event{used("a", "a", 0)}, []int{0})
 				if err == nil && !fresh[0] {
 					t.Error("a pruned event is a duplicate")
 				}

@@ -274,16 +274,20 @@ func (t *tx) MoveSubtree(rootID, id, newParentID, oldPath, newPath string, depth
 }
 
 func (t *tx) CountSubtree(rootID, path string) (c org.Counts, err error) {
-	end := subtreeEnd(path)
 	err = t.queryRow(into(&c.Organizations),
-		`SELECT count(*) FROM orgs WHERE root_id = $1 AND path >= $2 AND path < $3 AND deleted_at = 0`, rootID, path, end)
-	if err != nil {
-		return c, err
+		`SELECT count(*) FROM orgs WHERE root_id = $1 AND path >= $2 AND path < $3 AND deleted_at = 0`, rootID, path, subtreeEnd(path))
+	if err == nil {
+		c.APIKeys, err = t.keysBelow(rootID, path)
 	}
-	err = t.queryRow(into(&c.APIKeys), `SELECT count(*) FROM orgs o CROSS JOIN api_keys k
-		WHERE o.root_id = $1 AND o.path >= $2 AND o.path < $3 AND o.deleted_at = 0
-		AND k.root_id = o.root_id AND k.org_id = o.id AND k.revoked_at = 0`, rootID, path, end)
 	return c, err
+}
+
+// keysBelow counts the active keys of the live organizations at and below path.
+func (t *tx) keysBelow(rootID, path string) (n int64, err error) {
+	err = t.queryRow(into(&n), `SELECT count(*) FROM orgs o CROSS JOIN api_keys k
+		WHERE o.root_id = $1 AND o.path >= $2 AND o.path < $3 AND o.deleted_at = 0
+		AND k.root_id = o.root_id AND k.org_id = o.id AND k.revoked_at = 0`, rootID, path, subtreeEnd(path))
+	return n, err
 }
 
 func (t *tx) DeepestBelow(rootID, path string) (depth int, err error) {
@@ -292,17 +296,16 @@ func (t *tx) DeepestBelow(rootID, path string) (depth int, err error) {
 	return depth, err
 }
 
-func (t *tx) MarkDeleted(rootID, path, deletionID string, at time.Time) (org.Counts, error) {
+func (t *tx) MarkDeleted(rootID, path, deletionID string, at time.Time) (c org.Counts, err error) {
 	clear(t.read)
-	counts, err := t.CountSubtree(rootID, path)
-	if err != nil {
-		return counts, err
+	if c.APIKeys, err = t.keysBelow(rootID, path); err != nil {
+		return c, err
 	}
-	_, err = t.exec(`UPDATE orgs SET deleted_at = $4, deletion_id = $5,
+	c.Organizations, err = t.exec(`UPDATE orgs SET deleted_at = $4, deletion_id = $5,
 			deletion_top = CASE WHEN path = $2 THEN 1 ELSE 0 END, version = version + 1
 		WHERE root_id = $1 AND path >= $2 AND path < $3 AND deleted_at = 0`,
 		rootID, path, subtreeEnd(path), micros(at), deletionID)
-	return counts, err
+	return c, err
 }
 
 func (t *tx) MarkRestored(rootID, deletionID string) (c org.Counts, err error) {

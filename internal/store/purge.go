@@ -19,6 +19,11 @@ const (
 	topPurging = `2`
 )
 
+// isPurging is the condition of the organization that was the top of a delete whose
+// purge has begun. Of these there are few, and they have an index; what went with it
+// are many, and the conditions on expressions keep the engines from reading these.
+const isPurging = `deletion_top = ` + topPurging + ` AND root_id || '' = $1 AND deletion_id || '' = $2 AND deletion_id <> ''`
+
 func (t *tx) Expired(before time.Time, limit int) ([]*org.Organization, error) {
 	return t.tops(`deletion_top = `+topDeleted+` AND deleted_at < $2`, limit, micros(before))
 }
@@ -39,8 +44,7 @@ func (t *tx) tops(condition string, limit int, args ...any) ([]*org.Organization
 
 func (t *tx) PurgeBegun(rootID, deletionID string) (bool, error) {
 	var id string
-	err := t.queryRow(into(&id), `SELECT id FROM orgs
-		WHERE root_id = $1 AND deletion_id = $2 AND deletion_id <> '' AND deletion_top = `+topPurging, rootID, deletionID)
+	err := t.queryRow(into(&id), `SELECT id FROM orgs WHERE `+isPurging, rootID, deletionID)
 	if errors.Is(err, org.ErrAbsent) {
 		return false, nil
 	}
@@ -78,8 +82,8 @@ func (t *tx) BeginPurge(rootID, deletionID string, at time.Time) (bool, error) {
 	if err != nil || purging > 0 {
 		return false, err
 	}
-	if _, err := t.exec(`UPDATE orgs SET deletion_top = `+topPurging+` WHERE root_id = $1 AND deletion_id = $2 AND deletion_top = `+topDeleted,
-		rootID, deletionID); err != nil {
+	if _, err := t.exec(`UPDATE orgs SET deletion_top = `+topPurging+` WHERE root_id = $1 AND path = $2 AND deletion_id = $3 AND deletion_top = `+topDeleted,
+		rootID, path, deletionID); err != nil {
 		return false, err
 	}
 	if err := t.notePurge(at); err != nil || path != rootID+"/" {
@@ -100,7 +104,7 @@ const (
 	purgeKeys = 200
 	// purgeTotals is of how many totals it changes the parent at a time, with
 	// up to 31 days each.
-	purgeTotals = 8
+	purgeTotals = 4
 )
 
 // purgeStatement removes or renames rows. They are looked up first and then
@@ -475,8 +479,7 @@ func (t *tx) Purge(rootID, deletionID string, limit int, at time.Time) (gone []s
 	clear(t.read)
 	t.noteLocked(rootID)
 	var path string
-	err = t.queryRow(into(&path), `SELECT path FROM orgs WHERE root_id = $1 AND deletion_id = $2 AND deletion_id <> '' AND deletion_top = `+
-		topPurging+` FOR UPDATE`, rootID, deletionID)
+	err = t.queryRow(into(&path), `SELECT path FROM orgs WHERE `+isPurging+` FOR UPDATE`, rootID, deletionID)
 	if errors.Is(err, org.ErrAbsent) {
 		return nil, true, nil
 	} else if err != nil {

@@ -119,19 +119,7 @@ func (t *tx) Places(ids []string) (map[string]org.Place, error) {
 	return places, err
 }
 
-func compareKeys(a, b *usage.EventKey) int {
-	return cmp.Or(cmp.Compare(a.RootID, b.RootID), cmp.Compare(a.Sender, b.Sender), cmp.Compare(a.Source, b.Source),
-		cmp.Compare(a.ID, b.ID), cmp.Compare(a.Part, b.Part))
-}
-
-func (t *tx) ClaimEvents(events []usage.Event) (fresh []bool, err error) {
-	// In the order of the primary key two transactions that claim the same
-	// events cannot deadlock. Of equal ones the first is claimed.
-	order := make([]int, len(events))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortStableFunc(order, func(i, j int) int { return compareKeys(&events[i].EventKey, &events[j].EventKey) })
+func (t *tx) ClaimEvents(events []usage.Event, order []int) (fresh []bool, err error) {
 	fresh = make([]bool, len(events))
 	var parts []int
 	first := order[:0:0]

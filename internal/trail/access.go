@@ -247,11 +247,12 @@ func (s *Service) IngestAccess(ctx context.Context, call *org.Call, orgID string
 		return nil, err
 	}
 	defer leave()
+	now := s.orgs.Now()
+	batch := s.accessBatch(orgID, events, now)
 	var out *Ingested
 	var rootID string
 	err = s.orgs.Deliver(ctx, call, key.AccessLogWrite, func(began org.Tx, call *org.Call) (any, string, error) {
 		tx := s.store.TxOf(began)
-		now := s.orgs.Now()
 		target, err := tx.Org(orgID)
 		if errors.Is(err, org.ErrAbsent) || err == nil && (target.DeletedAt != nil || !call.Actor.Sees(target.Path)) {
 			return nil, "", org.NotFound()
@@ -261,50 +262,28 @@ func (s *Service) IngestAccess(ctx context.Context, call *org.Call, orgID string
 		if err := call.Actor.Demand(target.Path, key.AccessLogWrite); err != nil {
 			return nil, "", err
 		}
-		retention, err := accessRetention(tx, target.RootID)
-		if err != nil {
+		if batch.retention, err = accessRetention(tx, target.RootID); err != nil {
 			return nil, "", err
 		}
-		places, err := placesBelow(tx, call.Actor, target, events)
-		if err != nil {
+		if batch.places, err = placesBelow(tx, call.Actor, target, batch.orgIDs); err != nil {
 			return nil, "", err
 		}
-		var bad org.EventErrors
-		ready := slices.Clone(events)
-		for i := range ready {
-			e := &ready[i]
-			e.RootID = target.RootID
-			if e.OrgID == "" {
-				e.OrgID = target.ID
-			}
-			if e.Timestamp.IsZero() {
-				e.Timestamp = now
-			}
-			if !e.Named {
-				e.ID = s.newID("evt_")
-			}
-			switch {
-			case !places[e.OrgID]:
-				bad.Add(i, e.Line, problem.Body("/org_id", "is not an organization at or below %s that this key can see", orgID))
-			case e.Timestamp.After(now.Add(maxAhead)):
-				bad.Add(i, e.Line, problem.Body("/timestamp", "is more than 5 minutes in the future"))
-			case e.Timestamp.Before(retention.since(now)):
-				bad.Add(i, e.Line, problem.Body("/timestamp", "is older than the %d days for which %s keeps its access log", retention.Days, target.RootID))
-			}
-		}
-		if err := bad.Err(); err != nil {
-			return nil, "", err
+		if !batch.fits(now) {
+			return nil, "", errEventsBad
 		}
 		rootID = target.RootID
-		duplicates, err := tx.InsertAccessEvents(rootID, org.SenderOf(call.Actor), ready)
+		duplicates, err := tx.InsertAccessEvents(rootID, org.SenderOf(call.Actor), batch.events)
 		if err != nil {
 			return nil, "", err
 		}
-		out = &Ingested{Accepted: int64(len(ready)) - duplicates, Duplicates: duplicates}
+		out = &Ingested{Accepted: int64(len(batch.events)) - duplicates, Duplicates: duplicates}
 		return out, target.Path, nil
 	})
 	if rootID != "" {
 		s.visible.Tell(rootID) // also if the outcome is unknown
+	}
+	if err == errEventsBad {
+		err = batch.err(orgID, now)
 	}
 	if err != nil {
 		return nil, err
@@ -312,25 +291,86 @@ func (s *Service) IngestAccess(ctx context.Context, call *org.Call, orgID string
 	return out, nil
 }
 
-// placesBelow returns which of the organizations that the events name are live,
-// at or below the target, and visible.
-func placesBelow(v View, actor *auth.Actor, target *org.Organization, events []IncomingEvent) (map[string]bool, error) {
-	places := map[string]bool{target.ID: true}
-	var ids []string
-	for i := range events {
-		if id := events[i].OrgID; id != "" {
-			if _, ok := places[id]; !ok {
-				places[id] = false
-				ids = append(ids, id)
-			}
+// errEventsBad says that something is wrong with events; batch.err says what.
+var errEventsBad = errors.New("events are invalid")
+
+// accessBatch is access events on their way into the store, with what the
+// transaction is to know of all of them together.
+type accessBatch struct {
+	events           []IncomingEvent
+	orgIDs           []string // that they name, each once
+	earliest, latest time.Time
+
+	// These are as the last transaction has read them.
+	retention *AccessRetention
+	places    map[string]bool // see placesBelow
+}
+
+// accessBatch gives events what they lack: an organization, a time and an id.
+func (s *Service) accessBatch(orgID string, events []IncomingEvent, now time.Time) *accessBatch {
+	b := &accessBatch{events: slices.Clone(events), earliest: now, latest: now}
+	seen := map[string]bool{orgID: true}
+	for i := range b.events {
+		e := &b.events[i]
+		if e.OrgID == "" {
+			e.OrgID = orgID
+		}
+		if !seen[e.OrgID] {
+			seen[e.OrgID] = true
+			b.orgIDs = append(b.orgIDs, e.OrgID)
+		}
+		if e.Timestamp.IsZero() {
+			e.Timestamp = now
+		}
+		if e.Timestamp.Before(b.earliest) {
+			b.earliest = e.Timestamp
+		}
+		b.latest = org.Later(b.latest, e.Timestamp)
+		if !e.Named {
+			e.ID = s.newID("evt_")
 		}
 	}
+	return b
+}
+
+// fits reports whether nothing is wrong with the events.
+func (b *accessBatch) fits(now time.Time) bool {
+	for _, there := range b.places {
+		if !there {
+			return false
+		}
+	}
+	return !b.latest.After(now.Add(maxAhead)) && !b.earliest.Before(b.retention.since(now))
+}
+
+// err says what is wrong with the events.
+func (b *accessBatch) err(orgID string, now time.Time) error {
+	var bad org.EventErrors
+	for i := range b.events {
+		e := &b.events[i]
+		switch {
+		case !b.places[e.OrgID]:
+			bad.Add(i, e.Line, problem.Body("/org_id", "is not an organization at or below %s that this key can see", orgID))
+		case e.Timestamp.After(now.Add(maxAhead)):
+			bad.Add(i, e.Line, problem.Body("/timestamp", "is more than 5 minutes in the future"))
+		case e.Timestamp.Before(b.retention.since(now)):
+			bad.Add(i, e.Line, problem.Body("/timestamp", "is older than the %d days for which %s keeps its access log", b.retention.Days, b.retention.RootID))
+		}
+	}
+	return bad.Err()
+}
+
+// placesBelow returns which organizations, the target and those with the ids, are
+// live, at or below the target, and visible.
+func placesBelow(v View, actor *auth.Actor, target *org.Organization, ids []string) (map[string]bool, error) {
+	places := map[string]bool{target.ID: true}
 	if len(ids) == 0 {
 		return places, nil
 	}
 	found, err := v.Places(ids)
-	for id, place := range found {
-		places[id] = strings.HasPrefix(place.Path, target.Path) && actor.Can(key.AccessLogWrite, place.Path)
+	for _, id := range ids {
+		place, ok := found[id]
+		places[id] = ok && strings.HasPrefix(place.Path, target.Path) && actor.Can(key.AccessLogWrite, place.Path)
 	}
 	return places, err
 }

@@ -38,6 +38,7 @@ const (
 // few milliseconds.
 const (
 	chunkRows  = 100
+	chunkTags  = 4 // so many texts in the lists of a row count as a further row
 	chunkBytes = 128 << 10
 )
 
@@ -436,13 +437,21 @@ func (p *importPlan) chunks() []int {
 	rows, size := 0, 0
 	for i := range p.rows {
 		n := p.rows[i].size()
-		if rows == chunkRows || rows > 0 && size+n > chunkBytes {
+		if rows >= chunkRows || rows > 0 && size+n > chunkBytes {
 			ends = append(ends, i)
 			rows, size = 0, 0
 		}
-		rows, size = rows+1, size+n
+		rows, size = rows+1+p.rows[i].listed()/chunkTags, size+n
 	}
 	return append(ends, len(p.rows))
+}
+
+// listed returns how many texts the lists of a row have.
+func (row *ImportRow) listed() (n int) {
+	for _, list := range row.Lists {
+		n += list.len()
+	}
+	return n
 }
 
 // size is about how much text a row is.

@@ -31,14 +31,19 @@ type DeleteOptions struct {
 func (s *Service) Delete(ctx context.Context, call *org.Call, id string, opt DeleteOptions) (*Deletion, audit.Receipt, error) {
 	d := &Deletion{DryRun: opt.DryRun}
 	receipt, err := s.change(ctx, call, func(c *change) (any, []audit.Draft, error) {
-		o, counts, err := c.check().deletable(id)
+		o, err := c.check().deletable(id)
 		if err != nil {
 			return nil, nil, err
 		}
 		if err := org.CheckMatch(call.IfMatch, o.ETag()); err != nil {
 			return nil, nil, err
 		}
-		d.Counts = counts
+		// What goes is counted as it goes: a subtree is large.
+		if opt.DryRun || !opt.Cascade {
+			if d.Counts, err = c.CountSubtree(o.RootID, o.Path); err != nil {
+				return nil, nil, err
+			}
+		}
 		if opt.DryRun {
 			return nil, nil, nil
 		}
@@ -73,24 +78,24 @@ func (s *Service) Delete(ctx context.Context, call *org.Call, id string, opt Del
 // lives below it now, and changes nothing.
 func (s *Service) CheckDelete(ctx context.Context, call *org.Call, id string) error {
 	return s.precheck(ctx, call, func(c *check) error {
-		_, _, err := c.deletable(id)
+		_, err := c.deletable(id)
 		return err
 	})
 }
 
-// deletable returns an organization that the actor may delete, and what lives
-// in its subtree.
-func (c *check) deletable(id string) (*org.Organization, org.Counts, error) {
+// deletable returns an organization that the actor may delete with what lives in
+// its subtree.
+func (c *check) deletable(id string) (*org.Organization, error) {
 	o, err := c.Target(id, key.OrgsDelete)
-	if err != nil {
-		return nil, org.Counts{}, err
+	if err != nil || c.Call.Actor.SeesBelow(o.Path) {
+		return o, err
 	}
 	counts, err := c.CountSubtree(o.RootID, o.Path)
-	if err == nil && counts.Organizations > 1 && !c.Call.Actor.SeesBelow(o.Path) {
+	if err == nil && counts.Organizations > 1 {
 		err = problem.New(problem.PermissionDenied, "The organization has live descendants, which this key does not reach.").
 			WithFix("Use a key with the reach subtree.")
 	}
-	return o, counts, err
+	return o, err
 }
 
 // Restore undoes a delete: it brings back exactly what that delete removed.
@@ -196,10 +201,12 @@ func (c *check) restorable(id string) (*org.Organization, error) {
 }
 
 const (
-	// purgeStep is how many rows one transaction of a purge changes.
-	purgeStep = 1000
-	// purgePause is how long a purge lets others work after each step.
-	purgePause = 20 * time.Millisecond
+	// purgeStep is how many rows one transaction of a purge changes. It keeps it to
+	// a few milliseconds, which others may have to wait.
+	purgeStep = 200
+	// purgePause is how long a purge lets others work after each step, at least: it
+	// is as long as the step took.
+	purgePause = 5 * time.Millisecond
 )
 
 // PurgeExpired removes for good the organizations whose restore window has
@@ -267,14 +274,16 @@ func (s *Service) beginPurge(ctx context.Context, top *org.Organization) error {
 
 // purge completes a purge that has begun.
 func (s *Service) purge(ctx context.Context, top *org.Organization) (purged int64, err error) {
+	var took time.Duration // by the last step
 	for {
 		select {
 		case <-ctx.Done():
 			return purged, ctx.Err()
-		case <-time.After(purgePause):
+		case <-time.After(max(purgePause, took)):
 		}
 		var gone []string
 		var done bool
+		begun := time.Now()
 		err := s.store.Write(ctx, func(tx Tx) error {
 			// Others may move what is above it. If it is a root its log is closed,
 			// and nobody changes its tree.
@@ -287,6 +296,7 @@ func (s *Service) purge(ctx context.Context, top *org.Organization) (purged int6
 		if err != nil {
 			return purged, err
 		}
+		took = time.Since(begun)
 		s.orgs.TellPurged(top.RootID, gone)
 		if purged += int64(len(gone)); done {
 			return purged, nil

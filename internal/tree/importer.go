@@ -75,6 +75,13 @@ func (l textList) split() []string {
 	return strings.Split(string(l), "\x00")
 }
 
+func (l textList) len() int {
+	if l == "" {
+		return 0
+	}
+	return strings.Count(string(l), "\x00") + 1
+}
+
 // importColumns are the columns of a CSV import.
 var importColumns = func() []string {
 	columns := []string{"id", "parent_id"}

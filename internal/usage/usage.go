@@ -3,7 +3,11 @@
 // HTTP.
 package usage
 
-import "time"
+import (
+	"cmp"
+	"slices"
+	"time"
+)
 
 // Total is what one organization consumed of one meter in one month while it
 // had one parent. An organization that moved within the month has one Total
@@ -56,6 +60,22 @@ type EventKey struct {
 	Source string
 	ID     string
 	Part   int
+}
+
+// ClaimOrder returns the indexes of events in the order of their keys, in which two
+// transactions that claim the same events cannot deadlock. Those with one key stay in
+// their order: the first is claimed.
+func ClaimOrder(events []Event) []int {
+	order := make([]int, len(events))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(i, j int) int {
+		a, b := &events[i].EventKey, &events[j].EventKey
+		return cmp.Or(cmp.Compare(a.RootID, b.RootID), cmp.Compare(a.Sender, b.Sender), cmp.Compare(a.Source, b.Source),
+			cmp.Compare(a.ID, b.ID), cmp.Compare(a.Part, b.Part))
+	})
+	return order
 }
 
 // Series is what an aggregate is of: the events of one organization for one

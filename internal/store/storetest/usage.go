@@ -25,7 +25,7 @@ func usageEvent(source, id string, part int, orgID string) usage.Event {
 func claim(t testing.TB, s Store, events ...usage.Event) (fresh []bool) {
 	t.Helper()
 	write(t, s, func(tx testkit.Tx) (err error) {
-		fresh, err = tx.ClaimEvents(events)
+		fresh, err = tx.ClaimEvents(events, usage.ClaimOrder(events))
 		return err
 	})
 	return fresh
@@ -63,7 +63,7 @@ func testClaimEvents(t *testing.T, s Store) {
 	// What a transaction that fails has claimed is free.
 	failed := errors.New("failed")
 	err := s.Write(t.Context(), func(tx testkit.Tx) error {
-		_, err := tx.ClaimEvents([]usage.Event{usageEvent("s", "9", 0, "a")})
+		_, err := tx.ClaimEvents([]usage.Event{usageEvent("s", "9", 0, "a")}, []int{0})
 		return errors.Join(err, failed)
 	})
 	wantErr(t, err, failed)
@@ -169,7 +169,7 @@ func testClaimRace(t *testing.T, s Store) {
 				}
 				var fresh []bool
 				err := s.Write(context.Background(), func(tx testkit.Tx) (err error) {
-					if fresh, err = tx.ClaimEvents(list); err != nil {
+					if fresh, err = tx.ClaimEvents(list, usage.ClaimOrder(list)); err != nil {
 						return err
 					}
 					var entries []usage.Entry
