@@ -46,14 +46,10 @@ const (
 	maxUsageSource = 512
 )
 
-// maxUsageErrors is the number of bad events that an error names.
-const maxUsageErrors = 100
-
 // usageErrors collects what is wrong with the events of a request.
 type usageErrors struct {
 	events []UsageEvent
-	fields []problem.Field
-	count  int
+	rows   problem.Rows
 }
 
 // add notes what is wrong with event i at pointer. In CloudEvents some members
@@ -67,27 +63,23 @@ func (e *usageErrors) add(i int, pointer, detail string) {
 			pointer = "/time"
 		}
 	}
-	if e.count++; len(e.fields) < maxUsageErrors {
-		e.fields = append(e.fields, problem.Field{Index: &i, Line: e.events[i].Line, Pointer: pointer, Detail: detail})
+	p := &problem.Error{Detail: detail}
+	if pointer != "" {
+		p = problem.Body(pointer, "%s", detail)
 	}
+	e.rows.Add(problem.Field{Index: &i, Line: e.events[i].Line}, p)
 }
 
 func (e *usageErrors) err() error {
-	if e.count == 0 {
+	if e.rows.Count() == 0 {
 		return nil
 	}
-	p := problem.New(problem.EventInvalid, "%d of %d events are invalid; none was counted.", e.count, len(e.events)).
+	p := problem.New(problem.EventInvalid, "%d of %d events are invalid; none was counted.", e.rows.Count(), len(e.events)).
 		WithFix("Correct the events that errors names, and send all of them again.")
-	if e.count == 1 {
-		f := e.fields[0]
-		p.Detail = "One event is invalid, so none was counted: "
-		if f.Pointer == "" {
-			p.Detail += f.Detail
-		} else {
-			p.Detail += problem.Body(f.Pointer, "%s", f.Detail).Detail
-		}
+	if e.rows.Count() == 1 {
+		p.Detail = "One event is invalid, so none was counted: " + e.rows.First()
 	}
-	p.Fields = e.fields
+	p.Fields = e.rows.Fields()
 	return p
 }
 

@@ -48,7 +48,7 @@ type Result struct {
 
 // Limits of what one check reports.
 const (
-	MaxFields      = 100
+	MaxFields      = problem.MaxFields
 	maxFieldBytes  = 64 << 10
 	maxDetail      = 500 // bytes
 	maxEvaluations = 1000
