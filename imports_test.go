@@ -99,14 +99,15 @@ func TestImportsGoOneWay(t *testing.T) {
 
 // Files that must be there after a loss of power are made in one way.
 func TestFilesAreMadeInOneWay(t *testing.T) {
-	made := []string{"os.Rename", "os.Link", "os.Mkdir", "os.MkdirAll", "os.WriteFile", "os.Create", "os.OpenFile"}
+	made := []string{"os.Rename", "os.Link", "os.Mkdir", "os.MkdirAll", "os.WriteFile", "os.Create", "os.OpenFile", "durable.SyncDir"}
 	may := map[string][]string{
 		"internal/durable/durable.go":  made,
-		"internal/access/spool.go":     {"os.Rename"},   // a segment, whose name is synced with its records
-		"internal/access/recorder.go":  {"os.Link"},     // a damaged segment, beside its own name
-		"internal/store/disk.go":       {"os.OpenFile"}, // of a file that is there
-		"internal/store/disk_linux.go": {"os.OpenFile"}, // to read
-		"cmd/orgd/audit_log.go":        {"os.OpenFile"},
+		"internal/access/spool.go":     {"os.Rename"},       // a segment, whose name is synced with its records
+		"internal/access/recorder.go":  {"os.Link"},         // a damaged segment, beside its own name
+		"internal/store/disk.go":       {"os.OpenFile"},     // of a file that is there
+		"internal/store/disk_linux.go": {"os.OpenFile"},     // to read
+		"internal/store/sqlite.go":     {"durable.SyncDir"}, // of the files that SQLite makes
+		"cmd/orgd/audit_log.go":        {"os.OpenFile"},     // of what the user names, whose mode stays
 	}
 	for _, dir := range []string{"internal", "cmd"} {
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
