@@ -4,10 +4,6 @@ package api
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"slices"
 	"time"
 
@@ -19,6 +15,7 @@ import (
 	"github.com/orgd/orgd/internal/key"
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/seal"
 	"github.com/orgd/orgd/internal/web"
 )
 
@@ -33,7 +30,7 @@ type API struct {
 	log      Log
 	now      func() time.Time
 	basePath string
-	sealer   cipher.AEAD // of cursors
+	sealer   *seal.Sealer // of cursors
 	document document
 	metrics  prometheus.Gatherer
 	budget   *budget.Budget
@@ -66,15 +63,7 @@ type Config struct {
 
 // New returns the API.
 func New(c Config) (*API, error) {
-	k, err := hkdf.Key(sha256.New, c.Secret, nil, "orgd cursor v1", 32)
-	if err != nil {
-		return nil, err
-	}
-	block, err := aes.NewCipher(k)
-	if err != nil {
-		return nil, err
-	}
-	sealer, err := cipher.NewGCM(block)
+	sealer, err := seal.New(seal.Cursors, c.Secret, nil)
 	if err != nil {
 		return nil, err
 	}
