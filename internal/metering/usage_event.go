@@ -477,39 +477,17 @@ func (in *ingestion) refuseLowering(tx Tx, path, meter string) (string, error) {
 	return refusal, err
 }
 
-type rootMonth struct {
-	rootID string
-	month  usage.Month
-}
-
 // hold returns, for the months in which events of each root lie, those in
 // which they are counted, and keeps these from being closed.
-func (in *ingestion) hold(tx Tx, places map[string]org.Place, within string) (map[rootMonth]usage.Month, error) {
-	held := map[rootMonth]usage.Month{}
-	var order []rootMonth
+func (in *ingestion) hold(tx Tx, places map[string]org.Place, within string) (map[RootMonth]usage.Month, error) {
+	held := map[RootMonth]usage.Month{}
 	for i := range in.events {
 		e := &in.events[i]
-		place, ok := places[e.OrgID]
-		if !ok || !in.reaches(place, within) {
-			continue
-		}
-		m := rootMonth{place.RootID, usage.MonthOf(e.At)}
-		if _, ok := held[m]; !ok {
-			held[m] = ""
-			order = append(order, m)
+		if place, ok := places[e.OrgID]; ok && in.reaches(place, within) {
+			held[RootMonth{place.RootID, usage.MonthOf(e.At)}] = ""
 		}
 	}
-	slices.SortFunc(order, func(a, b rootMonth) int {
-		return cmp.Or(cmp.Compare(a.rootID, b.rootID), cmp.Compare(a.month, b.month))
-	})
-	for _, m := range order {
-		open, err := in.service.openMonth(tx, m.rootID, m.month, in.now)
-		if err != nil {
-			return nil, err
-		}
-		held[m] = open
-	}
-	return held, nil
+	return held, Book(tx, held, in.service.over(in.now))
 }
 
 type entryKey struct {
@@ -522,7 +500,7 @@ type entryKey struct {
 // booking adds up what events add to the consumption of their organizations.
 type booking struct {
 	places  map[string]org.Place
-	months  map[rootMonth]usage.Month
+	months  map[RootMonth]usage.Month
 	states  map[usage.Series]usage.State
 	entries map[entryKey]*usage.Entry
 	order   []*usage.Entry
@@ -567,7 +545,7 @@ func (b *booking) delta(e *usage.Event, a usage.Aggregation, period string) (usa
 // add adds event i of the request.
 func (b *booking) add(e *usage.Event, a usage.Aggregation, i int) error {
 	month, day := usage.MonthOf(e.At), usage.DayOf(e.At)
-	open := b.months[rootMonth{e.RootID, month}]
+	open := b.months[RootMonth{e.RootID, month}]
 	ofMonth, err := b.delta(e, a, string(month))
 	if err != nil {
 		return err
