@@ -41,7 +41,8 @@ var allowed = map[string][]string{
 	"internal/openapi":    {"internal/problem"},
 	"internal/api":        {"api", "internal/openapi", "internal/seal", "internal/problem", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/metering", "internal/budget", "internal/web"},
 	"internal/server":     {"internal/durable", "internal/problem", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/metering", "internal/budget", "internal/background", "internal/web", "internal/api", "internal/store"},
-	"cmd/orgd":            {"internal/durable", "client", "internal/problem", "internal/key", "internal/auth", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/metering", "internal/server"},
+	"cmd/orgd/weblog":     {},
+	"cmd/orgd":            {"cmd/orgd/weblog", "internal/durable", "client", "internal/problem", "internal/key", "internal/auth", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/metering", "internal/server"},
 	"bench":               {"internal/key", "internal/auth", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/metering", "internal/server", "internal/store"},
 
 	// Only tests import these.

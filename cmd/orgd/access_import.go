@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/orgd/orgd/client"
+	"github.com/orgd/orgd/cmd/orgd/weblog"
 	"github.com/orgd/orgd/internal/access"
 )
 
@@ -201,8 +202,8 @@ func (im *logImport) file(ctx context.Context, name string, stdin io.Reader) err
 		defer z.Close()
 		in = z
 	}
-	for line, err := range access.LogLines(in) {
-		var bad *access.LogError
+	for line, err := range weblog.Lines(in) {
+		var bad *weblog.Error
 		switch {
 		case errors.As(err, &bad):
 			im.report(bad.Line, bad.Reason)
@@ -262,7 +263,7 @@ func logID(source, raw string, n uint32) string {
 }
 
 // add adds the event of a line to the batch.
-func (im *logImport) add(l *access.LogLine) {
+func (im *logImport) add(l *weblog.Line) {
 	sum := sha256.Sum256([]byte(l.Raw))
 	content := binary.BigEndian.Uint64(sum[:])
 	im.seen[content]++
