@@ -149,7 +149,7 @@ func TestShuffledEventsWithDuplicates(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer f.Close()
-			im := &logImport{orgID: "acme", seen: map[uint64]uint32{}}
+			im := &webLogImport{orgID: "acme", seen: map[uint64]uint32{}}
 			for line, err := range weblog.Lines(f) {
 				if err != nil {
 					t.Fatal(err)

@@ -27,7 +27,7 @@ type API struct {
 	limiter  *auth.Limiter
 	queries  *otter.Cache[string, knownQuery] // of /forward_auth
 	status   Status
-	log      Log
+	signer   Signer
 	now      func() time.Time
 	basePath string
 	sealer   *seal.Sealer // of cursors
@@ -52,7 +52,7 @@ type Config struct {
 	Flusher  Flusher
 	Limiter  *auth.Limiter // of the keys that are verified; the server's own
 	Status   Status
-	Log      Log
+	Signer   Signer
 	Now      func() time.Time
 	BasePath string
 	// Secret seals the cursors. Servers with the same secret take each other's.
@@ -75,7 +75,7 @@ func New(c Config) (*API, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &API{service: c.Service, metering: c.Metering, flusher: c.Flusher, limiter: c.Limiter, queries: queries, status: c.Status, log: c.Log, now: c.Now, basePath: c.BasePath,
+	return &API{service: c.Service, metering: c.Metering, flusher: c.Flusher, limiter: c.Limiter, queries: queries, status: c.Status, signer: c.Signer, now: c.Now, basePath: c.BasePath,
 		sealer: sealer, document: doc, metrics: c.Metrics, budget: c.Budget}, nil
 }
 

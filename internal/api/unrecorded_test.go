@@ -133,7 +133,7 @@ func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder
 		t.Fatal(err)
 	}
 	metrics, limiter := prometheus.NewRegistry(), auth.NewLimiter(time.Time{}, func() int { return 1 })
-	a, err := api.New(api.Config{Service: service, Metering: meters, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Log: &refusedLog{service, store}})
+	a, err := api.New(api.Config{Service: service, Metering: meters, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Signer: &refusedLog{service, store}})
 	if err != nil {
 		t.Fatal(err)
 	}
