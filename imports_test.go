@@ -105,7 +105,7 @@ func TestFilesAreMadeInOneWay(t *testing.T) {
 	may := map[string][]string{
 		"internal/durable/durable.go":  made,
 		"internal/access/spool.go":     {"os.Rename"},       // a segment, whose name is synced with its records
-		"internal/access/recorder.go":  {"os.Link"},         // a damaged segment, beside its own name
+		"internal/access/flush.go":     {"os.Link"},         // a damaged segment, beside its own name
 		"internal/store/disk.go":       {"os.OpenFile"},     // of a file that is there
 		"internal/store/disk_linux.go": {"os.OpenFile"},     // to read
 		"internal/store/sqlite.go":     {"durable.SyncDir"}, // of the files that SQLite makes
