@@ -46,8 +46,9 @@ var allowed = map[string][]string{
 	"bench":               {"internal/key", "internal/auth", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/metering", "internal/server", "internal/store"},
 
 	// Only tests import these.
-	"internal/testkit":         {"api", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/settings", "internal/org", "internal/metering", "internal/store", "internal/server"},
-	"internal/store/storetest": {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/metering", "internal/testkit"},
+	"internal/testkit":                   {"api", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/settings", "internal/org", "internal/metering", "internal/store", "internal/server"},
+	"internal/store/storetest":           {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/metering", "internal/testkit"},
+	"internal/store/storetest/usagetest": {"internal/access", "internal/metering", "internal/org", "internal/usage", "internal/audit", "internal/store/storetest"},
 }
 
 // only lists packages that know a thing that no other may know.

@@ -14,7 +14,7 @@ import (
 )
 
 func testTransactions(t *testing.T, s Store) {
-	plant(t, s, "r/")
+	Plant(t, s, "r/")
 
 	t.Run("a failed write keeps nothing", func(t *testing.T) {
 		failure := errors.New("no")
@@ -24,11 +24,11 @@ func testTransactions(t *testing.T, s Store) {
 			}
 			return failure
 		})
-		wantErr(t, err, failure)
-		wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("a"); return err }), org.ErrAbsent)
+		WantErr(t, err, failure)
+		WantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("a"); return err }), org.ErrAbsent)
 	})
 	t.Run("a write sees its own changes", func(t *testing.T) {
-		write(t, s, func(tx metering.Tx) error {
+		Write(t, s, func(tx metering.Tx) error {
 			if err := tx.InsertOrgs([]*org.Organization{newOrg("r/b/")}); err != nil {
 				return err
 			}
@@ -41,15 +41,15 @@ func testTransactions(t *testing.T, s Store) {
 		if err == nil {
 			t.Error("a read wrote")
 		}
-		wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("c"); return err }), org.ErrAbsent)
+		WantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("c"); return err }), org.ErrAbsent)
 	})
 	t.Run("a read is one snapshot", func(t *testing.T) {
-		read(t, s, func(tx metering.Tx) error {
+		Read(t, s, func(tx metering.Tx) error {
 			before, err := tx.Org("b")
 			if err != nil {
 				return err
 			}
-			write(t, s, func(tx metering.Tx) error {
+			Write(t, s, func(tx metering.Tx) error {
 				o, err := tx.Org("b")
 				if err != nil {
 					return err
@@ -58,7 +58,7 @@ func testTransactions(t *testing.T, s Store) {
 				return tx.UpdateOrg(o)
 			})
 			after, err := tx.Org("b")
-			wantEqual(t, after, before)
+			WantEqual(t, after, before)
 			return err
 		})
 	})
@@ -69,7 +69,7 @@ func testTransactions(t *testing.T, s Store) {
 		if err == nil {
 			t.Error("no error")
 		}
-		wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("d"); return err }), org.ErrAbsent)
+		WantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("d"); return err }), org.ErrAbsent)
 	})
 	t.Run("a write that has started is not cancelled", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -80,7 +80,7 @@ func testTransactions(t *testing.T, s Store) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		read(t, s, func(tx metering.Tx) error { _, err := tx.Org("e"); return err })
+		Read(t, s, func(tx metering.Tx) error { _, err := tx.Org("e"); return err })
 	})
 	t.Run("a panic is an error and keeps nothing", func(t *testing.T) {
 		err := s.Metering().Write(t.Context(), func(tx metering.Tx) error {
@@ -92,7 +92,7 @@ func testTransactions(t *testing.T, s Store) {
 		if err == nil || !strings.Contains(err.Error(), "oh") {
 			t.Errorf("error %v", err)
 		}
-		wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("f"); return err }), org.ErrAbsent)
+		WantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("f"); return err }), org.ErrAbsent)
 	})
 }
 
@@ -100,13 +100,13 @@ func testOrgs(t *testing.T, s Store) {
 	root, child := newOrg("r/"), newOrg("r/Child-1/")
 	child.Name, child.Type, child.Description = "Ünïcode 名前 🙂", org.TypeGroup, "line\nbreak"
 	child.ExternalID, child.Tags = "ext/1", split("a b.c d:e")
-	child.Settings = org.Settings{Values: []byte(`{"a":{"b":[1,null,"x"]}}`), Locked: []string{"/a/b", "/c"}, UpdatedAt: at(3)}
-	child.UpdatedAt = at(5)
+	child.Settings = org.Settings{Values: []byte(`{"a":{"b":[1,null,"x"]}}`), Locked: []string{"/a/b", "/c"}, UpdatedAt: At(3)}
+	child.UpdatedAt = At(5)
 	insert(t, s, root, child)
 
-	got := get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org("Child-1") })
-	wantEqual(t, got, child)
-	wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("child-1"); return err }), org.ErrAbsent)
+	got := Get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org("Child-1") })
+	WantEqual(t, got, child)
+	WantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("child-1"); return err }), org.ErrAbsent)
 
 	within := func(id, path string, self bool) (*org.Organization, error) {
 		var o *org.Organization
@@ -115,29 +115,29 @@ func testOrgs(t *testing.T, s Store) {
 	}
 	for _, path := range split("r/ r/Child-1/") {
 		o, err := within("Child-1", path, false)
-		wantErr(t, err, nil)
-		wantEqual(t, o, child)
+		WantErr(t, err, nil)
+		WantEqual(t, o, child)
 	}
 	o, err := within("Child-1", "r/Child-1/", true)
-	wantErr(t, err, nil)
-	wantEqual(t, o, child)
+	WantErr(t, err, nil)
+	WantEqual(t, o, child)
 	for _, tt := range []struct {
 		id, path string
 		self     bool
 	}{{"Child-1", "q/", false}, {"Child-1", "r/Child-1/x/", false}, {"Child-1", "r/child-1/", false}, {"Child-1", "%", false},
 		{"r", "r/Child-1/", false}, {"Child-1", "r/", true}, {"absent", "r/", false}, {"absent", "r/absent/", true}} {
 		_, err := within(tt.id, tt.path, tt.self)
-		wantErr(t, err, org.ErrAbsent)
+		WantErr(t, err, org.ErrAbsent)
 	}
 
-	found := get(t, s, func(tx metering.Tx) ([]*org.Organization, error) { return tx.OrgsByID(split("Child-1 absent r")) })
-	wantEqual(t, sorted(ids(found)), split("Child-1 r"))
-	found = get(t, s, func(tx metering.Tx) ([]*org.Organization, error) { return tx.OrgsByID(nil) })
-	wantEqual(t, ids(found), []string(nil))
+	found := Get(t, s, func(tx metering.Tx) ([]*org.Organization, error) { return tx.OrgsByID(split("Child-1 absent r")) })
+	WantEqual(t, sorted(ids(found)), split("Child-1 r"))
+	found = Get(t, s, func(tx metering.Tx) ([]*org.Organization, error) { return tx.OrgsByID(nil) })
+	WantEqual(t, ids(found), []string(nil))
 
-	versions := get(t, s, func(tx metering.Tx) (map[string]org.Version, error) { return tx.Versions(split("Child-1 absent r")) })
-	wantEqual(t, versions, map[string]org.Version{"r": {CreatedAt: root.CreatedAt, Version: root.Version}, "Child-1": {CreatedAt: child.CreatedAt, Version: child.Version}})
-	write(t, s, func(tx metering.Tx) error {
+	versions := Get(t, s, func(tx metering.Tx) (map[string]org.Version, error) { return tx.Versions(split("Child-1 absent r")) })
+	WantEqual(t, versions, map[string]org.Version{"r": {CreatedAt: root.CreatedAt, Version: root.Version}, "Child-1": {CreatedAt: child.CreatedAt, Version: child.Version}})
+	Write(t, s, func(tx metering.Tx) error {
 		o, err := tx.Org("Child-1")
 		if err != nil {
 			return err
@@ -145,12 +145,12 @@ func testOrgs(t *testing.T, s Store) {
 		o.Version++
 		return tx.UpdateOrg(o)
 	})
-	versions = get(t, s, func(tx metering.Tx) (map[string]org.Version, error) { return tx.Versions(split("Child-1")) })
-	wantEqual(t, versions, map[string]org.Version{"Child-1": {CreatedAt: child.CreatedAt, Version: child.Version + 1}})
+	versions = Get(t, s, func(tx metering.Tx) (map[string]org.Version, error) { return tx.Versions(split("Child-1")) })
+	WantEqual(t, versions, map[string]org.Version{"Child-1": {CreatedAt: child.CreatedAt, Version: child.Version + 1}})
 
 	t.Run("an id is taken, even in another root or by a deleted organization", func(t *testing.T) {
-		plant(t, s, "q/", "q/gone/")
-		write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted("q", "q/gone/", "del", at(1)); return err })
+		Plant(t, s, "q/", "q/gone/")
+		Write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted("q", "q/gone/", "del", At(1)); return err })
 		for _, path := range split("r/r/ q/Child-1/ r/gone/ Child-1/") {
 			err := s.Metering().Write(t.Context(), func(tx metering.Tx) error {
 				return tx.InsertOrgs([]*org.Organization{newOrg("r/new/"), newOrg(path)})
@@ -159,18 +159,18 @@ func testOrgs(t *testing.T, s Store) {
 			if !errors.As(err, &taken) || taken.ID != newOrg(path).ID {
 				t.Errorf("%s: error %v", path, err)
 			}
-			wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("new"); return err }), org.ErrAbsent)
+			WantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Org("new"); return err }), org.ErrAbsent)
 		}
 	})
 	t.Run("a taken id leaves the transaction usable", func(t *testing.T) {
-		write(t, s, func(tx metering.Tx) error {
+		Write(t, s, func(tx metering.Tx) error {
 			var taken *org.TakenError
 			if err := tx.InsertOrgs([]*org.Organization{newOrg("r/r/")}); !errors.As(err, &taken) {
 				t.Errorf("error %v", err)
 			}
 			return tx.InsertOrgs([]*org.Organization{newOrg("r/usable/")})
 		})
-		read(t, s, func(tx metering.Tx) error { _, err := tx.Org("usable"); return err })
+		Read(t, s, func(tx metering.Tx) error { _, err := tx.Org("usable"); return err })
 	})
 	t.Run("the same id inserted at once succeeds once", func(t *testing.T) {
 		var wg sync.WaitGroup
@@ -200,27 +200,27 @@ func testOrgs(t *testing.T, s Store) {
 }
 
 func testUpdateOrg(t *testing.T, s Store) {
-	plant(t, s, "r/", "r/a/")
+	Plant(t, s, "r/", "r/a/")
 	byTag := func(tag string) []string {
-		return ids(get(t, s, func(tx metering.Tx) (org.OrgPage, error) {
+		return ids(Get(t, s, func(tx metering.Tx) (org.OrgPage, error) {
 			return tx.Orgs(org.OrgQuery{RootID: "r", Tag: tag, Limit: 10})
 		}).Orgs)
 	}
 	want := newOrg("r/a/")
 	want.Name, want.Description, want.Type, want.ExternalID = "New", "d", org.TypeGroup, "x"
-	want.Tags, want.Settings = split("one two"), org.Settings{Values: []byte(`{"k":1}`), Locked: split("/k"), UpdatedAt: at(1)}
-	want.UpdatedAt, want.Version = at(1), 2
-	write(t, s, func(tx metering.Tx) error { return tx.UpdateOrg(want) })
-	wantEqual(t, get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org("a") }), want)
-	wantEqual(t, byTag("one"), split("a"))
+	want.Tags, want.Settings = split("one two"), org.Settings{Values: []byte(`{"k":1}`), Locked: split("/k"), UpdatedAt: At(1)}
+	want.UpdatedAt, want.Version = At(1), 2
+	Write(t, s, func(tx metering.Tx) error { return tx.UpdateOrg(want) })
+	WantEqual(t, Get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org("a") }), want)
+	WantEqual(t, byTag("one"), split("a"))
 
-	wantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error { return tx.UpdateOrg(want) }), org.ErrStale)
+	WantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error { return tx.UpdateOrg(want) }), org.ErrStale)
 	absent := newOrg("r/absent/")
 	absent.Version = 2
-	wantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error { return tx.UpdateOrg(absent) }), org.ErrStale)
+	WantErr(t, s.Metering().Write(t.Context(), func(tx metering.Tx) error { return tx.UpdateOrg(absent) }), org.ErrStale)
 
 	t.Run("the indexes follow, also twice in one transaction", func(t *testing.T) {
-		write(t, s, func(tx metering.Tx) error {
+		Write(t, s, func(tx metering.Tx) error {
 			o, err := tx.Org("a")
 			if err != nil {
 				return err
@@ -233,14 +233,14 @@ func testUpdateOrg(t *testing.T, s Store) {
 			return tx.UpdateOrg(o)
 		})
 		for tag, want := range map[string][]string{"one": nil, "two": nil, "three": split("a")} {
-			wantEqual(t, byTag(tag), want)
+			WantEqual(t, byTag(tag), want)
 		}
 		for _, q := range []org.OrgQuery{{NamePrefix: "NEWER"}, {Tag: "three"}} {
 			q.RootID, q.Limit = "r", 10
-			wantEqual(t, ids(get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) }).Orgs), split("a"))
+			WantEqual(t, ids(Get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) }).Orgs), split("a"))
 		}
 		gone := org.OrgQuery{RootID: "r", ExternalID: "x", Limit: 10}
-		wantEqual(t, ids(get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(gone) }).Orgs), []string(nil))
+		WantEqual(t, ids(Get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(gone) }).Orgs), []string(nil))
 	})
 	t.Run("of two updates of one version one wins", func(t *testing.T) {
 		for round := range 10 {
@@ -261,7 +261,7 @@ func testUpdateOrg(t *testing.T, s Store) {
 				if err == nil {
 					won++
 				} else {
-					wantErr(t, err, org.ErrStale)
+					WantErr(t, err, org.ErrStale)
 				}
 			}
 			if won != 1 {
@@ -272,103 +272,103 @@ func testUpdateOrg(t *testing.T, s Store) {
 }
 
 func testMove(t *testing.T, s Store) {
-	plant(t, s, "r/", "r/a/", "r/a/x/", "r/a/x/y/", "r/a/x/z/", "r/a/xx/", "r/b/", "r/b/c/")
-	write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted("r", "r/a/x/z/", "del", at(1)); return err })
-	write(t, s, func(tx metering.Tx) error {
-		n, err := tx.MoveSubtree("r", "x", "c", "r/a/x/", "r/b/c/x/", 1, at(2))
-		wantEqual(t, n, int64(2))
+	Plant(t, s, "r/", "r/a/", "r/a/x/", "r/a/x/y/", "r/a/x/z/", "r/a/xx/", "r/b/", "r/b/c/")
+	Write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted("r", "r/a/x/z/", "del", At(1)); return err })
+	Write(t, s, func(tx metering.Tx) error {
+		n, err := tx.MoveSubtree("r", "x", "c", "r/a/x/", "r/b/c/x/", 1, At(2))
+		WantEqual(t, n, int64(2))
 		return err
 	})
 	for id, want := range map[string]string{"x": "r/b/c/x/", "y": "r/b/c/x/y/", "z": "r/b/c/x/z/", "xx": "r/a/xx/"} {
-		o := get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org(id) })
+		o := Get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org(id) })
 		if o.Path != want || o.Depth != len(o.PathIDs())-1 {
 			t.Errorf("%s: path %s, depth %d", id, o.Path, o.Depth)
 		}
 		moved := id == "x"
-		if moved != (o.Version == 2) && id != "z" || moved != o.UpdatedAt.Equal(at(2)) || moved != (o.ParentID == "c") {
+		if moved != (o.Version == 2) && id != "z" || moved != o.UpdatedAt.Equal(At(2)) || moved != (o.ParentID == "c") {
 			t.Errorf("%s: version %d, updated at %v, parent %s", id, o.Version, o.UpdatedAt, o.ParentID)
 		}
 	}
 	deepest := func(path string) int {
-		return get(t, s, func(tx metering.Tx) (int, error) { return tx.DeepestBelow("r", path) })
+		return Get(t, s, func(tx metering.Tx) (int, error) { return tx.DeepestBelow("r", path) })
 	}
-	wantEqual(t, []int{deepest("r/"), deepest("r/a/"), deepest("r/b/c/x/y/")}, []int{4, 2, 4})
-	children := get(t, s, func(tx metering.Tx) (org.OrgPage, error) {
+	WantEqual(t, []int{deepest("r/"), deepest("r/a/"), deepest("r/b/c/x/y/")}, []int{4, 2, 4})
+	children := Get(t, s, func(tx metering.Tx) (org.OrgPage, error) {
 		return tx.Orgs(org.OrgQuery{RootID: "r", ParentID: "c", Limit: 10})
 	})
-	wantEqual(t, ids(children.Orgs), split("x"))
+	WantEqual(t, ids(children.Orgs), split("x"))
 	err := s.Metering().Write(t.Context(), func(tx metering.Tx) error {
-		_, err := tx.MoveSubtree("r", "absent", "c", "r/absent/", "r/c/absent/", 1, at(2))
+		_, err := tx.MoveSubtree("r", "absent", "c", "r/absent/", "r/c/absent/", 1, At(2))
 		return err
 	})
-	wantErr(t, err, org.ErrAbsent)
+	WantErr(t, err, org.ErrAbsent)
 }
 
 func live(t testing.TB, s Store, rootID string) []string {
 	t.Helper()
 	q := org.OrgQuery{RootID: rootID, Limit: 1000}
-	return ids(get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) }).Orgs)
+	return ids(Get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) }).Orgs)
 }
 
 func testDeleteRestore(t *testing.T, s Store) {
-	plant(t, s, "r/", "r/a/", "r/a/b/", "r/a/b/c/", "r/ab/")
+	Plant(t, s, "r/", "r/a/", "r/a/b/", "r/a/b/c/", "r/ab/")
 	revoked := newKey("key_revoked", "r/a/b/")
 	revoked.RevokedAt = &revoked.CreatedAt
-	write(t, s, func(tx metering.Tx) error {
+	Write(t, s, func(tx metering.Tx) error {
 		return errors.Join(tx.InsertKey(newKey("key_1", "r/a/")), tx.InsertKey(newKey("key_2", "r/a/b/c/")),
 			tx.InsertKey(newKey("key_3", "r/ab/")), tx.InsertKey(revoked))
 	})
 	count := func(path string) org.Counts {
-		return get(t, s, func(tx metering.Tx) (org.Counts, error) { return tx.CountSubtree("r", path) })
+		return Get(t, s, func(tx metering.Tx) (org.Counts, error) { return tx.CountSubtree("r", path) })
 	}
-	wantEqual(t, count("r/"), org.Counts{Organizations: 5, APIKeys: 3})
-	wantEqual(t, count("r/a/"), org.Counts{Organizations: 3, APIKeys: 2})
+	WantEqual(t, count("r/"), org.Counts{Organizations: 5, APIKeys: 3})
+	WantEqual(t, count("r/a/"), org.Counts{Organizations: 3, APIKeys: 2})
 
 	mark := func(path, deletionID string, seconds int, want org.Counts) {
 		t.Helper()
-		write(t, s, func(tx metering.Tx) error {
-			c, err := tx.MarkDeleted("r", path, deletionID, at(seconds))
-			wantEqual(t, c, want)
+		Write(t, s, func(tx metering.Tx) error {
+			c, err := tx.MarkDeleted("r", path, deletionID, At(seconds))
+			WantEqual(t, c, want)
 			return err
 		})
 	}
 	restore := func(deletionID string, want org.Counts) {
 		t.Helper()
-		write(t, s, func(tx metering.Tx) error {
+		Write(t, s, func(tx metering.Tx) error {
 			c, err := tx.MarkRestored("r", deletionID)
-			wantEqual(t, c, want)
+			WantEqual(t, c, want)
 			return err
 		})
 	}
 	mark("r/a/b/c/", "del_1", 1, org.Counts{Organizations: 1, APIKeys: 1})
 	mark("r/a/", "del_2", 2, org.Counts{Organizations: 2, APIKeys: 1})
-	wantEqual(t, live(t, s, "r"), split("r ab"))
-	wantEqual(t, count("r/"), org.Counts{Organizations: 2, APIKeys: 1})
-	o := get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org("b") })
-	if o.DeletedAt == nil || !o.DeletedAt.Equal(at(2)) || o.DeletionID != "del_2" || o.Version != 2 {
+	WantEqual(t, live(t, s, "r"), split("r ab"))
+	WantEqual(t, count("r/"), org.Counts{Organizations: 2, APIKeys: 1})
+	o := Get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org("b") })
+	if o.DeletedAt == nil || !o.DeletedAt.Equal(At(2)) || o.DeletionID != "del_2" || o.Version != 2 {
 		t.Errorf("deleted at %v by %q, version %d", o.DeletedAt, o.DeletionID, o.Version)
 	}
 	restore("del_2", org.Counts{Organizations: 2, APIKeys: 1})
-	wantEqual(t, live(t, s, "r"), split("r a b ab"))
+	WantEqual(t, live(t, s, "r"), split("r a b ab"))
 	restore("del_2", org.Counts{})
 	restore("", org.Counts{})
 	restore("del_1", org.Counts{Organizations: 1, APIKeys: 1})
-	wantEqual(t, count("r/"), org.Counts{Organizations: 5, APIKeys: 3})
-	o = get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org("b") })
-	if o.DeletedAt != nil || o.DeletionID != "" || !o.UpdatedAt.Equal(epoch) {
+	WantEqual(t, count("r/"), org.Counts{Organizations: 5, APIKeys: 3})
+	o = Get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org("b") })
+	if o.DeletedAt != nil || o.DeletionID != "" || !o.UpdatedAt.Equal(Epoch) {
 		t.Errorf("restored: deleted at %v by %q, updated at %v", o.DeletedAt, o.DeletionID, o.UpdatedAt)
 	}
 }
 
 func testSchema(t *testing.T, s Store) {
-	plant(t, s, "r/")
-	wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
+	Plant(t, s, "r/")
+	WantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
 	for _, schema := range split(`{"a":1} {"b":2}`) {
-		write(t, s, func(tx metering.Tx) error { return tx.PutSchema("r", []byte(schema)) })
-		wantEqual(t, string(get(t, s, func(tx metering.Tx) ([]byte, error) { return tx.Schema("r") })), schema)
+		Write(t, s, func(tx metering.Tx) error { return tx.PutSchema("r", []byte(schema)) })
+		WantEqual(t, string(Get(t, s, func(tx metering.Tx) ([]byte, error) { return tx.Schema("r") })), schema)
 	}
-	write(t, s, func(tx metering.Tx) error { return tx.PutSchema("r", nil) })
-	wantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
+	Write(t, s, func(tx metering.Tx) error { return tx.PutSchema("r", nil) })
+	WantErr(t, s.Metering().Read(t.Context(), func(tx metering.Tx) error { _, err := tx.Schema("r"); return err }), org.ErrAbsent)
 }
 
 func testOrgQueries(t *testing.T, s Store) {
@@ -378,7 +378,7 @@ func testOrgQueries(t *testing.T, s Store) {
 	other.Name, other.Tags, other.ExternalID = "acme two", split("red"), "E-1"
 	insert(t, s, newOrg("r/"), newOrg("r/a/"), acme, newOrg("r/a/b/c/"), newOrg("r/a-b/"), newOrg("r/a0/"), newOrg("r/gone/"),
 		newOrg("q/"), other, newOrg("q-1/"))
-	write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted("r", "r/gone/", "del", at(1)); return err })
+	Write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted("r", "r/gone/", "del", At(1)); return err })
 
 	for _, test := range []struct {
 		name  string
@@ -412,7 +412,7 @@ func testOrgQueries(t *testing.T, s Store) {
 		for _, limit := range []int{1, 2, 100} {
 			t.Run(fmt.Sprintf("%s by %d", test.name, limit), func(t *testing.T) {
 				test.query.Limit = limit
-				wantEqual(t, ids(allOrgs(t, s, test.query)), split(test.want))
+				WantEqual(t, ids(allOrgs(t, s, test.query)), split(test.want))
 			})
 		}
 	}
@@ -423,7 +423,7 @@ func allOrgs(t testing.TB, s Store, q org.OrgQuery) []*org.Organization {
 	t.Helper()
 	var all []*org.Organization
 	for pages := 0; ; pages++ {
-		p := get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
+		p := Get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
 		if len(p.Orgs) > q.Limit {
 			t.Fatalf("a page of %d, limit %d", len(p.Orgs), q.Limit)
 		}
@@ -455,18 +455,18 @@ func testOrgQueriesBounded(t *testing.T, s Store) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name == "tag" || name == "all" {
-				last := get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
+				last := Get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
 				if len(last.Orgs) == 0 && last.Next == nil {
 					t.Error("an empty page that is not the last has no next")
 				}
 			}
-			wantEqual(t, ids(allOrgs(t, s, q)), split("below"))
+			WantEqual(t, ids(allOrgs(t, s, q)), split("below"))
 		})
 	}
 	q := org.OrgQuery{RootID: "r", NamePrefix: "org", Path: "r/o05999/", Limit: 10}
-	p := get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
+	p := Get(t, s, func(tx metering.Tx) (org.OrgPage, error) { return tx.Orgs(q) })
 	if len(p.Orgs) != 0 || p.Next == nil {
 		t.Errorf("a sparse page has %d rows and next %v; it looked at too much or lost its place", len(p.Orgs), p.Next)
 	}
-	wantEqual(t, len(allOrgs(t, s, org.OrgQuery{RootID: "r", Limit: 1000})), 6002)
+	WantEqual(t, len(allOrgs(t, s, org.OrgQuery{RootID: "r", Limit: 1000})), 6002)
 }

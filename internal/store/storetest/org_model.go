@@ -66,7 +66,7 @@ func testOrgModel(t *testing.T, s Store) {
 				o.Name, o.Tags = names.Draw(rt, "name"), sorted(tags.Draw(rt, "tags"))
 				o.ExternalID = rapid.SampledFrom([]string{"", "x", "y"}).Draw(rt, "external id")
 				o.Version++
-				write(t, s, func(tx metering.Tx) error { return tx.UpdateOrg(o) })
+				Write(t, s, func(tx metering.Tx) error { return tx.UpdateOrg(o) })
 			},
 			"move": func(rt *rapid.T) {
 				o, to := m.pick(rt, "org", true), m.pick(rt, "to", true)
@@ -74,20 +74,20 @@ func testOrgModel(t *testing.T, s Store) {
 					rt.Skip("not a move")
 				}
 				oldPath, newPath, delta := o.Path, to.Path+o.ID+"/", to.Depth+1-o.Depth
-				write(t, s, func(tx metering.Tx) error {
-					_, err := tx.MoveSubtree(rootID, o.ID, to.ID, oldPath, newPath, delta, at(1))
+				Write(t, s, func(tx metering.Tx) error {
+					_, err := tx.MoveSubtree(rootID, o.ID, to.ID, oldPath, newPath, delta, At(1))
 					return err
 				})
 				for _, x := range m.below(oldPath) {
 					x.Path, x.Depth = newPath+x.Path[len(oldPath):], x.Depth+delta
 				}
-				o.ParentID, o.UpdatedAt, o.Version = to.ID, at(1), o.Version+1
+				o.ParentID, o.UpdatedAt, o.Version = to.ID, At(1), o.Version+1
 			},
 			"delete": func(rt *rapid.T) {
 				o := m.pick(rt, "org", true)
 				m.deletions++
-				deletionID, when := fmt.Sprintf("%s-del-%d", rootID, m.deletions), at(m.deletions)
-				write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted(rootID, o.Path, deletionID, when); return err })
+				deletionID, when := fmt.Sprintf("%s-del-%d", rootID, m.deletions), At(m.deletions)
+				Write(t, s, func(tx metering.Tx) error { _, err := tx.MarkDeleted(rootID, o.Path, deletionID, when); return err })
 				for _, x := range m.below(o.Path) {
 					if x.DeletedAt == nil {
 						x.DeletedAt, x.DeletionID, x.Version = &when, deletionID, x.Version+1
@@ -104,7 +104,7 @@ func testOrgModel(t *testing.T, s Store) {
 					}
 				}
 				deletionID := o.DeletionID
-				write(t, s, func(tx metering.Tx) error { _, err := tx.MarkRestored(rootID, deletionID); return err })
+				Write(t, s, func(tx metering.Tx) error { _, err := tx.MarkRestored(rootID, deletionID); return err })
 				for _, x := range m.orgs {
 					if x.DeletionID == deletionID {
 						x.DeletedAt, x.DeletionID, x.Version = nil, "", x.Version+1
@@ -113,7 +113,7 @@ func testOrgModel(t *testing.T, s Store) {
 			},
 			"": func(rt *rapid.T) {
 				for id, want := range m.orgs {
-					wantEqual(t, get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org(id) }), want)
+					WantEqual(t, Get(t, s, func(tx metering.Tx) (*org.Organization, error) { return tx.Org(id) }), want)
 				}
 				q := org.OrgQuery{RootID: rootID, Limit: rapid.IntRange(1, 4).Draw(rt, "limit")}
 				byPath := func(a, b *org.Organization) int { return strings.Compare(a.Path, b.Path) }
