@@ -26,6 +26,7 @@ var allowed = map[string][]string{
 	"internal/problem":    {},
 	"internal/ident":      {},
 	"internal/durable":    {},
+	"internal/seal":       {},
 	"internal/schema":     {"internal/problem"},
 	"internal/key":        {"internal/problem"},
 	"internal/auth":       {"internal/problem", "internal/key"},
@@ -41,16 +42,18 @@ var allowed = map[string][]string{
 	"internal/evidence":   {"internal/problem", "internal/key", "internal/auth", "internal/audit", "internal/org"},
 	"internal/metering":   {"internal/problem", "internal/ident", "internal/auth", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org"},
 	"internal/store":      {"internal/durable", "internal/problem", "internal/org", "internal/tree", "internal/trail", "internal/evidence", "internal/metering", "internal/key", "internal/audit", "internal/usage", "internal/access"},
-	"internal/web":        {"internal/problem", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/metering", "internal/budget", "internal/background"},
+	"internal/web":        {"internal/seal", "internal/problem", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/metering", "internal/budget", "internal/background"},
 	"internal/openapi":    {"internal/problem"},
-	"internal/api":        {"api", "internal/openapi", "internal/problem", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/tree", "internal/trail", "internal/evidence", "internal/metering", "internal/budget", "internal/web"},
+	"internal/api":        {"api", "internal/openapi", "internal/seal", "internal/problem", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/tree", "internal/trail", "internal/evidence", "internal/metering", "internal/budget", "internal/web"},
 	"internal/server":     {"internal/durable", "internal/problem", "internal/ident", "internal/key", "internal/auth", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/tree", "internal/trail", "internal/evidence", "internal/metering", "internal/budget", "internal/background", "internal/web", "internal/api", "internal/store"},
-	"cmd/orgd":            {"internal/durable", "client", "internal/problem", "internal/key", "internal/auth", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/tree", "internal/metering", "internal/server"},
+	"cmd/orgd/weblog":     {},
+	"cmd/orgd":            {"cmd/orgd/weblog", "internal/durable", "client", "internal/problem", "internal/key", "internal/auth", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/tree", "internal/metering", "internal/server"},
 	"bench":               {"internal/key", "internal/auth", "internal/audit", "internal/access", "internal/usage", "internal/org", "internal/tree", "internal/metering", "internal/server", "internal/store"},
 
 	// Only tests import these.
-	"internal/testkit":         {"api", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/settings", "internal/org", "internal/tree", "internal/trail", "internal/evidence", "internal/metering", "internal/store", "internal/server"},
-	"internal/store/storetest": {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/tree", "internal/trail", "internal/evidence", "internal/metering", "internal/store", "internal/testkit"},
+	"internal/testkit":                   {"api", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/settings", "internal/org", "internal/tree", "internal/trail", "internal/evidence", "internal/metering", "internal/store", "internal/server"},
+	"internal/store/storetest":           {"internal/problem", "internal/ident", "internal/key", "internal/audit", "internal/usage", "internal/access", "internal/org", "internal/tree", "internal/trail", "internal/evidence", "internal/metering", "internal/store", "internal/testkit"},
+	"internal/store/storetest/usagetest": {"internal/access", "internal/metering", "internal/org", "internal/usage", "internal/audit", "internal/store", "internal/testkit", "internal/store/storetest"},
 }
 
 // only lists packages that know a thing that no other may know.
@@ -104,14 +107,15 @@ func TestImportsGoOneWay(t *testing.T) {
 
 // Files that must be there after a loss of power are made in one way.
 func TestFilesAreMadeInOneWay(t *testing.T) {
-	made := []string{"os.Rename", "os.Link", "os.Mkdir", "os.MkdirAll", "os.WriteFile", "os.Create", "os.OpenFile"}
+	made := []string{"os.Rename", "os.Link", "os.Mkdir", "os.MkdirAll", "os.WriteFile", "os.Create", "os.OpenFile", "durable.SyncDir"}
 	may := map[string][]string{
 		"internal/durable/durable.go":  made,
-		"internal/access/spool.go":     {"os.Rename"},   // a segment, whose name is synced with its records
-		"internal/access/recorder.go":  {"os.Link"},     // a damaged segment, beside its own name
-		"internal/store/disk.go":       {"os.OpenFile"}, // of a file that is there
-		"internal/store/disk_linux.go": {"os.OpenFile"}, // to read
-		"cmd/orgd/audit_log.go":        {"os.OpenFile"},
+		"internal/access/spool.go":     {"os.Rename"},       // a segment, whose name is synced with its records
+		"internal/access/flush.go":     {"os.Link"},         // a damaged segment, beside its own name
+		"internal/store/disk.go":       {"os.OpenFile"},     // of a file that is there
+		"internal/store/disk_linux.go": {"os.OpenFile"},     // to read
+		"internal/store/sqlite.go":     {"durable.SyncDir"}, // of the files that SQLite makes
+		"cmd/orgd/audit_log.go":        {"os.OpenFile"},     // of what the user names, whose mode stays
 	}
 	for _, dir := range []string{"internal", "cmd"} {
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

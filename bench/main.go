@@ -113,7 +113,7 @@ func startIn(dir string, change ...func(*server.Config)) (*rig, error) {
 	if err != nil {
 		return nil, err
 	}
-	lines := server.NewLogWriter(log) // as orgd serve writes
+	lines := server.NewLineWriter(log) // as orgd serve writes
 	c := server.Config{DataDir: dir, RestoreWindow: 24 * time.Hour, Version: "bench",
 		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, Log: slog.New(lines.Handler(slog.NewTextHandler(lines, nil)))}
 	for _, f := range change {

@@ -21,11 +21,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/orgd/orgd/client"
+	"github.com/orgd/orgd/cmd/orgd/weblog"
 	"github.com/orgd/orgd/internal/access"
 )
 
 func accessImportCommand(s *session) *cobra.Command {
-	im := &logImport{}
+	im := &webLogImport{}
 	var format, pattern string
 	cmd := &cobra.Command{
 		Use: "import FILE...", Short: "Bring the access logs of web servers in", Args: cobra.MinimumNArgs(1),
@@ -138,8 +139,8 @@ const (
 	maxImportPath = 2048
 )
 
-// logImport is an import of web server logs under way.
-type logImport struct {
+// webLogImport is an import of web server logs under way.
+type webLogImport struct {
 	client *client.Client
 	orgID  string
 	path   *regexp.Regexp
@@ -161,7 +162,7 @@ type logImport struct {
 	duplicates, bad, refused int64
 }
 
-func (im *logImport) progress() string {
+func (im *webLogImport) progress() string {
 	text := "Imported " + plural(im.accepted.Load(), "event")
 	if size := im.size.Load(); size > 0 {
 		text += fmt.Sprintf(", %d%% of the file", min(100, im.read.Load()*100/size))
@@ -170,7 +171,7 @@ func (im *logImport) progress() string {
 }
 
 // file imports one file.
-func (im *logImport) file(ctx context.Context, name string, stdin io.Reader) error {
+func (im *webLogImport) file(ctx context.Context, name string, stdin io.Reader) error {
 	in := stdin
 	im.name = "stdin"
 	im.read.Store(0)
@@ -201,8 +202,8 @@ func (im *logImport) file(ctx context.Context, name string, stdin io.Reader) err
 		defer z.Close()
 		in = z
 	}
-	for line, err := range access.LogLines(in) {
-		var bad *access.LogError
+	for line, err := range weblog.Lines(in) {
+		var bad *weblog.Error
 		switch {
 		case errors.As(err, &bad):
 			im.report(bad.Line, bad.Reason)
@@ -232,7 +233,7 @@ func (r *countingReader) Read(b []byte) (int, error) {
 }
 
 // report says what is wrong with a line.
-func (im *logImport) report(line int, reason string) {
+func (im *webLogImport) report(line int, reason string) {
 	im.bad++
 	text := fmt.Sprintf("%s:%d: %s", im.name, line, clean(reason))
 	if im.bad == printedLines+1 {
@@ -247,10 +248,10 @@ func (im *logImport) report(line int, reason string) {
 	fmt.Fprintln(im.errors, text)
 }
 
-var logIDs = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
+var lineIDs = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
 
-// logID returns the id of the nth event of a source with the same line.
-func logID(source, raw string, n uint32) string {
+// lineID returns the id of the nth event of a source with the same line.
+func lineID(source, raw string, n uint32) string {
 	h := sha256.New()
 	if source != "" {
 		of := sha256.Sum256([]byte(source))
@@ -258,15 +259,15 @@ func logID(source, raw string, n uint32) string {
 	}
 	io.WriteString(h, raw)
 	h.Write(binary.BigEndian.AppendUint32([]byte{0}, n))
-	return "log_" + logIDs.EncodeToString(h.Sum(nil)[:20])
+	return "log_" + lineIDs.EncodeToString(h.Sum(nil)[:20])
 }
 
 // add adds the event of a line to the batch.
-func (im *logImport) add(l *access.LogLine) {
+func (im *webLogImport) add(l *weblog.Line) {
 	sum := sha256.Sum256([]byte(l.Raw))
 	content := binary.BigEndian.Uint64(sum[:])
 	im.seen[content]++
-	e := client.NewAccessEvent{ID: logID(im.source, l.Raw, im.seen[content]), Timestamp: l.Time, User: cutText(l.User, 256), Action: im.action,
+	e := client.NewAccessEvent{ID: lineID(im.source, l.Raw, im.seen[content]), Timestamp: l.Time, User: cutText(l.User, 256), Action: im.action,
 		Status: access.Success, UserAgent: cutText(l.UserAgent, 512), Method: cutText(l.Method, 32), Path: cutText(l.Path, maxImportPath)}
 	if e.User == "" {
 		e.User = "anonymous"
@@ -307,7 +308,7 @@ func cutText(s string, n int) string {
 
 // send sends the batch. Lines that the server refuses are reported, and the
 // others sent without them.
-func (im *logImport) send(ctx context.Context) error {
+func (im *webLogImport) send(ctx context.Context) error {
 	for len(im.batch) > 0 {
 		got, err := im.client.SendAccessEvents(ctx, im.orgID, im.batch)
 		var answer *client.Error
@@ -328,7 +329,7 @@ func (im *logImport) send(ctx context.Context) error {
 }
 
 // drop takes the events that the server refuses out of the batch.
-func (im *logImport) drop(answer *client.Error) error {
+func (im *webLogImport) drop(answer *client.Error) error {
 	gone := map[int]bool{}
 	for _, f := range answer.Errors {
 		if f.Index == nil || *f.Index >= len(im.batch) || gone[*f.Index] {

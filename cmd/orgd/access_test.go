@@ -15,11 +15,11 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/orgd/orgd/client"
-	"github.com/orgd/orgd/internal/access"
+	"github.com/orgd/orgd/cmd/orgd/weblog"
 	"github.com/orgd/orgd/internal/testkit"
 )
 
-const apacheLog = "../../internal/access/testdata/apache_access.log"
+const apacheLog = "weblog/testdata/apache_access.log"
 
 // run runs the command line against a server.
 func run(t *testing.T, s *testkit.Server, args ...string) string {
@@ -149,8 +149,8 @@ func TestShuffledEventsWithDuplicates(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer f.Close()
-			im := &logImport{orgID: "acme", seen: map[uint64]uint32{}}
-			for line, err := range access.LogLines(f) {
+			im := &webLogImport{orgID: "acme", seen: map[uint64]uint32{}}
+			for line, err := range weblog.Lines(f) {
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -138,7 +137,7 @@ func exportAudit(cmd *cobra.Command, c *client.Client, rootID, path string) (ent
 	if err := c.AuditExport(cmd.Context(), rootID, at.Epoch, at.Seq, f); err != nil {
 		return 0, errors.Join(err, f.Truncate(end))
 	}
-	if err := errors.Join(f.Sync(), durable.SyncDir(filepath.Dir(path))); err != nil {
+	if err := durable.Sync(f); err != nil {
 		return 0, err
 	}
 	_, after, newEnd, err := exportEnd(f)

@@ -92,7 +92,7 @@ func fromEnvironment(fs *pflag.FlagSet, but ...string) error {
 }
 
 // logger returns the logger that the flags ask for, and what it writes to.
-func (f *serveFlags) logger() (*slog.Logger, *server.LogWriter, error) {
+func (f *serveFlags) logger() (*slog.Logger, *server.LineWriter, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 		return nil, nil, usageError("--log-level must be debug, info, warn or error, not %q", f.logLevel)
@@ -101,7 +101,7 @@ func (f *serveFlags) logger() (*slog.Logger, *server.LogWriter, error) {
 	if f.logFormat != "text" && f.logFormat != "json" {
 		return nil, nil, usageError("--log-format must be text or json, not %q", f.logFormat)
 	}
-	w := server.NewLogWriter(os.Stderr)
+	w := server.NewLineWriter(os.Stderr)
 	var h slog.Handler = slog.NewTextHandler(w, opt)
 	if f.logFormat == "json" {
 		h = slog.NewJSONHandler(w, opt)
@@ -246,11 +246,11 @@ func listen(flag, address string) (net.Listener, error) {
 
 // run serves until ctx ends. started is called once the server listens.
 func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url string) error) (err error) {
-	log, logs, err := f.logger()
+	log, lines, err := f.logger()
 	if err != nil {
 		return err
 	}
-	defer logs.Close()
+	defer lines.Close()
 	config, err := f.config(log)
 	if err != nil {
 		return err
@@ -295,7 +295,7 @@ func (f *serveFlags) run(ctx context.Context, started func(s *server.Server, url
 	}
 	log.Info("orgd is listening", "url", url, "docs", url+"/docs", "database", s.Store.Kind(),
 		"data_dir", f.dataDir, "version", version(), "took_ms", time.Since(begin).Milliseconds())
-	logs.Flush()
+	lines.Flush()
 	if started == nil {
 		return front.Serve(ctx, s)
 	}

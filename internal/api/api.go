@@ -4,10 +4,6 @@ package api
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"slices"
 	"time"
 
@@ -19,6 +15,7 @@ import (
 	"github.com/orgd/orgd/internal/evidence"
 	"github.com/orgd/orgd/internal/metering"
 	"github.com/orgd/orgd/internal/org"
+	"github.com/orgd/orgd/internal/seal"
 	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/tree"
 	"github.com/orgd/orgd/internal/web"
@@ -35,10 +32,10 @@ type API struct {
 	limiter  *auth.Limiter
 	queries  *otter.Cache[string, knownQuery] // of /forward_auth
 	status   Status
-	log      Log
+	signer   Signer
 	now      func() time.Time
 	basePath string
-	sealer   cipher.AEAD // of cursors
+	sealer   *seal.Sealer // of cursors
 	document document
 	metrics  prometheus.Gatherer
 	budget   *budget.Budget
@@ -63,7 +60,7 @@ type Config struct {
 	Flusher  Flusher
 	Limiter  *auth.Limiter // of the keys that are verified; the server's own
 	Status   Status
-	Log      Log
+	Signer   Signer
 	Now      func() time.Time
 	BasePath string
 	// Secret seals the cursors. Servers with the same secret take each other's.
@@ -74,15 +71,7 @@ type Config struct {
 
 // New returns the API.
 func New(c Config) (*API, error) {
-	k, err := hkdf.Key(sha256.New, c.Secret, nil, "orgd cursor v1", 32)
-	if err != nil {
-		return nil, err
-	}
-	block, err := aes.NewCipher(k)
-	if err != nil {
-		return nil, err
-	}
-	sealer, err := cipher.NewGCM(block)
+	sealer, err := seal.New(seal.Cursors, c.Secret, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +83,7 @@ func New(c Config) (*API, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &API{service: c.Service, tree: c.Tree, trail: c.Trail, evidence: c.Evidence, metering: c.Metering, flusher: c.Flusher, limiter: c.Limiter, queries: queries, status: c.Status, log: c.Log, now: c.Now, basePath: c.BasePath,
+	return &API{service: c.Service, tree: c.Tree, trail: c.Trail, evidence: c.Evidence, metering: c.Metering, flusher: c.Flusher, limiter: c.Limiter, queries: queries, status: c.Status, signer: c.Signer, now: c.Now, basePath: c.BasePath,
 		sealer: sealer, document: doc, metrics: c.Metrics, budget: c.Budget}, nil
 }
 

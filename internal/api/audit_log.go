@@ -15,8 +15,8 @@ import (
 	"github.com/orgd/orgd/internal/web"
 )
 
-// Log signs the audit logs.
-type Log interface {
+// Signer signs the audit logs.
+type Signer interface {
 	// Refused returns the logs that are not signed, by root: the database
 	// lacks what was signed before, or the server lacks the key.
 	Refused() []evidence.Refusal
@@ -34,12 +34,12 @@ func (a *API) auditLogRoutes() []web.Route {
 		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/key", Operation: "getAuditKey", Action: "GET_AUDIT_KEY", Rule: read, Handle: a.getVerifierKey},
 		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/consistency", Operation: "getAuditConsistency", Action: "GET_AUDIT_CONSISTENCY", Rule: read, Query: takes("from", "to", "epoch"), Handle: a.getConsistency},
 		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/tile/{level}/{tile...}", Operation: "getAuditTile", Action: "GET_AUDIT_TILE", Rule: read, Query: takes("epoch"), Handle: a.getTile},
-		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/export", Operation: "exportAuditLog", Action: "EXPORT_AUDIT_LOG", Rule: read, Query: takes("epoch", "seq"), Handle: a.exportLog},
+		{Method: "GET", Pattern: "/orgs/{org_id}/audit_log/export", Operation: "exportAuditLog", Action: "EXPORT_AUDIT_LOG", Rule: read, Query: takes("epoch", "seq"), Handle: a.exportAuditLog},
 		{Method: "POST", Pattern: "/orgs/{org_id}/audit_log/epochs", Operation: "openAuditEpoch", Action: "OPEN_AUDIT_EPOCH", Rule: operator, Handle: a.openEpoch},
-		{Method: "POST", Pattern: "/orgs/{org_id}/audit_log/rotate_key", Operation: "rotateAuditKey", Action: "ROTATE_AUDIT_KEY", Rule: operator, Handle: a.rotateLogKey},
+		{Method: "POST", Pattern: "/orgs/{org_id}/audit_log/rotate_key", Operation: "rotateAuditKey", Action: "ROTATE_AUDIT_KEY", Rule: operator, Handle: a.rotateAuditKey},
 		{Method: "GET", Pattern: "/orgs/{org_id}/children_audit/{entry_id}/proof", Operation: "getAuditProof", Action: "GET_AUDIT_PROOF", Rule: read, Handle: a.getProof},
 		{Method: "GET", Pattern: "/refused_audit_logs", Operation: "listRefusedAuditLogs", Action: "LIST_REFUSED_AUDIT_LOGS", Rule: web.Rule{Operator: true}, Handle: a.listRefused},
-		{Method: "DELETE", Pattern: "/refused_audit_logs/{log_id}", Operation: "abandonAuditLog", Action: "ABANDON_AUDIT_LOG", Rule: web.Rule{Operator: true}, Query: takes("reason"), Handle: a.abandonLog},
+		{Method: "DELETE", Pattern: "/refused_audit_logs/{log_id}", Operation: "abandonAuditLog", Action: "ABANDON_AUDIT_LOG", Rule: web.Rule{Operator: true}, Query: takes("reason"), Handle: a.abandonAuditLog},
 	}
 }
 
@@ -131,7 +131,7 @@ func (a *API) getTile(r *web.Request) (*web.Response, error) {
 	return &web.Response{Status: http.StatusOK, ContentType: "application/octet-stream", Body: b}, nil
 }
 
-func (a *API) exportLog(r *web.Request) (*web.Response, error) {
+func (a *API) exportAuditLog(r *web.Request) (*web.Response, error) {
 	q := parameters(r)
 	epoch, seq := max(q.epoch(), 0), q.size("seq", 0)
 	if q.err != nil {
@@ -175,7 +175,7 @@ func (a *API) openEpoch(r *web.Request) (*web.Response, error) {
 			Origin string `json:"origin"`
 		}{result.(string)}).With("Location", a.location(r, r.Org.ID)+"/audit_log/checkpoint")
 	}
-	origin, receipt, err := a.log.OpenEpoch(r.Context(), r.Call(render), r.Org.ID, body.Reason)
+	origin, receipt, err := a.signer.OpenEpoch(r.Context(), r.Call(render), r.Org.ID, body.Reason)
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +193,7 @@ func checkReason(pointer, reason string) error {
 // maxKeyOverlap is how long the old key of a log may sign too.
 const maxKeyOverlap = 366 * 24 * time.Hour
 
-func (a *API) rotateLogKey(r *web.Request) (*web.Response, error) {
+func (a *API) rotateAuditKey(r *web.Request) (*web.Response, error) {
 	body := struct {
 		OverlapSeconds int64 `json:"overlap_seconds"`
 	}{OverlapSeconds: 7 * 24 * 60 * 60}
@@ -225,13 +225,13 @@ type refusalBody struct {
 
 func (a *API) listRefused(r *web.Request) (*web.Response, error) {
 	list := []refusalBody{}
-	for _, x := range a.log.Refused() {
+	for _, x := range a.signer.Refused() {
 		list = append(list, refusalBody{RootID: x.RootID, LogID: x.LogID, Missing: x.Missing, Detail: problem.From(x.Err).Detail})
 	}
 	return web.JSON(http.StatusOK, list), nil
 }
 
-func (a *API) abandonLog(r *web.Request) (*web.Response, error) {
+func (a *API) abandonAuditLog(r *web.Request) (*web.Response, error) {
 	q := parameters(r)
 	reason := q.text("reason")
 	if q.err == nil && strings.TrimSpace(reason) == "" {
@@ -240,7 +240,7 @@ func (a *API) abandonLog(r *web.Request) (*web.Response, error) {
 	if q.err != nil {
 		return nil, q.err
 	}
-	if err := a.log.Abandon(r.PathValue("log_id"), reason); err != nil {
+	if err := a.signer.Abandon(r.PathValue("log_id"), reason); err != nil {
 		return nil, err
 	}
 	r.Did = "The audit log was abandoned"

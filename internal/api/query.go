@@ -1,7 +1,6 @@
 package api
 
 import (
-	"crypto/rand"
 	"encoding/base64"
 	"net/url"
 	"slices"
@@ -159,17 +158,15 @@ func (a *API) cursorScope(q *query) string {
 // reader may know, such as how much others log. Only open with the same scope
 // gets it back.
 func (a *API) seal(text []byte, scope string) string {
-	nonce := make([]byte, a.sealer.NonceSize(), a.sealer.NonceSize()+len(text)+a.sealer.Overhead())
-	rand.Read(nonce)
-	return base64.RawURLEncoding.EncodeToString(a.sealer.Seal(nonce, nonce, text, []byte(scope)))
+	return base64.RawURLEncoding.EncodeToString(a.sealer.Seal(text, []byte(scope)))
 }
 
 func (a *API) open(sealed, scope string) ([]byte, bool) {
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(sealed)
-	if err != nil || len(raw) < a.sealer.NonceSize() {
+	if err != nil {
 		return nil, false
 	}
-	text, err := a.sealer.Open(nil, raw[:a.sealer.NonceSize()], raw[a.sealer.NonceSize():], []byte(scope))
+	text, err := a.sealer.Open(raw, []byte(scope))
 	return text, err == nil
 }
 

@@ -146,7 +146,7 @@ func withFaults(t *testing.T, s *testkit.Server) (*testkit.Server, *deafRecorder
 	proof := evidence.NewService(service, unsure[evidence.View, evidence.Tx](all), keyring)
 	metrics, limiter := prometheus.NewRegistry(), auth.NewLimiter(time.Time{}, func() int { return 1 })
 	a, err := api.New(api.Config{Service: service, Tree: tree.NewService(tree.Config{Orgs: service, Store: unsure[tree.View, tree.Tx](all), Imports: unsure[tree.ImportView, tree.ImportTx](all), Now: s.Config.Now, NewID: ident.New, Rand: rand.Reader, RestoreWindow: time.Hour, Drain: s.Recorder.Drain}),
-		Trail: trail.NewService(trail.Config{Orgs: service, Store: unsureTrail{store.Side[trail.View, trail.Tx]{Store: s.Store}, all}, NewID: ident.New}), Evidence: proof, Metering: meters, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Log: &refusedLog{proof, all}})
+		Trail: trail.NewService(trail.Config{Orgs: service, Store: unsureTrail{store.Side[trail.View, trail.Tx]{Store: s.Store}, all}, NewID: ident.New}), Evidence: proof, Metering: meters, Flusher: s.Recorder, Limiter: limiter, Now: s.Config.Now, Secret: []byte("x"), Metrics: metrics, Status: s.Server, Signer: &refusedLog{proof, all}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -131,17 +131,12 @@ func bodyEvents(r *web.Request, cloud bool) ([]metering.UsageEvent, error) {
 	return d.done()
 }
 
-// maxEventProblems is the number of bad events that an error names.
-const maxEventProblems = 100
-
 // eventDecoder reads events one after the other and goes on after bad ones.
 type eventDecoder struct {
 	cloud  bool
 	events []metering.UsageEvent
 	seen   int
-	bad    int
-	first  string // what is wrong with the first bad one, as a sentence
-	fields []problem.Field
+	bad    problem.Rows
 }
 
 func (d *eventDecoder) done() ([]metering.UsageEvent, error) {
@@ -149,13 +144,13 @@ func (d *eventDecoder) done() ([]metering.UsageEvent, error) {
 	case d.seen > maxEvents:
 		return nil, problem.New(problem.TooLarge, "The request has %d events; it may have %d.", d.seen, maxEvents).
 			WithFix("Send the events in several requests.")
-	case d.bad > 0:
-		e := problem.New(problem.EventInvalid, "%d of %d events cannot be read; none was counted.", d.bad, d.seen).
+	case d.bad.Count() > 0:
+		e := problem.New(problem.EventInvalid, "%d of %d events cannot be read; none was counted.", d.bad.Count(), d.seen).
 			WithFix("Correct the events that errors names, and send all of them again.")
-		if d.bad == 1 {
-			e.Detail = "One event is invalid, so none was counted: " + d.first
+		if d.bad.Count() == 1 {
+			e.Detail = "One event is invalid, so none was counted: " + d.bad.First()
 		}
-		e.Fields = d.fields
+		e.Fields = d.bad.Fields()
 		return nil, e
 	case d.seen == 0:
 		return nil, problem.Body("", "holds no event")
@@ -180,18 +175,7 @@ func (d *eventDecoder) event(raw jsontext.Value, line int) {
 		d.events = append(d.events, e)
 		return
 	}
-	p := problem.From(err)
-	if d.bad++; d.bad == 1 {
-		d.first = p.Detail
-	}
-	if len(d.fields) >= maxEventProblems {
-		return
-	}
-	f := problem.Field{Index: &index, Line: line, Detail: p.Detail}
-	if len(p.Fields) > 0 {
-		f.Pointer, f.Detail = p.Fields[0].Pointer, p.Fields[0].Detail
-	}
-	d.fields = append(d.fields, f)
+	d.bad.Add(problem.Field{Index: &index, Line: line}, err)
 }
 
 // plainEvent reads an event in orgd's own form.

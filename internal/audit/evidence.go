@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"time"
 
@@ -150,17 +149,8 @@ type closedMonth struct {
 	SHA256 string `json:"sha256"` // hexadecimal
 }
 
-// CloseMonth returns the changes of the entry that makes a month's statement
-// final. The statement must be canonical JSON (RFC 8785).
-func CloseMonth(month string, statement []byte) ([]Change, error) {
-	if !isCanonical(statement) {
-		return nil, fmt.Errorf("audit: the statement of %s is not canonical JSON", month)
-	}
-	return ClosedMonth(month, sha256.Sum256(statement)), nil
-}
-
-// ClosedMonth is CloseMonth for a statement of which only the SHA-256 is at
-// hand.
+// ClosedMonth returns the changes of the entry that makes a month's statement
+// final: canonical JSON (RFC 8785), of which the SHA-256 is given.
 func ClosedMonth(month string, statement Hash) []Change {
 	return []Change{{Pointer: "/statement", New: jsonValue(closedMonth{month, statement.String()})}}
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -168,19 +167,4 @@ func (s HashSource) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 // big endian, and the leaf. A leaf is never longer than MaxLeaf.
 func AppendBundle(b, leaf []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(b, uint16(len(leaf))), leaf...)
-}
-
-// ParseBundle returns the leaves of a bundle of entries. They share memory
-// with it.
-func ParseBundle(b []byte) ([][]byte, error) {
-	var leaves [][]byte
-	for len(b) > 0 {
-		if len(b) < 2 || len(b)-2 < int(binary.BigEndian.Uint16(b)) || len(leaves) == TileWidth {
-			return nil, errors.New("audit: not a bundle of entries")
-		}
-		n := 2 + int(binary.BigEndian.Uint16(b))
-		leaves = append(leaves, slices.Clip(b[2:n]))
-		b = b[n:]
-	}
-	return leaves, nil
 }

@@ -84,6 +84,9 @@ func (d disk) exchange(path, kept, next string) error {
 	return d.syncDir(filepath.Dir(path))
 }
 
+// Sync makes what was written to f durable, with its name.
+func Sync(f *os.File) error { return errors.Join(f.Sync(), SyncDir(filepath.Dir(f.Name()))) }
+
 // Create is Open and makes the file durable under its name: it is there after a
 // loss of power, with what is read from it, see Forget.
 func Create(path string, flag int) (*os.File, error) { return system().create(path, flag) }

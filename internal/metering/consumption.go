@@ -431,7 +431,7 @@ func (s *Service) Adjust(ctx context.Context, call *org.Call, id string, n NewAd
 		if n.Month > usage.MonthOf(c.At) {
 			return nil, nil, problem.Body("/month", "has not begun")
 		}
-		month, err := s.openMonth(c, o.RootID, n.Month, c.At)
+		month, err := openMonth(c, RootMonth{o.RootID, n.Month}, s.over(c.At))
 		if err != nil {
 			return nil, nil, err
 		}

@@ -1,9 +1,11 @@
 package metering
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -19,22 +21,53 @@ import (
 // events unless the operator says otherwise.
 const DefaultMonthCloseAfter = 72 * time.Hour
 
-// openMonth returns the month in which what belongs to month is counted: month
-// itself or, if it is closed, the first later one that is not. It keeps that
-// month from being closed until the transaction ends.
+// RootMonth is a month of a root.
+type RootMonth struct {
+	RootID string
+	Month  usage.Month
+}
+
+// HoldMonths is what Tx has for whoever counts something in a month.
+type HoldMonths interface {
+	// HoldMonth tells whether a month of a root is closed, and keeps anybody
+	// from closing it until the transaction ends. ErrAbsent for one that is
+	// not known. Months must be held in ascending order.
+	HoldMonth(rootID string, month usage.Month) (closed bool, err error)
+	// OpenMonth makes a month known unless it is.
+	OpenMonth(rootID string, month usage.Month) error
+}
+
+// Book says of each of the months in which month what belongs to it is counted:
+// itself or, if it is closed, the first later one that is not. It keeps those months
+// from being closed until the transaction ends, and takes all in one order, in
+// which two transactions cannot deadlock.
 //
-// Once its time has come a month takes nothing more, also before CloseMonth has
-// closed it: on PostgreSQL those that count and share a hold on the month could
-// otherwise keep CloseMonth waiting for as long as they come.
-func (s *Service) openMonth(tx Tx, rootID string, month usage.Month, now time.Time) (usage.Month, error) {
-	for ; ; month = month.Next() {
-		if month.Closed(now, s.monthCloseAfter) {
+// over tells of a month that it takes nothing more, whether CloseMonth has closed
+// it or not; see Service.over and NeverOver, between which the two kinds of what is
+// counted differ.
+func Book(tx HoldMonths, months map[RootMonth]usage.Month, over func(usage.Month) bool) error {
+	order := slices.SortedFunc(maps.Keys(months), func(a, b RootMonth) int {
+		return cmp.Or(cmp.Compare(a.RootID, b.RootID), cmp.Compare(a.Month, b.Month))
+	})
+	for _, m := range order {
+		month, err := openMonth(tx, m, over)
+		if err != nil {
+			return err
+		}
+		months[m] = month
+	}
+	return nil
+}
+
+func openMonth(tx HoldMonths, m RootMonth, over func(usage.Month) bool) (usage.Month, error) {
+	for month := m.Month; ; month = month.Next() {
+		if over(month) {
 			continue
 		}
-		closed, err := tx.HoldMonth(rootID, month)
+		closed, err := tx.HoldMonth(m.RootID, month)
 		if errors.Is(err, org.ErrAbsent) {
-			if err = tx.OpenMonth(rootID, month); err == nil {
-				closed, err = tx.HoldMonth(rootID, month)
+			if err = tx.OpenMonth(m.RootID, month); err == nil {
+				closed, err = tx.HoldMonth(m.RootID, month)
 			}
 		}
 		if err != nil || !closed {
@@ -42,6 +75,20 @@ func (s *Service) openMonth(tx Tx, rootID string, month usage.Month, now time.Ti
 		}
 	}
 }
+
+// over is for what is sent in, events and adjustments. Once its time has come a
+// month takes nothing more of that, also while it waits to be closed: on PostgreSQL
+// those that count and share a hold on the month could otherwise keep CloseMonth
+// waiting for as long as they come, and whether a late event is one would depend on
+// the spool of another server.
+func (s *Service) over(now time.Time) func(usage.Month) bool {
+	return func(m usage.Month) bool { return m.Closed(now, s.monthCloseAfter) }
+}
+
+// NeverOver is for requests that were recorded. A month waits for the spools that
+// hold some of it, so it takes them for as long as it is not closed, however late
+// they are stored: they become adjustments only if CloseMonth did not know of them.
+func NeverOver(usage.Month) bool { return false }
 
 // CloseMonth closes a month of a root for good: from then on nothing changes
 // what was consumed in it. What belongs to it and comes later is an adjustment

@@ -97,12 +97,7 @@ type SpoolsView interface {
 
 // HeldMonths keeps months from being closed, or from being held.
 type HeldMonths interface {
-	// HoldMonth tells whether a month of a root is closed, and keeps anybody
-	// from closing it until the transaction ends. ErrAbsent for one that is
-	// not known. Months must be held in ascending order.
-	HoldMonth(rootID string, month usage.Month) (closed bool, err error)
-	// OpenMonth makes a month known unless it is.
-	OpenMonth(rootID string, month usage.Month) error
+	HoldMonths
 	// LockMonths waits for all transactions that hold months of the root, and
 	// keeps others from holding any until this one ends.
 	LockMonths(rootID string) error

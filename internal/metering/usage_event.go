@@ -46,14 +46,10 @@ const (
 	maxUsageSource = 512
 )
 
-// maxUsageErrors is the number of bad events that an error names.
-const maxUsageErrors = 100
-
 // usageErrors collects what is wrong with the events of a request.
 type usageErrors struct {
 	events []UsageEvent
-	fields []problem.Field
-	count  int
+	rows   problem.Rows
 }
 
 // add notes what is wrong with event i at pointer. In CloudEvents some members
@@ -67,27 +63,23 @@ func (e *usageErrors) add(i int, pointer, detail string) {
 			pointer = "/time"
 		}
 	}
-	if e.count++; len(e.fields) < maxUsageErrors {
-		e.fields = append(e.fields, problem.Field{Index: &i, Line: e.events[i].Line, Pointer: pointer, Detail: detail})
+	p := &problem.Error{Detail: detail}
+	if pointer != "" {
+		p = problem.Body(pointer, "%s", detail)
 	}
+	e.rows.Add(problem.Field{Index: &i, Line: e.events[i].Line}, p)
 }
 
 func (e *usageErrors) err() error {
-	if e.count == 0 {
+	if e.rows.Count() == 0 {
 		return nil
 	}
-	p := problem.New(problem.EventInvalid, "%d of %d events are invalid; none was counted.", e.count, len(e.events)).
+	p := problem.New(problem.EventInvalid, "%d of %d events are invalid; none was counted.", e.rows.Count(), len(e.events)).
 		WithFix("Correct the events that errors names, and send all of them again.")
-	if e.count == 1 {
-		f := e.fields[0]
-		p.Detail = "One event is invalid, so none was counted: "
-		if f.Pointer == "" {
-			p.Detail += f.Detail
-		} else {
-			p.Detail += problem.Body(f.Pointer, "%s", f.Detail).Detail
-		}
+	if e.rows.Count() == 1 {
+		p.Detail = "One event is invalid, so none was counted: " + e.rows.First()
 	}
-	p.Fields = e.fields
+	p.Fields = e.rows.Fields()
 	return p
 }
 
@@ -281,7 +273,7 @@ type plan struct {
 	meters   map[string][]usage.Meter // by root
 	lowers   [][2]string              // paths and meters of which something is taken off
 	refusals map[[2]string]string     // what says no to that, by path and meter
-	months   []rootMonth              // in which events lie, in ascending order
+	months   []RootMonth              // in which events lie, in ascending order
 
 	events []usage.Event
 	of     []planned // of each of events
@@ -435,7 +427,7 @@ func (p *plan) work(in *ingestion) error {
 	p.of = make([]planned, 0, len(in.events))
 	p.lowers, p.months, p.slots = nil, nil, nil
 	lowers := map[[2]string]bool{}
-	months := map[rootMonth]bool{}
+	months := map[RootMonth]bool{}
 	slots := map[slot]int{}
 	sender := org.SenderOf(in.call.Actor)
 	for i := range in.events {
@@ -451,7 +443,7 @@ func (p *plan) work(in *ingestion) error {
 			continue
 		}
 		month, day := usage.MonthOf(e.At), usage.DayOf(e.At)
-		if m := (rootMonth{place.RootID, month}); !months[m] {
+		if m := (RootMonth{place.RootID, month}); !months[m] {
 			months[m] = true
 			p.months = append(p.months, m)
 		}
@@ -510,8 +502,8 @@ func (p *plan) work(in *ingestion) error {
 			p.bad.add(i, "/type", "is one that no meter of this root counts")
 		}
 	}
-	slices.SortFunc(p.months, func(a, b rootMonth) int {
-		return cmp.Or(cmp.Compare(a.rootID, b.rootID), cmp.Compare(a.month, b.month))
+	slices.SortFunc(p.months, func(a, b RootMonth) int {
+		return cmp.Or(cmp.Compare(a.RootID, b.RootID), cmp.Compare(a.Month, b.Month))
 	})
 	return nil
 }
@@ -642,29 +634,20 @@ func (in *ingestion) refuseLowering(tx View, path, meter string) (string, error)
 	return refusal, err
 }
 
-type rootMonth struct {
-	rootID string
-	month  usage.Month
-}
-
 // hold returns, for the months in which events of each root lie, those in
 // which they are counted, and keeps these from being closed.
-func (in *ingestion) hold(tx Tx) (map[rootMonth]usage.Month, error) {
-	held := make(map[rootMonth]usage.Month, len(in.plan.months))
+func (in *ingestion) hold(tx Tx) (map[RootMonth]usage.Month, error) {
+	held := make(map[RootMonth]usage.Month, len(in.plan.months))
 	for _, m := range in.plan.months {
-		open, err := in.service.openMonth(tx, m.rootID, m.month, in.now)
-		if err != nil {
-			return nil, err
-		}
-		held[m] = open
+		held[m] = ""
 	}
-	return held, nil
+	return held, Book(tx, held, in.service.over(in.now))
 }
 
 // booking adds up what events add to the consumption of their organizations.
 type booking struct {
 	*plan
-	months  map[rootMonth]usage.Month
+	months  map[RootMonth]usage.Month
 	states  map[usage.Series]usage.State
 	slots   []*usage.Entry        // of the plan's slots; nil for those without fresh events
 	entries map[slot]*usage.Entry // without a day for those of a closed month
@@ -746,7 +729,7 @@ func (b *booking) add(n int) error {
 // days.
 func (b *booking) entryOf(of *slot) *usage.Entry {
 	place := b.places[of.orgID]
-	open, k := b.months[rootMonth{place.RootID, of.month}], *of
+	open, k := b.months[RootMonth{place.RootID, of.month}], *of
 	if open != of.month {
 		k.day = ""
 	}

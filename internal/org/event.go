@@ -11,39 +11,26 @@ import (
 )
 
 // EventErrors collects what is wrong with the events of a batch.
-type EventErrors struct {
-	fields []problem.Field
-	count  int
-	first  string
-}
+type EventErrors struct{ rows problem.Rows }
 
 // Add adds the error of one event: its index in the batch, and its line if the
 // batch has lines.
 func (e *EventErrors) Add(index, line int, p *problem.Error) {
-	f := problem.Field{Index: &index, Line: line, Detail: p.Detail}
-	if len(p.Fields) > 0 {
-		f.Pointer, f.Detail = p.Fields[0].Pointer, p.Fields[0].Detail
-	}
-	if e.count++; e.count == 1 {
-		e.first = fmt.Sprintf("event %d: %s", index, p.Detail)
-	}
-	if len(e.fields) < maxEventErrors {
-		e.fields = append(e.fields, f)
-	}
+	e.rows.Add(problem.Field{Index: &index, Line: line}, p)
 }
-
-const maxEventErrors = 100
 
 // Err returns the errors as one; nil if there are none.
 func (e *EventErrors) Err() error {
-	if e.count == 0 {
+	if e.rows.Count() == 0 {
 		return nil
 	}
 	detail := "One event is invalid: "
-	if e.count > 1 {
-		detail = fmt.Sprintf("%d events are invalid, of which the first is ", e.count)
+	if e.rows.Count() > 1 {
+		detail = fmt.Sprintf("%d events are invalid, of which the first is ", e.rows.Count())
 	}
-	return &problem.Error{Code: problem.EventInvalid, Detail: detail + e.first, Fields: e.fields,
+	fields := e.rows.Fields()
+	detail += fmt.Sprintf("event %d: %s", *fields[0].Index, e.rows.First())
+	return &problem.Error{Code: problem.EventInvalid, Detail: detail, Fields: fields,
 		Fix: "Correct the events that errors names and send all of them again: none was stored."}
 }
 

@@ -273,12 +273,3 @@ func snapshotOf(v View, k *key.Key) (*keySnapshot, error) {
 	a, err := auth.ForKey(k, o.Path, o.ParentID)
 	return &keySnapshot{Key: k, actor: a, orgLive: o.DeletedAt == nil}, err
 }
-
-// Visible returns a live organization that the actor can see.
-func (s *Service) Visible(ctx context.Context, actor *auth.Actor, id string) (*Organization, error) {
-	snap, err := s.Find(ctx, actor, id)
-	if err != nil {
-		return nil, err
-	}
-	return snap.Organization, nil
-}

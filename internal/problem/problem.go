@@ -129,7 +129,7 @@ type Error struct {
 	Code       Code
 	Detail     string         // what went wrong with this request, one sentence
 	Fix        string         // what the caller can do about it; may be empty
-	Fields     []Field        // the bad parts, at most 100
+	Fields     []Field        // the bad parts, at most MaxFields
 	Extra      map[string]any // further public members, such as counts
 	RetryAfter time.Duration  // when to try again; 0 if unknown
 	Cause      error

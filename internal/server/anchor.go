@@ -41,7 +41,7 @@ type anchor struct {
 	// unsafe says that a write or a sync has failed: what the file shows may not
 	// be on the disk, and will not get there by further syncs.
 	unsafe bool
-	logs   map[string]*anchored
+	last   map[string]*anchored // by the ids of their audit logs
 }
 
 type anchorLine struct {
@@ -88,9 +88,9 @@ func (a *anchor) beginAgain() error {
 	if err != nil {
 		return err
 	}
-	b := &anchor{now: a.now, path: path, file: f, logs: a.logs}
+	b := &anchor{now: a.now, path: path, file: f, last: a.last}
 	var lines []anchorLine
-	for _, l := range a.logs {
+	for _, l := range a.last {
 		lines = append(lines, anchorLine{At: a.now().UTC(), RootID: l.rootID, Checkpoint: string(l.signed)})
 	}
 	err = b.append(lines...)
@@ -112,7 +112,7 @@ func readAnchor(path string, now func() time.Time, log *slog.Logger) (_ *anchor,
 	if err != nil {
 		return nil, 0, fmt.Errorf("the anchor of the audit logs cannot be opened: %w", err)
 	}
-	a := &anchor{now: now, path: path, file: f, logs: map[string]*anchored{}}
+	a := &anchor{now: now, path: path, file: f, last: map[string]*anchored{}}
 	in := bufio.NewReaderSize(f, 1<<16)
 	for n := 1; ; n++ {
 		line, err := in.ReadBytes('\n')
@@ -138,7 +138,7 @@ func (a *anchor) read(line []byte) bool {
 		return false
 	}
 	if l.Abandoned != "" {
-		delete(a.logs, l.LogID)
+		delete(a.last, l.LogID)
 		return true
 	}
 	return a.take(l.RootID, []byte(l.Checkpoint)) == nil
@@ -154,25 +154,25 @@ func (a *anchor) take(rootID string, signed []byte) error {
 	if err != nil {
 		return err
 	}
-	if old := a.logs[logID]; old == nil || cmp.Or(cmp.Compare(old.epoch, epoch), cmp.Compare(old.Size, c.Size)) < 0 {
-		a.logs[logID] = &anchored{rootID: rootID, epoch: epoch, Checkpoint: c, signed: signed}
+	if old := a.last[logID]; old == nil || cmp.Or(cmp.Compare(old.epoch, epoch), cmp.Compare(old.Size, c.Size)) < 0 {
+		a.last[logID] = &anchored{rootID: rootID, epoch: epoch, Checkpoint: c, signed: signed}
 	}
 	return nil
 }
 
 // Anchored implements evidence.Anchors.
 func (a *anchor) Anchored(logID string) (audit.Checkpoint, bool) {
-	if l := a.last(logID); l != nil {
+	if l := a.lastOf(logID); l != nil {
 		return l.Checkpoint, true
 	}
 	return audit.Checkpoint{}, false
 }
 
-// last returns what is anchored of a log; nil if nothing is.
-func (a *anchor) last(logID string) *anchored {
+// lastOf returns what is anchored of an audit log; nil if nothing is.
+func (a *anchor) lastOf(logID string) *anchored {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.logs[logID]
+	return a.last[logID]
 }
 
 // Keep implements evidence.Anchors.
@@ -201,14 +201,14 @@ func (a *anchor) Keep(signed []*evidence.LogState) error {
 func (a *anchor) abandon(logID, reason string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	l := a.logs[logID]
+	l := a.last[logID]
 	if l == nil {
 		return nil
 	}
 	if err := a.append(anchorLine{At: a.now().UTC(), RootID: l.rootID, LogID: logID, Abandoned: reason}); err != nil {
 		return notAbandoned(err)
 	}
-	delete(a.logs, logID)
+	delete(a.last, logID)
 	return nil
 }
 
@@ -275,11 +275,11 @@ func (a *anchor) append(lines ...anchorLine) error {
 func (a *anchor) all() map[string]string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	logs := make(map[string]string, len(a.logs))
-	for id, l := range a.logs {
-		logs[id] = l.rootID
+	roots := make(map[string]string, len(a.last))
+	for id, l := range a.last {
+		roots[id] = l.rootID
 	}
-	return logs
+	return roots
 }
 
 func (a *anchor) close() error {

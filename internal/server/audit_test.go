@@ -63,7 +63,7 @@ func (tr *trail) grow(t testing.TB, n int) {
 // keep takes the key and the checkpoint, once it covers everything.
 func (tr *trail) keep(t testing.TB) {
 	t.Helper()
-	if err := tr.SignLogs(context.Background()); err != nil {
+	if err := tr.SignAuditLogs(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	tr.vkey = strings.TrimSpace(string(tr.Must(http.StatusOK, "GET", "/orgs/acme/audit_log/key", tr.OperatorKey, "").Body))
@@ -158,7 +158,7 @@ func (tr *trail) mustRefuse(t testing.TB) {
 	t.Helper()
 	tr.Must(http.StatusOK, "PATCH", "/orgs/acme", tr.OperatorKey, `{"name":"written on"}`)
 	tr.Must(http.StatusOK, "PATCH", "/orgs/other", tr.OperatorKey, `{"name":"written on"}`)
-	if err := tr.SignLogs(context.Background()); err != nil {
+	if err := tr.SignAuditLogs(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	if now := tr.Must(http.StatusOK, "GET", "/orgs/acme/audit_log/checkpoint", tr.OperatorKey, "").Body; !bytes.Equal(now, tr.checkpoint) {
@@ -397,7 +397,7 @@ func TestRestoredBackup(t *testing.T) {
 		t.Fatalf("the refused logs are %s", refused.Body)
 	}
 	tr.grow(t, 3)
-	if err := tr.SignLogs(context.Background()); err != nil {
+	if err := tr.SignAuditLogs(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	if now := tr.Must(http.StatusOK, "GET", "/orgs/acme/audit_log/checkpoint", tr.OperatorKey, "").Body; !bytes.Equal(now, early) {
@@ -506,7 +506,7 @@ func TestServersSignTogether(t *testing.T) {
 		s.Stop()
 	}
 	stranger.Must(http.StatusOK, "PATCH", "/orgs/acme", stranger.OperatorKey, `{"name":"by a stranger"}`)
-	if err := stranger.SignLogs(context.Background()); err != nil {
+	if err := stranger.SignAuditLogs(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	if now := stranger.Must(http.StatusOK, "GET", "/orgs/acme/audit_log/checkpoint", stranger.OperatorKey, "").Body; !bytes.Equal(now, one.checkpoint) {
@@ -602,7 +602,7 @@ func TestRotatedBeforeSigned(t *testing.T) {
 		}
 		sign := func() {
 			t.Helper()
-			if err := s.SignLogs(t.Context()); err != nil {
+			if err := s.SignAuditLogs(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -668,7 +668,7 @@ func TestLostSeed(t *testing.T) {
 		tr.Config.AuditKey = another
 		tr.again(t, func(*sql.DB) {})
 		tr.grow(t, 2)
-		if err := tr.SignLogs(context.Background()); err != nil {
+		if err := tr.SignAuditLogs(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		if status := tr.Must(http.StatusOK, "GET", "/service_status", "", ""); status.String("checks", "audit_log", "status") != "failed" {
@@ -721,7 +721,7 @@ func TestLostSeed(t *testing.T) {
 		reopen := func(status int) *testkit.Answer {
 			tr.again(t, func(*sql.DB) {})
 			tr.grow(t, 1)
-			if err := tr.SignLogs(context.Background()); err != nil {
+			if err := tr.SignAuditLogs(context.Background()); err != nil {
 				t.Fatal(err)
 			}
 			return tr.Must(status, "POST", "/orgs/acme/audit_log/epochs", tr.OperatorKey, `{"reason":"lost again"}`)

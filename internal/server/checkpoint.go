@@ -76,7 +76,7 @@ func newCheckpointer(service *evidence.Service, a *anchor, witnesses []*witness,
 		metrics.MustRegister(
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_audit_witness_lacking_logs", ConstLabels: label,
 				Help: "Audit logs that the witness was asked to cosign and has not."},
-				func() float64 { logs, _ := w.lacking(); return float64(logs) }),
+				func() float64 { n, _ := w.lacking(); return float64(n) }),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "orgd_audit_witness_disputed_logs", ConstLabels: label,
 				Help: "Audit logs of which the witness claims to know another history."},
 				func() float64 { _, disputed := w.lacking(); return float64(disputed) }))
@@ -93,9 +93,9 @@ const (
 // jobs returns what signs in the background, and goes with that.
 func (c *checkpointer) jobs() []background.Job {
 	c.changed = c.service.News().Listen("")
-	list := []background.Job{c.signingLogs()}
+	list := []background.Job{c.auditSigning()}
 	if c.shared {
-		list = append(list, c.anchoringLogs())
+		list = append(list, c.auditAnchoring())
 	}
 	for _, w := range c.witnesses {
 		list = append(list, w.cosigning())
@@ -103,9 +103,9 @@ func (c *checkpointer) jobs() []background.Job {
 	return list
 }
 
-// signingLogs signs the logs that have changed, soon after that, and at every scan
+// auditSigning signs the logs that have changed, soon after that, and at every scan
 // all that are unsigned.
-func (c *checkpointer) signingLogs() background.Job {
+func (c *checkpointer) auditSigning() background.Job {
 	checked := false
 	var scanAt time.Time
 	return background.Job{Name: signingJob, Failing: "the audit logs could not be signed; it is tried again",
@@ -123,23 +123,23 @@ func (c *checkpointer) signingLogs() background.Job {
 		}}
 }
 
-// anchoringLogs anchors what other servers sign, so that no single server's anchor
+// auditAnchoring anchors what other servers sign, so that no single server's anchor
 // is needed to notice that the database has lost what was signed.
-func (c *checkpointer) anchoringLogs() background.Job {
+func (c *checkpointer) auditAnchoring() background.Job {
 	var since time.Time
 	return background.Job{Name: anchoringJob, First: followInterval, Every: followInterval,
 		Failing: "what other servers have signed could not be anchored; it is tried again",
 		Run: func(ctx context.Context) error {
 			for {
-				logs, err := c.service.SignedLogs(ctx, since, followBatch)
+				signed, err := c.service.SignedLogs(ctx, since, followBatch)
 				if err == nil {
-					err = c.anchorSigned(ctx, logs)
+					err = c.anchorSigned(ctx, signed)
 				}
-				if err != nil || len(logs) == 0 {
+				if err != nil || len(signed) == 0 {
 					return err
 				}
-				last := logs[len(logs)-1].Signature.SignedAt
-				if len(logs) < followBatch {
+				last := signed[len(signed)-1].Signature.SignedAt
+				if len(signed) < followBatch {
 					since = last.Add(-followBack)
 					return nil
 				}
@@ -152,9 +152,9 @@ func (c *checkpointer) anchoringLogs() background.Job {
 }
 
 // anchorSigned anchors signatures that go beyond what is anchored.
-func (c *checkpointer) anchorSigned(ctx context.Context, logs []*evidence.LogState) error {
-	for _, l := range logs {
-		if a := c.anchor.last(l.Head.LogID); l.Signature.Size == 0 || a != nil &&
+func (c *checkpointer) anchorSigned(ctx context.Context, signed []*evidence.LogState) error {
+	for _, l := range signed {
+		if a := c.anchor.lastOf(l.Head.LogID); l.Signature.Size == 0 || a != nil &&
 			(a.epoch > l.Head.Epoch || a.epoch == l.Head.Epoch && a.Size >= l.Signature.Size) {
 			continue
 		}
@@ -236,8 +236,8 @@ func (c *checkpointer) signRoots(ctx context.Context, roots []string) error {
 	return nil
 }
 
-// SignLogs signs every audit log that has unsigned entries.
-func (s *Server) SignLogs(ctx context.Context) error { return s.log.signAll(ctx) }
+// SignAuditLogs signs every audit log that has unsigned entries.
+func (s *Server) SignAuditLogs(ctx context.Context) error { return s.checkpointer.signAll(ctx) }
 
 // signAll signs every log that has unsigned entries.
 func (c *checkpointer) signAll(ctx context.Context) error {
@@ -315,7 +315,7 @@ func (c *checkpointer) checkAnchors(ctx context.Context) {
 	}
 }
 
-// Refused implements api.Log.
+// Refused implements api.Signer.
 func (c *checkpointer) Refused() []evidence.Refusal {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -356,16 +356,16 @@ func (c *checkpointer) advice() string {
 	c.mu.Unlock()
 	if failure == nil {
 		for _, w := range c.witnesses {
-			if logs, disputed := w.lacking(); logs > 0 {
+			if n, disputed := w.lacking(); n > 0 {
 				return fmt.Sprintf("Audit logs are signed, but the witness %s has not cosigned %d of them; of %d it claims to know another history. "+
-					"It is asked again, and the server's log says more.", w.name(), logs, disputed)
+					"It is asked again, and the server's log says more.", w.name(), n, disputed)
 			}
 		}
 	}
 	return "Audit logs could not be signed, anchored or cosigned. The server's log says why; it is tried again."
 }
 
-// OpenEpoch implements api.Log.
+// OpenEpoch implements api.Signer.
 func (c *checkpointer) OpenEpoch(ctx context.Context, call *org.Call, rootID, reason string) (origin string, receipt audit.Receipt, err error) {
 	c.signing.Lock()
 	defer c.signing.Unlock()
@@ -388,7 +388,7 @@ func (c *checkpointer) OpenEpoch(ctx context.Context, call *org.Call, rootID, re
 	if err == nil {
 		checkpoint, size = last.Checkpoint, last.Size
 	}
-	if a := c.anchor.last(head.LogID); a != nil && (a.epoch > head.Epoch || a.epoch == head.Epoch && a.Size > size) {
+	if a := c.anchor.lastOf(head.LogID); a != nil && (a.epoch > head.Epoch || a.epoch == head.Epoch && a.Size > size) {
 		checkpoint = a.signed
 	}
 	origin, receipt, err = c.service.OpenEpoch(ctx, call, rootID, checkpoint, reason)
@@ -401,7 +401,7 @@ func (c *checkpointer) OpenEpoch(ctx context.Context, call *org.Call, rootID, re
 	return origin, receipt, err
 }
 
-// Abandon implements api.Log.
+// Abandon implements api.Signer.
 func (c *checkpointer) Abandon(logID, reason string) error {
 	c.mu.Lock()
 	r, refused := c.refused[logID]

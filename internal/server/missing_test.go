@@ -80,7 +80,7 @@ func TestWhatIsMissingIsSaid(t *testing.T) {
 func TestADamagedAuditKey(t *testing.T) {
 	s := testkit.Open(t, "sqlite")
 	s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"r","name":"Root"}`)
-	if err := s.SignLogs(t.Context()); err != nil {
+	if err := s.SignAuditLogs(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	config := s.Config

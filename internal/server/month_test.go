@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -385,6 +386,83 @@ func TestAMonthCountsWhatWasRecordedAndNotDelivered(t *testing.T) {
 			if november, december := month(s, "2026-11"), month(s, "2026-12"); november != "closed 1" || december != "open 0" {
 				t.Errorf("November is %s, December %s", november, december)
 			}
+		})
+	}
+}
+
+// What is late is booked in the first month that still takes it: events and
+// adjustments in one whose time has not come, recorded requests in one that is not
+// closed, which waits for them.
+func TestTheMonthInWhichTheLateIsBooked(t *testing.T) {
+	for _, engine := range testkit.Engines {
+		t.Run(engine, func(t *testing.T) {
+			clock := &monthClock{}
+			clock.set("2026-11-30T12:00:00Z")
+			s := testkit.Start(t, engine, func(c *server.Config) { c.Now = clock.now })
+			s.Must(201, "POST", "/orgs", s.OperatorKey, `{"id":"r","name":"Root"}`)
+			s.Must(200, "PUT", "/orgs/r/meters/things", s.OperatorKey, `{"unit":"thing","aggregation":"sum"}`)
+			if _, err := s.Store.TakeSpool(t.Context(), "spool_down", access.Run{Number: 1, Nonce: "run_down"}, "another host", clock.now()); err != nil {
+				t.Fatal(err)
+			}
+			n, position := 0, access.Position{}
+			// late brings one of each of November in.
+			late := func() {
+				t.Helper()
+				n++
+				s.Must(200, "POST", "/orgs/r/consumption/events", s.OperatorKey, fmt.Sprintf(`{"id":"%d","meter":"things","quantity":1,"timestamp":"2026-11-20T12:00:00Z"}`, n))
+				s.Must(200, "POST", "/orgs/r/consumption/adjustments", s.OperatorKey, `{"meter":"things","quantity":10,"month":"2026-11","reason":"found later"}`)
+				next := access.Position{Segment: 1, Offset: int64(n)}
+				if err := s.Store.Flush(t.Context(), access.Batch{SpoolID: "spool_down", From: position, Position: next, Usage: []access.Usage{
+					{RootID: "r", Path: "r/", At: time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC), Meter: usage.APICalls, Quantity: 100 * usage.One}}}); err != nil {
+					t.Fatal(err)
+				}
+				position = next
+			}
+			// booked returns the status of a month, the totals of both meters in it, and
+			// its adjustments: where they come from, for which month, and how much.
+			booked := func(m string) string {
+				t.Helper()
+				a := s.Must(200, "GET", "/orgs/r/consumption?month="+m, s.OperatorKey, "")
+				out := fmt.Sprint(a.String("status"), " ", a.JSON("meters", "things", "total"), " ", a.JSON("meters", "api_calls", "total"))
+				var adjustments []string
+				for _, row := range s.Must(200, "GET", "/orgs/r/consumption/adjustments?month="+m, s.OperatorKey, "").JSON().([]any) {
+					row := row.(map[string]any)
+					adjustments = append(adjustments, fmt.Sprint(row["origin"], " ", row["for_month"], " ", row["quantity"]))
+				}
+				slices.Sort(adjustments)
+				return strings.Join(append([]string{out}, adjustments...), "; ")
+			}
+			want := func(november, december string) {
+				t.Helper()
+				if got := booked("2026-11"); got != november {
+					t.Errorf("November has %s, want %s", got, november)
+				}
+				if got := booked("2026-12"); got != december {
+					t.Errorf("December has %s, want %s", got, december)
+				}
+			}
+
+			clock.set("2026-12-03T23:59:59Z") // November's time has not come
+			late()
+			want("open 11 100; actor 2026-11 10", "open 0 0")
+
+			clock.set("2026-12-04T00:00:00Z") // it has come, and November waits for a spool
+			for range 2 {
+				if behind := closes(t, s); behind == nil || behind.Month != "2026-11" || behind.Spools[0].ID != "spool_down" {
+					t.Fatalf("November waits for %+v", behind)
+				}
+			}
+			late()
+			want("open 11 200; actor 2026-11 10", "open 11 0; actor 2026-11 10; events 2026-11 1")
+
+			if _, _, err := s.Metering.GiveUpSpool(t.Context(), "spool_down", "a test"); err != nil {
+				t.Fatal(err)
+			}
+			if behind := closes(t, s); behind != nil {
+				t.Fatalf("November still waits for %+v", behind)
+			}
+			late()
+			want("closed 11 200; actor 2026-11 10", "open 22 100; actor 2026-11 10; actor 2026-11 10; events 2026-11 2; requests 2026-11 100")
 		})
 	}
 }

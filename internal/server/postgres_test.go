@@ -194,14 +194,14 @@ func TestSignedElsewhereMeanwhile(t *testing.T) {
 		once.Do(func() { // the snapshot has been taken
 			meanwhile = true
 			two.Must(200, "PATCH", "/orgs/r", two.OperatorKey, `{"name":"Second"}`)
-			if err := two.SignLogs(t.Context()); err != nil {
+			if err := two.SignAuditLogs(t.Context()); err != nil {
 				t.Error(err)
 			}
 			time.Sleep(2500 * time.Millisecond) // the anchor of the first is brought up each second
 		})
 	})
 	two.Must(201, "POST", "/orgs", two.OperatorKey, `{"id":"r","name":"Root"}`)
-	if err := one.SignLogs(t.Context()); err != nil {
+	if err := one.SignAuditLogs(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	one.Store.Trace(nil)
@@ -226,7 +226,7 @@ func TestNewEpochElsewhere(t *testing.T) {
 	sign := func() {
 		t.Helper()
 		for _, s := range []*testkit.Server{two, one} {
-			if err := s.SignLogs(t.Context()); err != nil {
+			if err := s.SignAuditLogs(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -253,7 +253,7 @@ func TestNewEpochElsewhere(t *testing.T) {
 		t.Fatalf("refused: %d and %d", a, b)
 	}
 	two.Must(201, "POST", "/orgs/r/audit_log/epochs", op, `{"reason":"a test"}`)
-	if err := two.SignLogs(t.Context()); err != nil {
+	if err := two.SignAuditLogs(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for begin := time.Now(); refused(one) > 0; time.Sleep(50 * time.Millisecond) {

@@ -111,10 +111,10 @@ type Server struct {
 	// key; empty otherwise.
 	NewOperatorKey string
 
-	config  Config
-	log     *checkpointer
-	handler *web.Server
-	gate    *web.Gate
+	config       Config
+	checkpointer *checkpointer
+	handler      *web.Server
+	gate         *web.Gate
 
 	serving  sync.Mutex
 	outdated bool // guarded by serving: the database is for newer servers
@@ -210,12 +210,12 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 		c.Log.Warn(what)
 	}
 	metrics := prometheus.NewRegistry()
-	if err := s.openLog(metrics); err != nil {
+	if err := s.openCheckpointer(metrics); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			s.log.anchor.close()
+			s.checkpointer.anchor.close()
 		}
 	}()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -233,7 +233,7 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 	case bound == nil:
 		bound = budget.New(budget.ThisMachine())
 	}
-	a, err := api.New(api.Config{Service: s.Service, Tree: s.Tree, Trail: s.Trail, Evidence: s.Evidence, Metering: s.Metering, Flusher: s.Recorder, Limiter: limiter, Status: s, Log: s.log, Now: c.Now,
+	a, err := api.New(api.Config{Service: s.Service, Tree: s.Tree, Trail: s.Trail, Evidence: s.Evidence, Metering: s.Metering, Flusher: s.Recorder, Limiter: limiter, Status: s, Signer: s.checkpointer, Now: c.Now,
 		BasePath: c.BasePath, Secret: []byte(s.OperatorKey), Metrics: metrics, Budget: bound})
 	if err != nil {
 		return nil, err
@@ -253,13 +253,13 @@ func open(ctx context.Context, c Config, gate *web.Gate) (_ *Server, err error) 
 		s.jobs.Start(s.watchingSchema())
 	}
 	if c.SignInterval >= 0 {
-		s.jobs.Start(s.log.jobs()...)
+		s.jobs.Start(s.checkpointer.jobs()...)
 	}
 	return s, nil
 }
 
-// openLog makes what signs the audit logs.
-func (s *Server) openLog(metrics prometheus.Registerer) error {
+// openCheckpointer makes what signs the audit logs.
+func (s *Server) openCheckpointer(metrics prometheus.Registerer) error {
 	witnesses, err := parseWitnesses(s.config.Witnesses)
 	if err != nil {
 		return err
@@ -268,8 +268,8 @@ func (s *Server) openLog(metrics prometheus.Registerer) error {
 	if err != nil {
 		return err
 	}
-	s.log = newCheckpointer(s.Evidence, a, witnesses, s.config.SignInterval, s.config.Log, metrics)
-	s.log.shared = s.config.Database != ""
+	s.checkpointer = newCheckpointer(s.Evidence, a, witnesses, s.config.SignInterval, s.config.Log, metrics)
+	s.checkpointer.shared = s.config.Database != ""
 	return nil
 }
 
@@ -383,7 +383,7 @@ func (s *Server) Close() error {
 	late := s.jobs.Stop(stopTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
-	return errors.Join(s.log.close(ctx, late), s.closeSpool(ctx), s.Store.Close())
+	return errors.Join(s.checkpointer.close(ctx, late), s.closeSpool(ctx), s.Store.Close())
 }
 
 const (
@@ -476,7 +476,7 @@ func (s *Server) Report(ctx context.Context) api.Report {
 	}
 	check("database", "The database does not answer.", s.Store.Ping(ctx))
 	check("recorder", "The access log cannot be written.", s.Recorder.Ready())
-	check("audit_log", s.log.advice(), s.log.state())
+	check("audit_log", s.checkpointer.advice(), s.checkpointer.state())
 	behind := s.behind.Load()
 	check("months", behindAdvice(behind), behind.state())
 	return r

@@ -35,10 +35,10 @@ type witness struct {
 	log      *slog.Logger
 	client   *http.Client
 
-	mu   sync.Mutex
-	logs map[string]*witnessed // by log id, those that are to be cosigned
-	away wait                  // the witness does not answer at all
-	wake chan struct{}
+	mu      sync.Mutex
+	pending map[string]*witnessed // the audit logs that are to be cosigned, by their ids
+	away    wait                  // the witness does not answer at all
+	wake    chan struct{}
 
 	sizes map[string]int64 // by origin, what the witness has last cosigned; for its job alone
 }
@@ -99,7 +99,7 @@ func parseWitness(text string) (*witness, error) {
 		return nil, fmt.Errorf("the witness %s has the name of an audit log of orgd: who looks at names alone would take its cosignatures for the log's own", v.Name())
 	}
 	return &witness{url: strings.TrimSuffix(u.String(), "/"), verifier: v, sizes: map[string]int64{},
-		logs: map[string]*witnessed{}, wake: make(chan struct{}, 1)}, nil
+		pending: map[string]*witnessed{}, wake: make(chan struct{}, 1)}, nil
 }
 
 // CheckWitnesses reports what is wrong with Config.Witnesses.
@@ -137,10 +137,10 @@ func (w *witness) name() string {
 func (w *witness) submit(signed []*evidence.LogState) {
 	w.mu.Lock()
 	for _, l := range signed {
-		if x := w.logs[l.Head.LogID]; x != nil {
+		if x := w.pending[l.Head.LogID]; x != nil {
 			x.state = l
 		} else {
-			w.logs[l.Head.LogID] = &witnessed{state: l}
+			w.pending[l.Head.LogID] = &witnessed{state: l}
 		}
 	}
 	w.mu.Unlock()
@@ -159,14 +159,14 @@ func (w *witness) rouse() {
 func (w *witness) due(now time.Time) (*evidence.LogState, time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.logs) == 0 {
+	if len(w.pending) == 0 {
 		return nil, witnessPatience
 	}
 	if left := w.away.until.Sub(now); left > 0 {
 		return nil, left
 	}
 	soonest := witnessPatience
-	for _, x := range w.logs {
+	for _, x := range w.pending {
 		left := x.until.Sub(now)
 		if left <= 0 {
 			return x.state, 0
@@ -202,20 +202,20 @@ func (w *witness) cosigning() background.Job {
 func (w *witness) done(l *evidence.LogState, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	x := w.logs[l.Head.LogID]
+	x := w.pending[l.Head.LogID]
 	if x == nil || x.state.Origin() != l.Origin() { // forgotten meanwhile
 		return
 	}
 	var away errAway
 	if errors.As(err, &away) {
 		w.away.failed(err)
-		w.log.Warn("a witness does not answer; it is asked again", "witness", w.name(), "logs", len(w.logs), "error", err)
+		w.log.Warn("a witness does not answer; it is asked again", "witness", w.name(), "logs", len(w.pending), "error", err)
 		return
 	}
 	w.away = wait{}
 	if err == nil {
 		if x.state == l {
-			delete(w.logs, l.Head.LogID)
+			delete(w.pending, l.Head.LogID)
 		} else {
 			x.wait, x.disputed = wait{}, false
 		}
@@ -234,7 +234,7 @@ func (w *witness) done(l *evidence.LogState, err error) {
 // forget drops a log: what is open of it is not to be cosigned any more.
 func (w *witness) forget(logID string) {
 	w.mu.Lock()
-	delete(w.logs, logID)
+	delete(w.pending, logID)
 	w.mu.Unlock()
 }
 
@@ -243,33 +243,33 @@ func (w *witness) forget(logID string) {
 func (w *witness) disputes(logID string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	x := w.logs[logID]
+	x := w.pending[logID]
 	return x != nil && x.disputed
 }
 
-// lacking returns how many logs the witness has been asked about in vain, and
+// lacking returns how many audit logs the witness has been asked about in vain, and
 // how many of them it disputes.
-func (w *witness) lacking() (logs, disputed int) {
+func (w *witness) lacking() (n, disputed int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, x := range w.logs {
+	for _, x := range w.pending {
 		if x.failure != nil || w.away.failure != nil {
-			logs++
+			n++
 		}
 		if x.disputed {
 			disputed++
 		}
 	}
-	return logs, disputed
+	return n, disputed
 }
 
 // state returns what the witness lacks; nil if nothing.
 func (w *witness) state() error {
-	logs, disputed := w.lacking()
-	if logs == 0 {
+	n, disputed := w.lacking()
+	if n == 0 {
 		return nil
 	}
-	return fmt.Errorf("the witness %s has not cosigned %d audit logs, of %d of which it claims to know another history", w.name(), logs, disputed)
+	return fmt.Errorf("the witness %s has not cosigned %d audit logs, of %d of which it claims to know another history", w.name(), n, disputed)
 }
 
 // cosign asks for one cosignature. The first question says from which size on

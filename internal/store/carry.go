@@ -9,26 +9,26 @@ import (
 	"github.com/orgd/orgd/internal/org"
 )
 
-// carryVersion is the version of the migration that carryLogs is.
+// carryVersion is the version of the migration that carryAuditLogs is.
 const carryVersion = 8
 
-// carryLogs derives from the audit logs that a database has what was not kept
+// carryAuditLogs derives from the audit logs that a database has what was not kept
 // when their entries were written: the hashes of their tiles, and where the
 // organizations have been.
-func carryLogs(ctx context.Context, tx *sql.Tx, d *dialect) error {
-	type log struct {
+func carryAuditLogs(ctx context.Context, tx *sql.Tx, d *dialect) error {
+	type auditLog struct {
 		rootID string
 		epoch  int64
 		root   []byte
 	}
-	var logs []log
+	var logs []auditLog
 	rows, err := tx.QueryContext(ctx, `SELECT root_id, epoch, root_hash FROM audit_heads`)
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
 	for rows.Next() {
-		var l log
+		var l auditLog
 		if err := rows.Scan(&l.rootID, &l.epoch, &l.root); err != nil {
 			return err
 		}

@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	// healPause is the shortest time between two attempts to heal the log.
+	// healPause is the shortest time between two attempts to heal the write-ahead log.
 	healPause = 250 * time.Millisecond
 	// settleTime is how long a read waits for a commit whose outcome is unknown.
 	settleTime = 2 * time.Second
@@ -147,7 +147,7 @@ func (d *diskState) sound() error {
 	return nil
 }
 
-// heal makes the log whole after a failure; the writer goroutine calls it. It
+// heal makes the write-ahead log whole after a failure; the writer goroutine calls it. It
 // returns nil at once while all is well.
 func (e *sqliteEngine) heal() error {
 	if e.disk.failure.Load() == nil {
@@ -157,7 +157,7 @@ func (e *sqliteEngine) heal() error {
 		return e.unhealed
 	}
 	seen := e.disk.count()
-	err := e.renewLog()
+	err := e.renewWAL()
 	if err == nil {
 		// What is in the log now may be another value than anybody has read.
 		e.generations.reset()
@@ -169,7 +169,8 @@ func (e *sqliteEngine) heal() error {
 	return err
 }
 
-// renewLog brings all that is committed into the database, and begins a new log.
+// renewWAL brings all that is committed into the database, and begins a new
+// write-ahead log.
 //
 // The page cache goes on showing what a failed write should have written. So what
 // it has of both files is forgotten first, and the log read anew: from then on it
@@ -181,7 +182,7 @@ func (e *sqliteEngine) heal() error {
 //
 // The checkpoint copies the whole log, also what an earlier one has copied: that
 // may be what the disk has lost.
-func (e *sqliteEngine) renewLog() (err error) {
+func (e *sqliteEngine) renewWAL() (err error) {
 	e.checkpoints.Lock()
 	defer e.checkpoints.Unlock()
 	for _, path := range []string{e.path + "-wal", e.path} {
@@ -209,14 +210,14 @@ func (e *sqliteEngine) renewLog() (err error) {
 	if err != nil {
 		return err
 	}
-	log, ok := journal.(*walFile)
+	wal, ok := journal.(*walFile)
 	if !ok {
 		return errors.New("the database has no write-ahead log")
 	}
-	if err := rewrite(log); err != nil {
+	if err := rewrite(wal); err != nil {
 		return err
 	}
-	copied, err := pagesIn(log)
+	copied, err := pagesIn(wal)
 	if err != nil {
 		return err
 	}
@@ -235,7 +236,7 @@ func (e *sqliteEngine) renewLog() (err error) {
 	if err := e.writer.checkpoint("TRUNCATE", healBusy); err != nil {
 		return err
 	}
-	return log.Sync(vfs.SYNC_FULL)
+	return wal.Sync(vfs.SYNC_FULL)
 }
 
 // errNotOnDisk says that the page cache shows what the disk does not have.
@@ -244,29 +245,29 @@ var errNotOnDisk = errors.New("the disk does not have what was written to it")
 // span is a part of a file, in bytes.
 type span struct{ from, to int64 }
 
-// pagesIn returns which parts of the database a log has pages for, in their
+// pagesIn returns which parts of the database a write-ahead log has pages for, in their
 // order: those of its frames that have the salt of its header
 // (https://sqlite.org/fileformat2.html, section 4.1).
-func pagesIn(log interface {
+func pagesIn(wal interface {
 	io.ReaderAt
 	Size() (int64, error)
 }) ([]span, error) {
-	size, err := log.Size()
+	size, err := wal.Size()
 	if err != nil {
 		return nil, err
 	}
-	var header [logHeaderSize]byte
-	if size < logHeaderSize {
+	var header [walHeaderSize]byte
+	if size < walHeaderSize {
 		return nil, nil
 	}
-	if _, err := log.ReadAt(header[:], 0); err != nil {
+	if _, err := wal.ReadAt(header[:], 0); err != nil {
 		return nil, err
 	}
 	page := int64(binary.BigEndian.Uint32(header[8:]))
 	numbers := map[int64]struct{}{}
-	for off := int64(logHeaderSize); off+frameHeaderSize+page <= size; off += frameHeaderSize + page {
+	for off := int64(walHeaderSize); off+frameHeaderSize+page <= size; off += frameHeaderSize + page {
 		var frame [frameHeaderSize]byte
-		if _, err := log.ReadAt(frame[:], off); err != nil {
+		if _, err := wal.ReadAt(frame[:], off); err != nil {
 			return nil, err
 		}
 		number := int64(binary.BigEndian.Uint32(frame[:]))
@@ -287,7 +288,7 @@ func pagesIn(log interface {
 	return spans, nil
 }
 
-const logHeaderSize = 32
+const walHeaderSize = 32
 
 // rewrite writes a file once more, and syncs it.
 func rewrite(f vfs.File) error {
@@ -315,7 +316,7 @@ func rewrite(f vfs.File) error {
 	return f.Sync(vfs.SYNC_FULL)
 }
 
-// forgetIndex makes the next transaction read the log anew, and check it: it
+// forgetIndex makes the next transaction read the write-ahead log anew, and check it: it
 // erases the header of what SQLite keeps of the log in shared memory
 // (https://sqlite.org/walformat.html, section 2.1).
 func forgetIndex(path string) error {
@@ -337,20 +338,20 @@ func forgetIndex(path string) error {
 
 const indexHeaderSize = 2 * 48 // both copies
 
-// emptyLog copies the log into the database and cuts it to nothing. It reports
+// emptyWAL copies the write-ahead log into the database and cuts it to nothing. It reports
 // busy if others kept it from doing so for the given time.
-func (c *sqliteConn) emptyLog(patience time.Duration) (busy bool, err error) {
+func (c *sqliteConn) emptyWAL(patience time.Duration) (busy bool, err error) {
 	err = c.checkpoint("TRUNCATE", patience)
-	if errors.Is(err, errBusyLog) {
+	if errors.Is(err, errBusyWAL) {
 		return true, nil
 	}
 	return false, err
 }
 
-var errBusyLog = errors.New("the write-ahead log is in use by a reader")
+var errBusyWAL = errors.New("the write-ahead log is in use by a reader")
 
-// checkpoint copies the log into the database, in a mode of
-// https://sqlite.org/pragma.html#pragma_wal_checkpoint. errBusyLog: others kept
+// checkpoint copies the write-ahead log into the database, in a mode of
+// https://sqlite.org/pragma.html#pragma_wal_checkpoint. errBusyWAL: others kept
 // it from copying all for the given time.
 func (c *sqliteConn) checkpoint(mode string, patience time.Duration) error {
 	// While it waits for readers, a checkpoint keeps writers waiting.
@@ -360,7 +361,7 @@ func (c *sqliteConn) checkpoint(mode string, patience time.Duration) error {
 	var blocked, frames, copied int64
 	err := c.query(into(&blocked, &frames, &copied), `PRAGMA wal_checkpoint(`+mode+`)`)
 	if err = errors.Join(err, c.c.Exec(busyTimeout)); err == nil && blocked != 0 {
-		return errBusyLog
+		return errBusyWAL
 	}
 	return err
 }

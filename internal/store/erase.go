@@ -183,7 +183,7 @@ func (e *sqliteEngine) scrub(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, scrubTimeout)
 	defer cancel()
 	for {
-		busy, err := e.emptyLog(c)
+		busy, err := e.emptyWAL(c)
 		if err != nil {
 			return sqliteProblem(err)
 		}
@@ -198,13 +198,13 @@ func (e *sqliteEngine) scrub(ctx context.Context) error {
 	}
 }
 
-func (e *sqliteEngine) emptyLog(c *sqliteConn) (busy bool, err error) {
+func (e *sqliteEngine) emptyWAL(c *sqliteConn) (busy bool, err error) {
 	e.checkpoints.Lock()
 	defer e.checkpoints.Unlock()
 	if err := e.disk.sound(); err != nil {
 		return false, err
 	}
-	return c.emptyLog(scrubBusy)
+	return c.emptyWAL(scrubBusy)
 }
 
 var errBusyScrub = errors.New("the write-ahead log is in use and could not be emptied")

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"slices"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -230,3 +231,7 @@ func PurgeParts() (names []string) {
 
 // PartRows is the part of a purge that needs nothing but the registry of tables.
 const PartRows = partRows
+
+// Tables returns what is known of every table of the database, those that only
+// the engine itself uses apart.
+func Tables() []Table { return slices.Clone(tables) }

@@ -122,7 +122,7 @@ func migrationSteps(d *dialect, p *progress) ([]*goose.Migration, error) {
 		var up func(ctx context.Context, tx *sql.Tx) error
 		switch version {
 		case carryVersion:
-			up = func(ctx context.Context, tx *sql.Tx) error { return carryLogs(ctx, tx, d) }
+			up = func(ctx context.Context, tx *sql.Tx) error { return carryAuditLogs(ctx, tx, d) }
 		case olderVersion:
 			up = func(ctx context.Context, tx *sql.Tx) error { return noteOlder(ctx, tx, d) }
 		default:

@@ -46,7 +46,7 @@ func checkCopy(dir, uri string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if noted, err := os.ReadFile(filepath.Join(dir, placeFile)); err == nil && bytes.Equal(noted, place) && !newerThanLog(info, path+"-wal") {
+	if noted, err := os.ReadFile(filepath.Join(dir, placeFile)); err == nil && bytes.Equal(noted, place) && !newerThanWAL(info, path+"-wal") {
 		return nil
 	}
 	log.Info("the database may be a copy, or was never checked: it is checked once, as a whole", "bytes", info.Size())
@@ -76,11 +76,11 @@ func checkCopy(dir, uri string, log *slog.Logger) error {
 	return nil
 }
 
-// newerThanLog reports whether a database was written later than the log beside it
+// newerThanWAL reports whether a database was written later than the write-ahead log beside it
 // that has something: somebody may have copied another database into its file. It
 // may also have been the last that an earlier process did, to copy the log.
-func newerThanLog(db fs.FileInfo, log string) bool {
-	info, err := os.Stat(log)
+func newerThanWAL(db fs.FileInfo, wal string) bool {
+	info, err := os.Stat(wal)
 	return err == nil && info.Size() > 0 && db.ModTime().After(info.ModTime())
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/store/storetest"
+	"github.com/orgd/orgd/internal/store/storetest/usagetest"
 	"github.com/orgd/orgd/internal/testkit"
 )
 
@@ -36,10 +37,12 @@ func openPooled(t testing.TB, pooler, direct string) *store.Store {
 // Behind a pooler that gives each transaction another session everything holds
 // that holds without one, if there is a way past it too.
 func TestPoolerOfTransactions(t *testing.T) {
-	storetest.Run(t, func(t testing.TB) *store.Store {
+	open := func(t testing.TB) *store.Store {
 		direct := testkit.Postgres(t)
 		return openPooled(t, testkit.PgBouncer(t, direct, "transaction"), direct)
-	})
+	}
+	storetest.Run(t, open)
+	usagetest.Run(t, open)
 }
 
 // A pooler that cannot work is named before anything is done, one that keeps

@@ -16,13 +16,16 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/store/storetest"
+	"github.com/orgd/orgd/internal/store/storetest/usagetest"
 	"github.com/orgd/orgd/internal/testkit"
 )
 
 func openPostgres(t testing.TB, url string) *store.Store { return openPooled(t, url, "") }
 
 func TestPostgres(t *testing.T) {
-	storetest.Run(t, func(t testing.TB) *store.Store { return openPostgres(t, testkit.Postgres(t)) })
+	open := func(t testing.TB) *store.Store { return openPostgres(t, testkit.Postgres(t)) }
+	storetest.Run(t, open)
+	usagetest.Run(t, open)
 }
 
 // eventually waits for a condition for as long as the test may run.

@@ -20,7 +20,7 @@ const (
 	plentyTime = 100 * time.Millisecond
 )
 
-// makeRoom empties the log before a group of changes if the disk has less free
+// makeRoom empties the write-ahead log before a group of changes if the disk has less free
 // space than the log and the group may need: what is in the log may all be new
 // pages of the database, and a log that cannot be copied cannot be freed either.
 // So a full disk is full of data, not of log, unless others fill it. Then the
@@ -54,7 +54,7 @@ func (e *sqliteEngine) makeRoom() {
 	}
 	done := false
 	empty := func() {
-		busy, err := e.emptyLog(e.writer)
+		busy, err := e.emptyWAL(e.writer)
 		done = err == nil && !busy
 	}
 	if lend := e.lend.Load(); lacks == 0 {
@@ -93,13 +93,13 @@ func noSpace(err error) bool {
 // startsWith is how much free space a start needs at most for a database: what the
 // log makes it longer by, and a group of changes.
 func startsWith(path string) int64 {
-	log, err := os.Open(path + "-wal")
+	wal, err := os.Open(path + "-wal")
 	if err != nil {
 		return roomMargin
 	}
-	defer log.Close()
+	defer wal.Close()
 	longest := int64(0)
-	if spans, err := pagesIn(readOnly{log}); err == nil && len(spans) > 0 {
+	if spans, err := pagesIn(readOnly{wal}); err == nil && len(spans) > 0 {
 		longest = spans[len(spans)-1].to
 	}
 	if info, err := os.Stat(path); err == nil {

@@ -24,13 +24,13 @@ import (
 )
 
 // A WAL of checkpointPages pages is copied into the database. Many small
-// changes to the same pages are then copied once. Its file keeps logBytes at
+// changes to the same pages are then copied once. Its file keeps walBytes at
 // most for the next log, and on a small disk both are less: one part in
-// logParts of it.
+// walParts of it.
 const (
 	checkpointPages = 20_000
-	logBytes        = 128 << 20
-	logParts        = 16
+	walBytes        = 128 << 20
+	walParts        = 16
 	pageSize        = 4096
 )
 
@@ -113,7 +113,7 @@ type sqliteEngine struct {
 	uri         string
 	owner       *owner
 	disk        *diskState
-	checkpoints sync.Mutex // held by who empties the log
+	checkpoints sync.Mutex // held by who empties the write-ahead log
 	generations *generations
 	lend        *atomic.Pointer[Lender]
 	queue       chan *job
@@ -198,7 +198,7 @@ func (e *sqliteEngine) close() error {
 	return err
 }
 
-// closeWriter closes the last connection, which then copies the log into the
+// closeWriter closes the last connection, which then copies the write-ahead log into the
 // database and removes it, unless the log may not be whole: the next start
 // makes it so.
 func (e *sqliteEngine) closeWriter() error {
@@ -339,10 +339,10 @@ func (e *sqliteEngine) inherit(spare func()) error {
 		return err
 	}
 	seen := e.disk.count()
-	err = e.renewLog()
+	err = e.renewWAL()
 	if noSpace(err) && spare != nil {
 		spare()
-		err = e.renewLog()
+		err = e.renewWAL()
 	}
 	if err != nil {
 		return err
@@ -364,7 +364,7 @@ func (e *sqliteEngine) openWriter() (*sqliteConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	size := durable.ShareOf(filepath.Dir(e.path), logParts, logBytes)
+	size := durable.ShareOf(filepath.Dir(e.path), walParts, walBytes)
 	pages := min(checkpointPages, size/(pageSize+frameHeaderSize))
 	if err := c.c.Exec(fmt.Sprintf(`PRAGMA wal_autocheckpoint = %d; PRAGMA journal_size_limit = %d`, pages, size)); err != nil {
 		c.close()

@@ -26,6 +26,7 @@ import (
 	"github.com/orgd/orgd/internal/problem"
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/store/storetest"
+	"github.com/orgd/orgd/internal/store/storetest/usagetest"
 	"github.com/orgd/orgd/internal/testkit"
 )
 
@@ -52,7 +53,9 @@ func openOn(t *testing.T, v vfs.VFS) *store.Store {
 }
 
 func TestSQLite(t *testing.T) {
-	storetest.Run(t, func(t testing.TB) *store.Store { return openSQLite(t, t.TempDir(), store.Options{}) })
+	open := func(t testing.TB) *store.Store { return openSQLite(t, t.TempDir(), store.Options{}) }
+	storetest.Run(t, open)
+	usagetest.Run(t, open)
 }
 
 func TestSQLiteOpen(t *testing.T) {

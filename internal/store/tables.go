@@ -126,10 +126,6 @@ type Table struct {
 	Mentions []Mention
 }
 
-// Tables returns what is known of every table of the database, those that only
-// the engine itself uses apart.
-func Tables() []Table { return slices.Clone(tables) }
-
 func columns(groups ...[]Column) []Column { return slices.Concat(groups...) }
 
 func identifiers(names ...string) []Column { return classed(Identifier, "", "", names) }

@@ -298,40 +298,15 @@ func (t *tx) PutStates(states map[usage.Series]usage.State) error {
 	}, nil)
 }
 
-// recordedEntries returns what a batch of recorded requests adds, each in its
-// month or, if that is closed, in the first later one that is open.
+// recordedEntries returns what a batch of recorded requests adds, each in the month
+// in which metering.Book books it.
 func (t *tx) recordedEntries(batch []access.Usage) ([]usage.Entry, error) {
-	type rootMonth struct {
-		rootID string
-		month  usage.Month
-	}
-	booked := map[rootMonth]usage.Month{}
+	booked := map[metering.RootMonth]usage.Month{}
 	for i := range batch {
-		booked[rootMonth{batch[i].RootID, usage.MonthOf(batch[i].At)}] = ""
+		booked[metering.RootMonth{RootID: batch[i].RootID, Month: usage.MonthOf(batch[i].At)}] = ""
 	}
-	order := make([]rootMonth, 0, len(booked))
-	for m := range booked {
-		order = append(order, m)
-	}
-	slices.SortFunc(order, func(a, b rootMonth) int {
-		return cmp.Or(cmp.Compare(a.rootID, b.rootID), cmp.Compare(a.month, b.month))
-	})
-	for _, m := range order {
-		for month := m.month; ; month = month.Next() {
-			closed, err := t.HoldMonth(m.rootID, month)
-			if errors.Is(err, org.ErrAbsent) {
-				if err = t.OpenMonth(m.rootID, month); err == nil {
-					closed, err = t.HoldMonth(m.rootID, month)
-				}
-			}
-			if err != nil {
-				return nil, err
-			}
-			if !closed {
-				booked[m] = month
-				break
-			}
-		}
+	if err := metering.Book(t, booked, metering.NeverOver); err != nil {
+		return nil, err
 	}
 	type series struct {
 		path  string
@@ -346,7 +321,7 @@ func (t *tx) recordedEntries(batch []access.Usage) ([]usage.Entry, error) {
 		at, ok := sums[s]
 		if !ok {
 			e := usage.Entry{Path: u.Path, Meter: u.Meter, Month: usage.MonthOf(u.At), Recorded: true, Day: s.day}
-			if month := booked[rootMonth{u.RootID, e.Month}]; month != e.Month {
+			if month := booked[metering.RootMonth{RootID: u.RootID, Month: e.Month}]; month != e.Month {
 				e.Month, e.For, e.Day = month, e.Month, ""
 			}
 			at = len(entries)

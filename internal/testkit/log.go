@@ -126,7 +126,7 @@ func CheckLogs(t testing.TB, s *Server) {
 		return
 	}
 	ctx := context.Background()
-	if err := s.SignLogs(ctx); err != nil {
+	if err := s.SignAuditLogs(ctx); err != nil {
 		t.Errorf("the audit logs cannot be signed: %v", err)
 		return
 	}

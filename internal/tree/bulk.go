@@ -505,40 +505,24 @@ func inOrder(external map[string][]int) []string {
 	return slices.SortedFunc(maps.Keys(external), func(a, b string) int { return cmp.Compare(external[a][0], external[b][0]) })
 }
 
-// maxImportErrors bounds the lines that an error lists.
-const maxImportErrors = 100
-
 // importErrors collects the bad lines of an import.
-type importErrors struct {
-	fields []problem.Field
-	more   int
-}
+type importErrors struct{ problem.Rows }
 
-func (e *importErrors) add(line int, err error) {
-	if len(e.fields) == maxImportErrors {
-		e.more++
-		return
-	}
-	p := problem.From(err)
-	f := problem.Field{Line: line, Detail: p.Detail}
-	if len(p.Fields) > 0 {
-		f.Pointer, f.Detail = p.Fields[0].Pointer, p.Fields[0].Detail
-	}
-	e.fields = append(e.fields, f)
-}
+func (e *importErrors) add(line int, err error) { e.Add(problem.Field{Line: line}, err) }
 
 func (e *importErrors) err() error {
-	if len(e.fields) == 0 {
+	if e.Count() == 0 {
 		return nil
 	}
-	detail := fmt.Sprintf("%d rows are invalid; nothing was imported.", len(e.fields)+e.more)
-	slices.SortStableFunc(e.fields, func(a, b problem.Field) int { return cmp.Compare(a.Line, b.Line) })
-	if len(e.fields)+e.more == 1 {
+	detail := fmt.Sprintf("%d rows are invalid; nothing was imported.", e.Count())
+	if e.Count() == 1 {
 		detail = "1 row is invalid; nothing was imported."
 	}
-	if e.more > 0 {
-		detail += fmt.Sprintf(" The first %d are listed.", len(e.fields))
+	fields := e.Fields()
+	slices.SortStableFunc(fields, func(a, b problem.Field) int { return cmp.Compare(a.Line, b.Line) })
+	if len(fields) < e.Count() {
+		detail += fmt.Sprintf(" The first %d are listed.", len(fields))
 	}
-	return &problem.Error{Code: problem.ImportInvalid, Detail: detail, Fields: e.fields,
+	return &problem.Error{Code: problem.ImportInvalid, Detail: detail, Fields: fields,
 		Fix: "Mend these lines and send the whole file again. What can only be checked once every line can be read may show then."}
 }

@@ -255,7 +255,7 @@ func parseCSV(r io.Reader, rows []ImportRow, maxRows int) ([]ImportRow, error) {
 		}
 		if p := row.check(&lists); p != nil {
 			bad.add(line, p)
-		} else if len(bad.fields) == 0 {
+		} else if bad.Count() == 0 {
 			rows = append(rows, row)
 		}
 	}
@@ -278,7 +278,7 @@ func parseNDJSON(r *bufio.Reader, rows []ImportRow, maxRows int) ([]ImportRow, e
 		row, p := parseRow(line, text)
 		if p != nil {
 			bad.add(line, p)
-		} else if len(bad.fields) == 0 {
+		} else if bad.Count() == 0 {
 			rows = append(rows, row)
 		}
 	}

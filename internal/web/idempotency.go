@@ -1,10 +1,6 @@
 package web
 
 import (
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/rand"
 	"crypto/sha256"
 	"io"
 	"slices"
@@ -15,6 +11,7 @@ import (
 
 	"github.com/orgd/orgd/internal/org"
 	"github.com/orgd/orgd/internal/problem"
+	"github.com/orgd/orgd/internal/seal"
 )
 
 // stored is a Response as it is kept for an Idempotency-Key.
@@ -25,47 +22,35 @@ type stored struct {
 	Body        []byte   `json:"body"`
 }
 
-// sealer returns the cipher for one caller's answers. Its key is derived from
+// answerSealer returns what seals one caller's answers. Its key is derived from
 // the caller's secret, which the server does not keep: an answer may hold a
 // new API key, and nothing in the database can open it.
-func sealer(credential, idempotencyKey string) (cipher.AEAD, error) {
-	k, err := hkdf.Key(sha256.New, []byte(credential), []byte(idempotencyKey), "orgd idempotency v1", 32)
-	if err != nil {
-		return nil, err
-	}
-	block, err := aes.NewCipher(k)
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCM(block)
+func answerSealer(credential, idempotencyKey string) (*seal.Sealer, error) {
+	return seal.New(seal.Answers, []byte(credential), []byte(idempotencyKey))
 }
 
-func seal(credential, idempotencyKey string, r *Response) ([]byte, error) {
+func sealAnswer(credential, idempotencyKey string, r *Response) ([]byte, error) {
 	plain, err := json.Marshal(stored{r.Status, r.ContentType, r.Header, r.Body})
 	if err != nil {
 		return nil, err
 	}
-	aead, err := sealer(credential, idempotencyKey)
+	sealer, err := answerSealer(credential, idempotencyKey)
 	if err != nil {
 		return nil, err
 	}
-	nonce := make([]byte, aead.NonceSize())
-	if _, err := rand.Read(nonce); err != nil {
-		return nil, err
-	}
-	return aead.Seal(nonce, nonce, plain, nil), nil
+	return sealer.Seal(plain, nil), nil
 }
 
-func open(credential, idempotencyKey string, sealed []byte) (*Response, error) {
-	aead, err := sealer(credential, idempotencyKey)
+func openAnswer(credential, idempotencyKey string, sealed []byte) (*Response, error) {
+	sealer, err := answerSealer(credential, idempotencyKey)
 	if err != nil {
 		return nil, err
 	}
-	if len(sealed) < aead.NonceSize() {
+	plain, err := sealer.Open(sealed, nil)
+	switch {
+	case err == seal.ErrShort:
 		return nil, problem.New(problem.Internal, "A stored answer is damaged.")
-	}
-	plain, err := aead.Open(nil, sealed[:aead.NonceSize()], sealed[aead.NonceSize():], nil)
-	if err != nil {
+	case err != nil:
 		return nil, problem.New(problem.IdempotencyKeyReused, "This Idempotency-Key was used with another secret of this API key.").
 			WithFix("Use a new Idempotency-Key, after checking whether the first request had its effect.")
 	}
@@ -108,7 +93,7 @@ func (s *Server) once(r *Request, handle Handler) (*Response, error) {
 				WithFix("Use a new Idempotency-Key for a new request.")
 		}
 		r.Did = "This request was made before, with this Idempotency-Key"
-		return open(r.credential, idempotencyKey, replay.Answer)
+		return openAnswer(r.credential, idempotencyKey, replay.Answer)
 	}
 	if err := s.keepable(r); err != nil {
 		return nil, err
@@ -120,7 +105,7 @@ func (s *Server) once(r *Request, handle Handler) (*Response, error) {
 	}
 	// The request made no change with which its answer could be stored. If it
 	// cannot be stored now, the same request may be made again.
-	sealed, err := seal(r.credential, idempotencyKey, resp)
+	sealed, err := sealAnswer(r.credential, idempotencyKey, resp)
 	if err == nil {
 		err = s.service.KeepAnswer(r.Context(), r.Actor, r.idempotent, sealed)
 	}

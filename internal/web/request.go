@@ -182,7 +182,7 @@ func (r *Request) Call(render func(result any) *Response) *org.Call {
 		idem := *r.idempotent
 		idem.Render = func(result any, receipt audit.Receipt) ([]byte, error) {
 			r.kept = true
-			return seal(r.credential, idem.Key, render(result).Receipt(receipt))
+			return sealAnswer(r.credential, idem.Key, render(result).Receipt(receipt))
 		}
 		c.Idempotent = &idem
 	}

@@ -21,17 +21,17 @@ import (
 )
 
 func event(rootID, orgID string, n int) access.Event {
-	return access.Event{ID: fmt.Sprintf("evt_%s_%05d", orgID, n), Timestamp: at(n), RootID: rootID, OrgID: orgID, User: "jo",
+	return access.Event{ID: fmt.Sprintf("evt_%s_%05d", orgID, n), Timestamp: At(n), RootID: rootID, OrgID: orgID, User: "jo",
 		Action: "GET_ORG", Status: access.Success, IP: "192.0.2.1", UserAgent: "curl", Method: "GET", Path: "/orgs/" + orgID,
 		RequestID: fmt.Sprint("req-", n), APIKeyID: "key_1"}
 }
 
 func keyUse(id string, old bool, seconds int) access.KeyUse {
-	return access.KeyUse{KeyID: id, Old: old, At: at(seconds), IP: fmt.Sprint("192.0.2.", seconds)}
+	return access.KeyUse{KeyID: id, Old: old, At: At(seconds), IP: fmt.Sprint("192.0.2.", seconds)}
 }
 
-// flushBatch stores a batch that follows the spool's position.
-func flushBatch(t testing.TB, s Store, b access.Batch) {
+// FlushBatch stores a batch that follows the spool's position.
+func FlushBatch(t testing.TB, s Store, b access.Batch) {
 	t.Helper()
 	var err error
 	if b.From, err = s.SpoolPosition(t.Context(), b.SpoolID); err != nil {
@@ -45,19 +45,19 @@ func flushBatch(t testing.TB, s Store, b access.Batch) {
 // flush stores events as the batch that ends a segment of the suite's spool.
 func flush(t testing.TB, s Store, segment int64, events ...access.Event) {
 	t.Helper()
-	flushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: segment}, Events: events})
+	FlushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: segment}, Events: events})
 }
 
 func flushUses(t testing.TB, s Store, segment int64, uses ...access.KeyUse) {
 	t.Helper()
-	flushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: segment}, Uses: uses})
+	FlushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: segment}, Uses: uses})
 }
 
 func allEvents(t testing.TB, s Store, q trail.AccessQuery) []access.Event {
 	t.Helper()
 	var all []access.Event
 	for {
-		p := get(t, s, func(tx testkit.Tx) (trail.AccessPage, error) { return tx.AccessEvents(q) })
+		p := Get(t, s, func(tx testkit.Tx) (trail.AccessPage, error) { return tx.AccessEvents(q) })
 		if len(p.Events) > q.Limit {
 			t.Fatalf("a page of %d, limit %d", len(p.Events), q.Limit)
 		}
@@ -81,14 +81,14 @@ func eventIDs(events []access.Event) []string {
 }
 
 func testAccessEvents(t *testing.T, s Store) {
-	plant(t, s, "r/", "r/a/", "r/a/b/", "r/ab/", "q/")
+	Plant(t, s, "r/", "r/a/", "r/a/b/", "r/ab/", "q/")
 	denied := event("r", "b", 4)
 	denied.Status, denied.User, denied.Action, denied.IP, denied.APIKeyID = access.Denied, "al", "PUT_TAG", "::1", ""
 	events := []access.Event{event("r", "r", 1), event("r", "a", 2), event("r", "b", 3), denied, event("r", "ab", 5), event("q", "q", 6)}
 	flush(t, s, 1, events...)
 	third := event("r", "b", 3)
 	third.Seq, denied.Seq = 3, 4
-	wantEqual(t, allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "b", Path: "r/a/b/", Scope: org.ScopeSelf, Limit: 5}),
+	WantEqual(t, allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "b", Path: "r/a/b/", Scope: org.ScopeSelf, Limit: 5}),
 		[]access.Event{denied, third})
 	for _, test := range []struct {
 		name  string
@@ -98,7 +98,7 @@ func testAccessEvents(t *testing.T, s Store) {
 		{"self", trail.AccessQuery{OrgID: "a", Path: "r/a/", Scope: org.ScopeSelf}, []int{1}},
 		{"subtree", trail.AccessQuery{OrgID: "a", Path: "r/a/", Scope: org.ScopeSubtree}, []int{3, 2, 1}},
 		{"root", trail.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree}, []int{4, 3, 2, 1, 0}},
-		{"from and to", trail.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, From: at(2), To: at(4)}, []int{2, 1}},
+		{"from and to", trail.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, From: At(2), To: At(4)}, []int{2, 1}},
 		{"user", trail.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, User: "al"}, []int{3}},
 		{"action", trail.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Action: "PUT_TAG"}, []int{3}},
 		{"status", trail.AccessQuery{OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Status: access.Success}, []int{4, 2, 1, 0}},
@@ -113,22 +113,22 @@ func testAccessEvents(t *testing.T, s Store) {
 				for _, i := range test.want {
 					want = append(want, events[i].ID)
 				}
-				wantEqual(t, eventIDs(allEvents(t, s, test.query)), want)
+				WantEqual(t, eventIDs(allEvents(t, s, test.query)), want)
 			})
 		}
 	}
 	t.Run("the tree as it is now", func(t *testing.T) {
-		write(t, s, func(tx testkit.Tx) error {
-			_, err := tx.MoveSubtree("r", "b", "ab", "r/a/b/", "r/ab/b/", 0, at(9))
+		Write(t, s, func(tx testkit.Tx) error {
+			_, err := tx.MoveSubtree("r", "b", "ab", "r/a/b/", "r/ab/b/", 0, At(9))
 			return err
 		})
 		got := allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "ab", Path: "r/ab/", Scope: org.ScopeSubtree, Limit: 10})
-		wantEqual(t, eventIDs(got), []string{events[4].ID, events[3].ID, events[2].ID})
+		WantEqual(t, eventIDs(got), []string{events[4].ID, events[3].ID, events[2].ID})
 	})
 }
 
 func testAccessPages(t *testing.T, s Store) {
-	plant(t, s, "r/", "r/a/")
+	Plant(t, s, "r/", "r/a/")
 	var all []access.Event
 	var segment int64
 	rapid.Check(t, func(rt *rapid.T) {
@@ -136,7 +136,7 @@ func testAccessPages(t *testing.T, s Store) {
 		for range rapid.IntRange(0, 5).Draw(rt, "events") {
 			// Many events of one time: the order in which they came decides.
 			e := event("r", rapid.SampledFrom(split("r a")).Draw(rt, "org"), len(all)+len(batch))
-			e.Timestamp = at(rapid.IntRange(0, 3).Draw(rt, "time"))
+			e.Timestamp = At(rapid.IntRange(0, 3).Draw(rt, "time"))
 			e.Seq = int64(len(all) + len(batch) + 1)
 			batch = append(batch, e)
 		}
@@ -161,20 +161,20 @@ func testAccessPages(t *testing.T, s Store) {
 }
 
 func testAccessBounded(t *testing.T, s Store) {
-	plant(t, s, "r/", "r/a/", "r/b/")
+	Plant(t, s, "r/", "r/a/", "r/b/")
 	events := []access.Event{event("r", "b", 0)}
 	for i := range 6000 {
 		events = append(events, event("r", "a", i+1))
 	}
 	flush(t, s, 1, events...)
 	q := trail.AccessQuery{RootID: "r", OrgID: "b", Path: "r/b/", Scope: org.ScopeSubtree, Limit: 5}
-	p := get(t, s, func(tx testkit.Tx) (trail.AccessPage, error) { return tx.AccessEvents(q) })
+	p := Get(t, s, func(tx testkit.Tx) (trail.AccessPage, error) { return tx.AccessEvents(q) })
 	if len(p.Events) != 0 || p.Next == nil {
 		t.Errorf("%d events, next %v: the page looked at too much or lost its place", len(p.Events), p.Next)
 	}
-	wantEqual(t, eventIDs(allEvents(t, s, q)), []string{events[0].ID})
+	WantEqual(t, eventIDs(allEvents(t, s, q)), []string{events[0].ID})
 	q.Scope = org.ScopeSelf // has its own index
-	p = get(t, s, func(tx testkit.Tx) (trail.AccessPage, error) { return tx.AccessEvents(q) })
+	p = Get(t, s, func(tx testkit.Tx) (trail.AccessPage, error) { return tx.AccessEvents(q) })
 	if len(p.Events) != 1 || p.Next != nil {
 		t.Errorf("self: %d events, next %v", len(p.Events), p.Next)
 	}
@@ -193,20 +193,20 @@ func testIdempotency(t *testing.T, s Store) {
 		})
 		return r, err
 	}
-	_, err := find("k", at(0))
-	wantErr(t, err, org.ErrAbsent)
-	wantErr(t, put("k", at(0), at(1), "one"), nil)
-	wantErr(t, put("k", at(1), at(2), "two"), org.ErrReplay)
-	r, err := find("k", at(1))
-	wantErr(t, err, nil)
-	wantEqual(t, r, &org.Replay{RequestHash: []byte{0, 1}, Answer: []byte("one"), CreatedAt: at(1)})
-	_, err = find("k", at(2))
-	wantErr(t, err, org.ErrAbsent)
-	wantErr(t, put("j", at(0), at(1), "other actor"), nil)
-	wantErr(t, put("k", at(2), at(3), "three"), nil)
-	r, err = find("k", at(2))
-	wantErr(t, err, nil)
-	wantEqual(t, string(r.Answer), "three")
+	_, err := find("k", At(0))
+	WantErr(t, err, org.ErrAbsent)
+	WantErr(t, put("k", At(0), At(1), "one"), nil)
+	WantErr(t, put("k", At(1), At(2), "two"), org.ErrReplay)
+	r, err := find("k", At(1))
+	WantErr(t, err, nil)
+	WantEqual(t, r, &org.Replay{RequestHash: []byte{0, 1}, Answer: []byte("one"), CreatedAt: At(1)})
+	_, err = find("k", At(2))
+	WantErr(t, err, org.ErrAbsent)
+	WantErr(t, put("j", At(0), At(1), "other actor"), nil)
+	WantErr(t, put("k", At(2), At(3), "three"), nil)
+	r, err = find("k", At(2))
+	WantErr(t, err, nil)
+	WantEqual(t, string(r.Answer), "three")
 }
 
 func testIdempotencyRace(t *testing.T, s Store) {
@@ -218,7 +218,7 @@ func testIdempotencyRace(t *testing.T, s Store) {
 				if err := tx.InsertOrgs([]*org.Organization{newOrg(fmt.Sprintf("r%d/", i))}); err != nil {
 					return err
 				}
-				return tx.PutIdempotent("r", "k", "key", at(0), &org.Replay{Answer: []byte{byte(i)}, CreatedAt: at(1)})
+				return tx.PutIdempotent("r", "k", "key", At(0), &org.Replay{Answer: []byte{byte(i)}, CreatedAt: At(1)})
 			})
 		})
 	}
@@ -227,9 +227,9 @@ func testIdempotencyRace(t *testing.T, s Store) {
 	for i, err := range errs {
 		if err == nil {
 			won++
-			read(t, s, func(tx testkit.Tx) error { _, err := tx.Org(fmt.Sprint("r", i)); return err })
+			Read(t, s, func(tx testkit.Tx) error { _, err := tx.Org(fmt.Sprint("r", i)); return err })
 		} else {
-			wantErr(t, err, org.ErrReplay)
+			WantErr(t, err, org.ErrReplay)
 			absentOrg(t, s, fmt.Sprint("r", i))
 		}
 	}
@@ -245,17 +245,18 @@ var (
 	month      = usage.MonthOf(recordedAt)
 )
 
-func use(path string, quantity usage.Decimal) access.Usage {
+// Use returns a recorded use of a meter.
+func Use(path string, quantity usage.Decimal) access.Usage {
 	return access.Usage{RootID: org.SplitPath(path)[0], Path: path, At: recordedAt, Meter: usage.APICalls, Quantity: quantity}
 }
 
 func totals(t testing.TB, s Store, rootID, orgID string) []usage.Total {
 	t.Helper()
-	return get(t, s, func(tx testkit.Tx) ([]usage.Total, error) { return tx.Totals(rootID, orgID, month) })
+	return Get(t, s, func(tx testkit.Tx) ([]usage.Total, error) { return tx.Totals(rootID, orgID, month) })
 }
 
 func testFlush(t *testing.T, s Store) {
-	plant(t, s, "r/", "r/a/", "r/a/b/")
+	Plant(t, s, "r/", "r/a/", "r/a/b/")
 	position := func() access.Position {
 		p, err := s.SpoolPosition(t.Context(), "spool")
 		if err != nil {
@@ -263,10 +264,10 @@ func testFlush(t *testing.T, s Store) {
 		}
 		return p
 	}
-	wantEqual(t, position(), access.Position{})
+	WantEqual(t, position(), access.Position{})
 	batch := access.Batch{SpoolID: "spool", Position: access.Position{Segment: 1, Offset: 10},
 		Events: []access.Event{event("r", "b", 1)},
-		Usage:  []access.Usage{use("r/a/b/", 1_000_000), use("r/a/b/", 500_000), use("r/a/", 1)}}
+		Usage:  []access.Usage{Use("r/a/b/", 1_000_000), Use("r/a/b/", 500_000), Use("r/a/", 1)}}
 	want := map[string][]usage.Total{
 		"r": {{RootID: "r", OrgID: "r", Month: month, Meter: usage.APICalls, Total: 1_500_001}},
 		"a": {{RootID: "r", OrgID: "a", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 1, Total: 1_500_001, Recorded: 1}},
@@ -275,14 +276,14 @@ func testFlush(t *testing.T, s Store) {
 	check := func() {
 		t.Helper()
 		for id, total := range want {
-			wantEqual(t, totals(t, s, "r", id), total)
+			WantEqual(t, totals(t, s, "r", id), total)
 		}
-		wantEqual(t, len(allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 10})), 1)
-		wantEqual(t, position(), batch.Position)
+		WantEqual(t, len(allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 10})), 1)
+		WantEqual(t, position(), batch.Position)
 	}
-	flushBatch(t, s, batch)
+	FlushBatch(t, s, batch)
 	check()
-	flushBatch(t, s, batch) // a replay
+	FlushBatch(t, s, batch) // a replay
 	check()
 	for _, p := range []access.Position{{}, {Segment: 1, Offset: 9}, {Segment: 2}} {
 		elsewhere := batch
@@ -298,42 +299,42 @@ func testFlush(t *testing.T, s Store) {
 	}
 
 	batch.Position.Offset, batch.Events = 20, nil
-	batch.Usage = []access.Usage{use("r/b/", 2)} // after a move
-	flushBatch(t, s, batch)
+	batch.Usage = []access.Usage{Use("r/b/", 2)} // after a move
+	FlushBatch(t, s, batch)
 	want["r"][0].Total += 2
 	want["b"] = append(want["b"], usage.Total{RootID: "r", OrgID: "b", ParentID: "r", Month: month, Meter: usage.APICalls, Own: 2, Total: 2, Recorded: 2})
 	check()
-	wantEqual(t, get(t, s, func(tx testkit.Tx) ([]usage.Total, error) { return tx.Totals("r", "b", month.Next()) }), []usage.Total(nil))
+	WantEqual(t, Get(t, s, func(tx testkit.Tx) ([]usage.Total, error) { return tx.Totals("r", "b", month.Next()) }), []usage.Total(nil))
 }
 
 func testFlushKeyUse(t *testing.T, s Store) {
-	plant(t, s, "r/")
-	write(t, s, func(tx testkit.Tx) error { return tx.InsertKey(newKey("k", "r/")) })
+	Plant(t, s, "r/")
+	Write(t, s, func(tx testkit.Tx) error { return tx.InsertKey(newKey("k", "r/")) })
 	settled(t, s)
 	generation := s.Generation("r")
 	flushUses(t, s, 1, keyUse("k", false, 5), keyUse("k", false, 3), keyUse("k", true, 9), keyUse("absent", false, 1))
 	flushUses(t, s, 2, keyUse("k", false, 4)) // late
-	k := get(t, s, func(tx testkit.Tx) (*key.Key, error) { return tx.Key("k") })
+	k := Get(t, s, func(tx testkit.Tx) (*key.Key, error) { return tx.Key("k") })
 	want := newKey("k", "r/")
-	last := at(5)
+	last := At(5)
 	want.LastUsedAt, want.LastUsedIP = &last, "192.0.2.5"
-	wantEqual(t, k, want)
-	wantEqual(t, s.Generation("r"), generation)
+	WantEqual(t, k, want)
+	WantEqual(t, s.Generation("r"), generation)
 }
 
 func testFlushText(t *testing.T, s Store) {
-	plant(t, s, "r/")
+	Plant(t, s, "r/")
 	e := event("r", "r", 1)
 	e.User, e.UserAgent, e.Path = "nul\x00", "latin \xe9", "/ünï"
 	flush(t, s, 1, e)
 	got := allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSelf, Limit: 10})
 	e.User, e.UserAgent, e.Seq = "nul\uFFFD", "latin \uFFFD", 1
-	wantEqual(t, got, []access.Event{e})
+	WantEqual(t, got, []access.Event{e})
 }
 
 func testFlushConcurrent(t *testing.T, s Store) {
-	plant(t, s, "r/", "r/a/", "r/b/")
-	write(t, s, func(tx testkit.Tx) error {
+	Plant(t, s, "r/", "r/a/", "r/b/")
+	Write(t, s, func(tx testkit.Tx) error {
 		for i := range 5 {
 			if err := tx.InsertKey(newKey(fmt.Sprint("k", i), "r/")); err != nil {
 				return err
@@ -347,7 +348,7 @@ func testFlushConcurrent(t *testing.T, s Store) {
 		wg.Go(func() {
 			for i := range each {
 				b := access.Batch{SpoolID: fmt.Sprint("spool", n), From: access.Position{Offset: int64(i)}, Position: access.Position{Offset: int64(i + 1)},
-					Usage: []access.Usage{use("r/a/", 1), use("r/b/", 1)}}
+					Usage: []access.Usage{Use("r/a/", 1), Use("r/b/", 1)}}
 				for k := range 5 {
 					b.Uses = append(b.Uses, keyUse(fmt.Sprint("k", (k+n)%5), k%2 == 0, i))
 				}
@@ -358,15 +359,15 @@ func testFlushConcurrent(t *testing.T, s Store) {
 		})
 	}
 	wg.Wait()
-	wantEqual(t, totals(t, s, "r", "r")[0].Total, usage.Decimal(2*spools*each))
+	WantEqual(t, totals(t, s, "r", "r")[0].Total, usage.Decimal(2*spools*each))
 }
 
 // testFlushRace: a batch that is flushed many times at once is stored once.
 func testFlushRace(t *testing.T, s Store) {
-	plant(t, s, "r/")
+	Plant(t, s, "r/")
 	for n := range int64(10) {
 		b := access.Batch{SpoolID: "spool", From: access.Position{Offset: n}, Position: access.Position{Offset: n + 1},
-			Usage: []access.Usage{use("r/", 1)}}
+			Usage: []access.Usage{Use("r/", 1)}}
 		var wg sync.WaitGroup
 		for range 5 {
 			wg.Go(func() {
@@ -376,7 +377,7 @@ func testFlushRace(t *testing.T, s Store) {
 			})
 		}
 		wg.Wait()
-		wantEqual(t, totals(t, s, "r", "r")[0].Total, usage.Decimal(n+1))
+		WantEqual(t, totals(t, s, "r", "r")[0].Total, usage.Decimal(n+1))
 	}
 }
 
@@ -394,11 +395,11 @@ func testUsageModel(t *testing.T, s Store) {
 			for range rapid.IntRange(0, 6).Draw(rt, "uses") {
 				path := rapid.SampledFrom(paths).Draw(rt, "path")
 				quantity := usage.Decimal(rapid.Int64Range(-5, 1_000_000_000).Draw(rt, "quantity"))
-				b.Usage = append(b.Usage, use(path, quantity))
+				b.Usage = append(b.Usage, Use(path, quantity))
 				ids := org.SplitPath(path)
 				own[ids[len(ids)-1]] += quantity
 			}
-			flushBatch(t, s, b)
+			FlushBatch(t, s, b)
 		}
 		all := map[string][]usage.Total{}
 		for _, id := range []string{root, "a", "b", "c", "d"} {
@@ -427,7 +428,7 @@ func testUsageModel(t *testing.T, s Store) {
 // gets every event once, also while several spools are stored at the same
 // time, and whatever times the events have.
 func testAccessFeed(t *testing.T, s Store) {
-	plant(t, s, "r/", "r/a/", "q/")
+	Plant(t, s, "r/", "r/a/", "q/")
 	const spools, batches, each = 4, 12, 7
 	var wg sync.WaitGroup
 	for n := range spools {
@@ -437,7 +438,7 @@ func testAccessFeed(t *testing.T, s Store) {
 				for k := range each {
 					number := (n*batches+i)*each + k
 					e := event("r", split("r a")[k%2], number)
-					e.Timestamp = at(number * 7919 % 1000)
+					e.Timestamp = At(number * 7919 % 1000)
 					b.Events = append(b.Events, e, event("q", "q", number))
 				}
 				if err := s.Flush(context.Background(), b); err != nil {
@@ -460,7 +461,7 @@ func testAccessFeed(t *testing.T, s Store) {
 		seen := map[string]bool{}
 		var position int64
 		for last := false; ; {
-			feed := get(t, s, func(tx testkit.Tx) (trail.AccessFeed, error) { return tx.AccessFeed(query, position) })
+			feed := Get(t, s, func(tx testkit.Tx) (trail.AccessFeed, error) { return tx.AccessFeed(query, position) })
 			for _, e := range feed.Events {
 				if e.Seq <= position || e.Seq > feed.Position || seen[e.ID] {
 					t.Fatalf("%+v: event %s with number %d after %d, position %d", query, e.ID, e.Seq, position, feed.Position)
@@ -485,33 +486,34 @@ func testAccessFeed(t *testing.T, s Store) {
 		if query.Path == "r/" && query.IP == "" && len(want) != spools*batches*each {
 			t.Errorf("%d events are stored", len(want))
 		}
-		wantEqual(t, position, get(t, s, func(tx testkit.Tx) (int64, error) { return tx.AccessHead("r") }))
+		WantEqual(t, position, Get(t, s, func(tx testkit.Tx) (int64, error) { return tx.AccessHead("r") }))
 	}
-	wantEqual(t, get(t, s, func(tx testkit.Tx) (int64, error) { return tx.AccessHead("absent") }), int64(0))
+	WantEqual(t, Get(t, s, func(tx testkit.Tx) (int64, error) { return tx.AccessHead("absent") }), int64(0))
 }
 
 // testAccessFeedBounded: a step of a feed that finds nothing looks at a
 // bounded number of events and gets on.
 func testAccessFeedBounded(t *testing.T, s Store) {
-	plant(t, s, "r/", "r/a/", "r/b/")
+	Plant(t, s, "r/", "r/a/", "r/b/")
 	var events []access.Event
 	for i := range 6000 {
 		events = append(events, event("r", "a", i))
 	}
 	flush(t, s, 1, append(events, event("r", "b", 7000))...)
 	q := trail.AccessQuery{RootID: "r", OrgID: "b", Path: "r/b/", Scope: org.ScopeSubtree, Limit: 5}
-	feed := get(t, s, func(tx testkit.Tx) (trail.AccessFeed, error) { return tx.AccessFeed(q, 0) })
+	feed := Get(t, s, func(tx testkit.Tx) (trail.AccessFeed, error) { return tx.AccessFeed(q, 0) })
 	if len(feed.Events) != 0 || !feed.More || feed.Position <= 0 || feed.Position >= 6001 {
 		t.Fatalf("the first step: %+v", feed)
 	}
-	feed = get(t, s, func(tx testkit.Tx) (trail.AccessFeed, error) { return tx.AccessFeed(q, feed.Position) })
-	wantEqual(t, eventIDs(feed.Events), []string{event("r", "b", 7000).ID})
+	feed = Get(t, s, func(tx testkit.Tx) (trail.AccessFeed, error) { return tx.AccessFeed(q, feed.Position) })
+	WantEqual(t, eventIDs(feed.Events), []string{event("r", "b", 7000).ID})
 	if feed.More || feed.Position != 6001 {
 		t.Errorf("the second step: position %d, more %v", feed.Position, feed.More)
 	}
 }
 
-func incoming(orgID, id string, seconds int) trail.IncomingEvent {
+// Incoming returns an event that is sent in.
+func Incoming(orgID, id string, seconds int) trail.IncomingEvent {
 	e := trail.IncomingEvent{Event: event("r", orgID, seconds), Named: id != ""}
 	if e.Named {
 		e.ID = id
@@ -521,12 +523,13 @@ func incoming(orgID, id string, seconds int) trail.IncomingEvent {
 
 func ingest(t testing.TB, s Store, events ...trail.IncomingEvent) (duplicates int64) {
 	t.Helper()
-	return ingestFrom(t, s, "r", events...)
+	return IngestFrom(t, s, "r", events...)
 }
 
-func ingestFrom(t testing.TB, s Store, sender string, events ...trail.IncomingEvent) (duplicates int64) {
+// IngestFrom has the store take events that somebody sends in.
+func IngestFrom(t testing.TB, s Store, sender string, events ...trail.IncomingEvent) (duplicates int64) {
 	t.Helper()
-	write(t, s, func(tx testkit.Tx) (err error) {
+	Write(t, s, func(tx testkit.Tx) (err error) {
 		duplicates, err = tx.InsertAccessEvents("r", sender, events)
 		return err
 	})
@@ -536,63 +539,63 @@ func ingestFrom(t testing.TB, s Store, sender string, events ...trail.IncomingEv
 // testAccessSenders: what one sender has called its events says nothing about
 // those of another, before and after its ids have expired.
 func testAccessSenders(t *testing.T, s Store) {
-	plant(t, s, "r/", "r/a/", "r/b/")
-	events := []trail.IncomingEvent{incoming("a", "one", 1), incoming("a", "two", 2), incoming("a", "three", 3)}
-	wantEqual(t, ingestFrom(t, s, "a", events...), int64(0))
-	wantEqual(t, ingestFrom(t, s, "b", events[1:]...), int64(0))
-	wantEqual(t, ingestFrom(t, s, "/operator", events...), int64(0))
-	wantEqual(t, ingestFrom(t, s, "a", events...), int64(3))
-	wantEqual(t, ingestFrom(t, s, "b", events...), int64(2))
+	Plant(t, s, "r/", "r/a/", "r/b/")
+	events := []trail.IncomingEvent{Incoming("a", "one", 1), Incoming("a", "two", 2), Incoming("a", "three", 3)}
+	WantEqual(t, IngestFrom(t, s, "a", events...), int64(0))
+	WantEqual(t, IngestFrom(t, s, "b", events[1:]...), int64(0))
+	WantEqual(t, IngestFrom(t, s, "/operator", events...), int64(0))
+	WantEqual(t, IngestFrom(t, s, "a", events...), int64(3))
+	WantEqual(t, IngestFrom(t, s, "b", events...), int64(2))
 	q := trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 100}
-	wantEqual(t, eventIDs(allEvents(t, s, q)), split("three three three two two two one one one"))
+	WantEqual(t, eventIDs(allEvents(t, s, q)), split("three three three two two two one one one"))
 	for range 6 {
-		write(t, s, func(tx testkit.Tx) error { _, err := tx.ExpireAccess("r", at(3), at(3), 2); return err })
+		Write(t, s, func(tx testkit.Tx) error { _, err := tx.ExpireAccess("r", At(3), At(3), 2); return err })
 	}
-	wantEqual(t, eventIDs(allEvents(t, s, q)), split("three three three"))
-	wantEqual(t, ingestFrom(t, s, "a", events...), int64(1))
-	wantEqual(t, ingestFrom(t, s, "b", events...), int64(1))
+	WantEqual(t, eventIDs(allEvents(t, s, q)), split("three three three"))
+	WantEqual(t, IngestFrom(t, s, "a", events...), int64(1))
+	WantEqual(t, IngestFrom(t, s, "b", events...), int64(1))
 }
 
 // testAccessIngest: a sender's id is taken once per root, whatever the times of
 // the events, and events without one are always stored.
 func testAccessIngest(t *testing.T, s Store) {
-	plant(t, s, "r/", "r/a/", "q/")
+	Plant(t, s, "r/", "r/a/", "q/")
 	flush(t, s, 1, event("r", "r", 0))
-	wantEqual(t, ingest(t, s, incoming("a", "one", 1), incoming("r", "", 2), incoming("a", "two", 3), incoming("a", "one", 4)), int64(1))
-	wantEqual(t, ingest(t, s, incoming("a", "two", 5), incoming("r", "one", 1), incoming("a", "three", 6)), int64(2))
-	wantEqual(t, ingest(t, s, incoming("r", "", 2)), int64(0))
-	wantEqual(t, ingest(t, s), int64(0))
-	write(t, s, func(tx testkit.Tx) error {
-		other := incoming("q", "one", 1)
+	WantEqual(t, ingest(t, s, Incoming("a", "one", 1), Incoming("r", "", 2), Incoming("a", "two", 3), Incoming("a", "one", 4)), int64(1))
+	WantEqual(t, ingest(t, s, Incoming("a", "two", 5), Incoming("r", "one", 1), Incoming("a", "three", 6)), int64(2))
+	WantEqual(t, ingest(t, s, Incoming("r", "", 2)), int64(0))
+	WantEqual(t, ingest(t, s), int64(0))
+	Write(t, s, func(tx testkit.Tx) error {
+		other := Incoming("q", "one", 1)
 		other.RootID = "q"
 		n, err := tx.InsertAccessEvents("q", "r", []trail.IncomingEvent{other})
-		wantEqual(t, n, int64(0))
+		WantEqual(t, n, int64(0))
 		return err
 	})
 	q := trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 3}
 	got := eventIDs(allEvents(t, s, q))
 	second := event("r", "r", 2).ID
-	wantEqual(t, got, []string{"three", "two", second, second, "one", event("r", "r", 0).ID})
-	feed := get(t, s, func(tx testkit.Tx) (trail.AccessFeed, error) { return tx.AccessFeed(q, 0) })
-	wantEqual(t, eventIDs(feed.Events), []string{event("r", "r", 0).ID, "one", second})
+	WantEqual(t, got, []string{"three", "two", second, second, "one", event("r", "r", 0).ID})
+	feed := Get(t, s, func(tx testkit.Tx) (trail.AccessFeed, error) { return tx.AccessFeed(q, 0) })
+	WantEqual(t, eventIDs(feed.Events), []string{event("r", "r", 0).ID, "one", second})
 	if err := s.Write(t.Context(), func(tx testkit.Tx) error {
-		if _, err := tx.InsertAccessEvents("r", "r", []trail.IncomingEvent{incoming("r", "four", 1)}); err != nil {
+		if _, err := tx.InsertAccessEvents("r", "r", []trail.IncomingEvent{Incoming("r", "four", 1)}); err != nil {
 			return err
 		}
 		return org.ErrStale
 	}); err != org.ErrStale {
 		t.Fatal(err)
 	}
-	wantEqual(t, ingest(t, s, incoming("r", "four", 9)), int64(0))
-	wantEqual(t, get(t, s, func(tx testkit.Tx) ([]string, error) { return tx.AccessRoots("", 5) }), []string{"q", "r"})
-	wantEqual(t, get(t, s, func(tx testkit.Tx) ([]string, error) { return tx.AccessRoots("", 1) }), []string{"q"})
-	wantEqual(t, get(t, s, func(tx testkit.Tx) ([]string, error) { return tx.AccessRoots("q", 5) }), []string{"r"})
+	WantEqual(t, ingest(t, s, Incoming("r", "four", 9)), int64(0))
+	WantEqual(t, Get(t, s, func(tx testkit.Tx) ([]string, error) { return tx.AccessRoots("", 5) }), []string{"q", "r"})
+	WantEqual(t, Get(t, s, func(tx testkit.Tx) ([]string, error) { return tx.AccessRoots("", 1) }), []string{"q"})
+	WantEqual(t, Get(t, s, func(tx testkit.Tx) ([]string, error) { return tx.AccessRoots("q", 5) }), []string{"r"})
 }
 
 // testAccessIngestRace: of the same events, sent many times at once in
 // different orders, each is stored once.
 func testAccessIngestRace(t *testing.T, s Store) {
-	plant(t, s, "r/")
+	Plant(t, s, "r/")
 	const clients, events = 6, 40
 	var accepted atomic.Int64
 	var wg sync.WaitGroup
@@ -601,7 +604,7 @@ func testAccessIngestRace(t *testing.T, s Store) {
 			var batch []trail.IncomingEvent
 			for i := range events {
 				n := (i*7 + c*13) % events
-				batch = append(batch, incoming("r", fmt.Sprint("id-", n), n))
+				batch = append(batch, Incoming("r", fmt.Sprint("id-", n), n))
 			}
 			if err := s.Write(context.Background(), func(tx testkit.Tx) error {
 				n, err := tx.InsertAccessEvents("r", "r", batch)
@@ -616,44 +619,44 @@ func testAccessIngestRace(t *testing.T, s Store) {
 	}
 	wg.Wait()
 	got := allEvents(t, s, trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 100})
-	wantEqual(t, len(got), events)
-	wantEqual(t, accepted.Load(), int64(events))
+	WantEqual(t, len(got), events)
+	WantEqual(t, accepted.Load(), int64(events))
 }
 
 // testAccessExpiry: rows are removed from the oldest on, so many at a time, of
 // one root only, and an id is free again once its event has expired.
 func testAccessExpiry(t *testing.T, s Store) {
-	plant(t, s, "r/", "q/")
+	Plant(t, s, "r/", "q/")
 	flush(t, s, 1, event("q", "q", 1))
 	var events []trail.IncomingEvent
 	for i := range 25 {
 		// Some have the same time: a step may end between them.
-		events = append(events, incoming("r", fmt.Sprint("id-", i), i/3))
+		events = append(events, Incoming("r", fmt.Sprint("id-", i), i/3))
 	}
 	ingest(t, s, events...)
 	expire := func(events, claims time.Time, limit int) (n int64) {
 		t.Helper()
-		write(t, s, func(tx testkit.Tx) (err error) {
+		Write(t, s, func(tx testkit.Tx) (err error) {
 			n, err = tx.ExpireAccess("r", events, claims, limit)
 			return err
 		})
 		return n
 	}
 	q := trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 100}
-	wantEqual(t, expire(at(0), at(0), 10), int64(0))
-	wantEqual(t, expire(at(5), at(0), 10), int64(10))
-	wantEqual(t, len(allEvents(t, s, q)), 15)
-	wantEqual(t, ingest(t, s, events[0]), int64(1))
-	wantEqual(t, expire(at(5), at(5), 10), int64(10))
-	wantEqual(t, expire(at(5), at(5), 10), int64(5))
-	wantEqual(t, expire(at(5), at(5), 10), int64(0))
-	wantEqual(t, len(allEvents(t, s, q)), 10)
-	wantEqual(t, ingest(t, s, events[0], events[14], events[15]), int64(1))
-	wantEqual(t, len(allEvents(t, s, trail.AccessQuery{RootID: "q", OrgID: "q", Path: "q/", Scope: org.ScopeSubtree, Limit: 5})), 1)
+	WantEqual(t, expire(At(0), At(0), 10), int64(0))
+	WantEqual(t, expire(At(5), At(0), 10), int64(10))
+	WantEqual(t, len(allEvents(t, s, q)), 15)
+	WantEqual(t, ingest(t, s, events[0]), int64(1))
+	WantEqual(t, expire(At(5), At(5), 10), int64(10))
+	WantEqual(t, expire(At(5), At(5), 10), int64(5))
+	WantEqual(t, expire(At(5), At(5), 10), int64(0))
+	WantEqual(t, len(allEvents(t, s, q)), 10)
+	WantEqual(t, ingest(t, s, events[0], events[14], events[15]), int64(1))
+	WantEqual(t, len(allEvents(t, s, trail.AccessQuery{RootID: "q", OrgID: "q", Path: "q/", Scope: org.ScopeSubtree, Limit: 5})), 1)
 }
 
 func testAccessRetention(t *testing.T, s Store) {
-	plant(t, s, "r/")
+	Plant(t, s, "r/")
 	find := func() (*trail.AccessRetention, error) {
 		var r *trail.AccessRetention
 		err := s.Read(t.Context(), func(tx testkit.Tx) (err error) {
@@ -663,20 +666,20 @@ func testAccessRetention(t *testing.T, s Store) {
 		return r, err
 	}
 	_, err := find()
-	wantErr(t, err, org.ErrAbsent)
-	for _, want := range []*trail.AccessRetention{{RootID: "r", Days: 30, UpdatedAt: at(1)}, {RootID: "r", Days: 40, UpdatedAt: at(2)}} {
-		write(t, s, func(tx testkit.Tx) error { return tx.PutAccessRetention(want) })
+	WantErr(t, err, org.ErrAbsent)
+	for _, want := range []*trail.AccessRetention{{RootID: "r", Days: 30, UpdatedAt: At(1)}, {RootID: "r", Days: 40, UpdatedAt: At(2)}} {
+		Write(t, s, func(tx testkit.Tx) error { return tx.PutAccessRetention(want) })
 		got, err := find()
-		wantErr(t, err, nil)
-		wantEqual(t, got, want)
+		WantErr(t, err, nil)
+		WantEqual(t, got, want)
 	}
 }
 
 // testPartition: whatever months there are partitions for, every event has its
 // place and is found, and whole months that have expired go.
 func testPartition(t *testing.T, s Store) {
-	plant(t, s, "r/")
-	now := epoch
+	Plant(t, s, "r/")
+	now := Epoch
 	if _, err := s.Partition(t.Context(), now, now.AddDate(-1, 0, 0)); err != nil {
 		t.Fatal(err)
 	}
@@ -688,7 +691,7 @@ func testPartition(t *testing.T, s Store) {
 	}
 	flush(t, s, 1, events...)
 	q := trail.AccessQuery{RootID: "r", OrgID: "r", Path: "r/", Scope: org.ScopeSubtree, Limit: 3}
-	wantEqual(t, len(allEvents(t, s, q)), len(events))
+	WantEqual(t, len(allEvents(t, s, q)), len(events))
 	// Later on: this month and the last are partitions by now.
 	later := now.AddDate(0, 2, 0)
 	floor, err := s.Partition(t.Context(), later, later)
@@ -699,7 +702,7 @@ func testPartition(t *testing.T, s Store) {
 		t.Errorf("the floor is %v", floor)
 	}
 	for n := int64(1); n > 0; {
-		write(t, s, func(tx testkit.Tx) (err error) {
+		Write(t, s, func(tx testkit.Tx) (err error) {
 			n, err = tx.ExpireAccess("r", floor, later, 2)
 			return err
 		})
@@ -711,5 +714,5 @@ func testPartition(t *testing.T, s Store) {
 		}
 	}
 	q.From = later
-	wantEqual(t, len(allEvents(t, s, q)), 4)
+	WantEqual(t, len(allEvents(t, s, q)), 4)
 }

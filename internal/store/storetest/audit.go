@@ -21,7 +21,7 @@ func allAudit(t testing.TB, s Store, q org.AuditQuery) []audit.Record {
 	t.Helper()
 	var all []audit.Record
 	for {
-		p := get(t, s, func(tx testkit.Tx) (org.AuditPage, error) { return tx.AuditEntries(q) })
+		p := Get(t, s, func(tx testkit.Tx) (org.AuditPage, error) { return tx.AuditEntries(q) })
 		if len(p.Records) > q.Limit {
 			t.Fatalf("a page of %d, limit %d", len(p.Records), q.Limit)
 		}
@@ -45,50 +45,50 @@ func seqs(records []audit.Record) []int64 {
 }
 
 func testAudit(t *testing.T, s Store) {
-	wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { _, err := tx.Lock("r"); return err }), org.ErrAbsent)
-	plant(t, s, "r/", "q/")
-	write(t, s, func(tx testkit.Tx) error {
+	WantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { _, err := tx.Lock("r"); return err }), org.ErrAbsent)
+	Plant(t, s, "r/", "q/")
+	Write(t, s, func(tx testkit.Tx) error {
 		head, err := tx.Lock("r")
-		wantEqual(t, head, &audit.Head{RootID: "r", LogID: "log-r"})
+		WantEqual(t, head, &audit.Head{RootID: "r", LogID: "log-r"})
 		return err
 	})
-	write(t, s, func(tx testkit.Tx) error {
+	Write(t, s, func(tx testkit.Tx) error {
 		return errors.Join(appendAudit(tx, "r", "one", "r/", "r/a/"), appendAudit(tx, "r", "two", "r/a/"), appendAudit(tx, "q", "one", "q/"))
 	})
-	write(t, s, func(tx testkit.Tx) error {
+	Write(t, s, func(tx testkit.Tx) error {
 		head, err := tx.Lock("r")
-		wantEqual(t, head, &audit.Head{RootID: "r", LogID: "log-r", Size: 3, Root: audit.Hash{2}, Range: []audit.Hash{{2}, {1, 2, 3}}})
+		WantEqual(t, head, &audit.Head{RootID: "r", LogID: "log-r", Size: 3, Root: audit.Hash{2}, Range: []audit.Hash{{2}, {1, 2, 3}}})
 		return err
 	})
-	write(t, s, func(tx testkit.Tx) error {
+	Write(t, s, func(tx testkit.Tx) error {
 		last, err := tx.LastAudit("r")
-		wantEqual(t, last, at(2))
+		WantEqual(t, last, At(2))
 		_, none := tx.LastAudit("none")
-		wantErr(t, none, org.ErrAbsent)
+		WantErr(t, none, org.ErrAbsent)
 		return err
 	})
 	entries := allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10})
-	wantEqual(t, seqs(entries), []int64{2, 1, 0})
-	wantEqual(t, entries[0], audit.Record{RootID: "r", Seq: 2, ID: "aud_0_2", Timestamp: at(2), OrgID: "a", Path: "r/a/",
+	WantEqual(t, seqs(entries), []int64{2, 1, 0})
+	WantEqual(t, entries[0], audit.Record{RootID: "r", Seq: 2, ID: "aud_0_2", Timestamp: At(2), OrgID: "a", Path: "r/a/",
 		Action: "two", ActorID: "operator", Leaf: []byte(`{"seq":2}`), LeafHash: audit.Hash{2}, Values: []byte(`{"ip":"::1"}`)})
 
 	t.Run("an append that does not follow the head is stale", func(t *testing.T) {
-		wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error {
+		WantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error {
 			return tx.AppendAudit(&audit.Head{RootID: "r", Size: 3}, []audit.Record{{RootID: "r", Seq: 2, Leaf: []byte{1}}})
 		}), org.ErrStale)
 	})
 	t.Run("a failed change leaves no entry", func(t *testing.T) {
 		failure := errors.New("no")
-		wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error {
+		WantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error {
 			return errors.Join(appendAudit(tx, "r", "lost", "r/"), failure)
 		}), failure)
-		wantEqual(t, len(allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10})), 3)
+		WantEqual(t, len(allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Limit: 10})), 3)
 	})
 }
 
 func testAuditMoves(t *testing.T, s Store) {
-	plant(t, s, "r/")
-	write(t, s, func(tx testkit.Tx) error {
+	Plant(t, s, "r/")
+	Write(t, s, func(tx testkit.Tx) error {
 		return appendAudit(tx, "r", "x",
 			"r/", "r/a/", "r/a/m/", "r/a/m/k/", // m moves from a to b
 			"r/b/", "r/b/m/", "r/b/m/k/", "r/a-b/")
@@ -109,18 +109,18 @@ func testAuditMoves(t *testing.T, s Store) {
 		{org.AuditQuery{OrgID: "m", Path: "r/b/m/", Scope: org.ScopeSubtree}, []int64{6, 5, 2}},
 		{org.AuditQuery{OrgID: "r", Path: "r/", Org: "k"}, []int64{6, 3}},
 		{org.AuditQuery{OrgID: "b", Path: "r/b/", Org: "k"}, []int64{6}},
-		{org.AuditQuery{OrgID: "r", Path: "r/", From: at(2), To: at(4)}, []int64{3, 2}},
+		{org.AuditQuery{OrgID: "r", Path: "r/", From: At(2), To: At(4)}, []int64{3, 2}},
 		{org.AuditQuery{OrgID: "r", Path: "r/", Action: "y"}, nil},
-		{org.AuditQuery{OrgID: "r", Path: "r/", Actor: "operator", From: at(7)}, []int64{7}},
+		{org.AuditQuery{OrgID: "r", Path: "r/", Actor: "operator", From: At(7)}, []int64{7}},
 		{org.AuditQuery{OrgID: "r", Path: "r/", Actor: "key"}, nil},
 	} {
 		for _, limit := range []int{1, 3, 100} {
 			test.query.RootID, test.query.Limit = "r", limit
 			t.Run(fmt.Sprintf("%s %s by %d", test.query.Scope, test.query.Path, limit), func(t *testing.T) {
-				wantEqual(t, seqs(allAudit(t, s, test.query)), test.want)
+				WantEqual(t, seqs(allAudit(t, s, test.query)), test.want)
 				test.query.Ascending = true
 				slices.Reverse(test.want)
-				wantEqual(t, seqs(allAudit(t, s, test.query)), test.want)
+				WantEqual(t, seqs(allAudit(t, s, test.query)), test.want)
 				test.query.Ascending = false
 				slices.Reverse(test.want)
 			})
@@ -129,12 +129,12 @@ func testAuditMoves(t *testing.T, s Store) {
 }
 
 func testAuditPages(t *testing.T, s Store) {
-	plant(t, s, "r/")
+	Plant(t, s, "r/")
 	paths := split("r/ r/a/ r/a/b/ r/c/")
 	var log []string
 	rapid.Check(t, func(rt *rapid.T) {
 		more := rapid.SliceOfN(rapid.SampledFrom(paths), 1, 5).Draw(rt, "append")
-		write(t, s, func(tx testkit.Tx) error { return appendAudit(tx, "r", "x", more...) })
+		Write(t, s, func(tx testkit.Tx) error { return appendAudit(tx, "r", "x", more...) })
 		log = append(log, more...)
 		path := rapid.SampledFrom(paths).Draw(rt, "path")
 		ids := org.SplitPath(path)
@@ -156,29 +156,29 @@ func testAuditPages(t *testing.T, s Store) {
 }
 
 func testAuditBounded(t *testing.T, s Store) {
-	plant(t, s, "r/")
+	Plant(t, s, "r/")
 	paths := []string{"r/rare/"}
 	for range 6000 {
 		paths = append(paths, "r/often/")
 	}
-	write(t, s, func(tx testkit.Tx) error { return appendAudit(tx, "r", "x", append(paths, "r/rare/")...) })
+	Write(t, s, func(tx testkit.Tx) error { return appendAudit(tx, "r", "x", append(paths, "r/rare/")...) })
 	q := org.AuditQuery{RootID: "r", OrgID: "rare", Path: "r/rare/", Scope: org.ScopeSubtree, Limit: 5}
-	p := get(t, s, func(tx testkit.Tx) (org.AuditPage, error) { return tx.AuditEntries(q) })
-	wantEqual(t, seqs(p.Records), []int64{6001})
+	p := Get(t, s, func(tx testkit.Tx) (org.AuditPage, error) { return tx.AuditEntries(q) })
+	WantEqual(t, seqs(p.Records), []int64{6001})
 	if p.Next <= 1 {
 		t.Errorf("next %d: the page looked at everything", p.Next)
 	}
-	wantEqual(t, seqs(allAudit(t, s, q)), []int64{6001, 0})
+	WantEqual(t, seqs(allAudit(t, s, q)), []int64{6001, 0})
 	q.Scope = org.ScopeSelf // has its own index
-	p = get(t, s, func(tx testkit.Tx) (org.AuditPage, error) { return tx.AuditEntries(q) })
-	wantEqual(t, seqs(p.Records), []int64{6001, 0})
-	wantEqual(t, p.Next, int64(-1))
+	p = Get(t, s, func(tx testkit.Tx) (org.AuditPage, error) { return tx.AuditEntries(q) })
+	WantEqual(t, seqs(p.Records), []int64{6001, 0})
+	WantEqual(t, p.Next, int64(-1))
 }
 
 // testAuditConcurrent: seq has no gaps and no repeats, and whoever holds the
 // lock sees all that was done before.
 func testAuditConcurrent(t *testing.T, s Store) {
-	plant(t, s, "r/", "q/")
+	Plant(t, s, "r/", "q/")
 	const writers, each = 8, 25
 	var wg sync.WaitGroup
 	for w := range writers {
@@ -209,8 +209,8 @@ func testAuditConcurrent(t *testing.T, s Store) {
 		for i := range int64(writers / 2 * each) {
 			want = append(want, i)
 		}
-		wantEqual(t, seqs(allAudit(t, s, org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Limit: 1000, Ascending: true})), want)
-		o := get(t, s, func(tx testkit.Tx) (*org.Organization, error) { return tx.Org(rootID) })
-		wantEqual(t, o.Version, int64(writers/2*each+1))
+		WantEqual(t, seqs(allAudit(t, s, org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Limit: 1000, Ascending: true})), want)
+		o := Get(t, s, func(tx testkit.Tx) (*org.Organization, error) { return tx.Org(rootID) })
+		WantEqual(t, o.Version, int64(writers/2*each+1))
 	}
 }

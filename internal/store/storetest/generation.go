@@ -30,7 +30,7 @@ func settled(t testing.TB, s Store) {
 }
 
 func testGeneration(t *testing.T, s Store) {
-	plant(t, s, "r/", "q/")
+	Plant(t, s, "r/", "q/")
 	change := func(rootID string, fail error) error {
 		return s.Write(t.Context(), func(tx testkit.Tx) error {
 			return errors.Join(appendAudit(tx, rootID, "x", rootID+"/"), tx.PutSchema(rootID, []byte("{}")), fail)
@@ -44,11 +44,11 @@ func testGeneration(t *testing.T, s Store) {
 	if s.Generation("r") == r || s.OrgGeneration("r", "r") == row {
 		t.Error("a change did not show")
 	}
-	wantEqual(t, s.Generation("q"), q)
+	WantEqual(t, s.Generation("q"), q)
 
 	// A change of one organization leaves the tree as it is.
 	r, row = s.Generation("r"), s.OrgGeneration("r", "r")
-	write(t, s, func(tx testkit.Tx) error {
+	Write(t, s, func(tx testkit.Tx) error {
 		if _, err := tx.Lock("r"); err != nil {
 			return err
 		}
@@ -59,11 +59,11 @@ func testGeneration(t *testing.T, s Store) {
 		o.Tags, o.Version = []string{"t"}, o.Version+1
 		return tx.UpdateOrg(o)
 	})
-	wantEqual(t, s.Generation("r"), r)
-	wantEqual(t, s.OrgGeneration("r", "r"), row+1)
+	WantEqual(t, s.Generation("r"), r)
+	WantEqual(t, s.OrgGeneration("r", "r"), row+1)
 	// Nothing is promised about a change that failed, but a new root shows.
 	n := s.Generation("n")
-	write(t, s, func(tx testkit.Tx) error {
+	Write(t, s, func(tx testkit.Tx) error {
 		return errors.Join(tx.InsertOrgs([]*org.Organization{newOrg("n/")}), tx.NewLog(&audit.Head{RootID: "n", LogID: "l"}))
 	})
 	if s.Generation("n") == n {
@@ -74,7 +74,7 @@ func testGeneration(t *testing.T, s Store) {
 // testGenerationReadsNew: what is kept under a generation is what a later
 // reader with the same generation would read.
 func testGenerationReadsNew(t *testing.T, s Store) {
-	plant(t, s, "r/")
+	Plant(t, s, "r/")
 	settled(t, s)
 	var mu sync.Mutex
 	acknowledged := int64(1)
@@ -120,7 +120,7 @@ func testGenerationReadsNew(t *testing.T, s Store) {
 		})
 	}
 	for i := range 100 {
-		write(t, s, func(tx testkit.Tx) error {
+		Write(t, s, func(tx testkit.Tx) error {
 			if _, err := tx.Lock("r"); err != nil {
 				return err
 			}

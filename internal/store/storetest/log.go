@@ -18,13 +18,13 @@ import (
 func grow(t testing.TB, s Store, rootID string, n int) *audit.Head {
 	t.Helper()
 	var head *audit.Head
-	write(t, s, func(tx testkit.Tx) (err error) {
+	Write(t, s, func(tx testkit.Tx) (err error) {
 		if head, err = tx.Lock(rootID); err != nil {
 			return err
 		}
 		var records []audit.Record
 		for range n {
-			d := audit.Draft{ID: fmt.Sprintf("aud_%s_%d_%d", head.LogID, head.Epoch, head.Size), Timestamp: at(int(head.Size)), OrgID: rootID,
+			d := audit.Draft{ID: fmt.Sprintf("aud_%s_%d_%d", head.LogID, head.Epoch, head.Size), Timestamp: At(int(head.Size)), OrgID: rootID,
 				Path: rootID + "/", Action: "x", Actor: audit.Actor{Type: "operator", ID: "operator"}, Target: audit.Target{Type: "organization", ID: rootID}}
 			r, err := head.Append(&d, rand.Reader)
 			if err != nil {
@@ -40,7 +40,7 @@ func grow(t testing.TB, s Store, rootID string, n int) *audit.Head {
 // newLog inserts a root with a log of a real id.
 func newLog(t testing.TB, s Store, rootID string) {
 	t.Helper()
-	write(t, s, func(tx testkit.Tx) error {
+	Write(t, s, func(tx testkit.Tx) error {
 		return errors.Join(tx.InsertOrgs([]*org.Organization{newOrg(rootID + "/")}), tx.NewLog(audit.NewHead(rootID, audit.NewLogID(rand.Reader))))
 	})
 }
@@ -55,7 +55,7 @@ func testLogHashes(t *testing.T, s Store) {
 	}
 	grow(t, s, "q", 2)
 	last := heads[len(heads)-1]
-	read(t, s, func(tx testkit.Tx) error {
+	Read(t, s, func(tx testkit.Tx) error {
 		hashes := audit.HashSource(func(level int, from, to int64) ([]audit.Hash, error) { return tx.LogHashes(last, level, from, to) })
 		for _, h := range heads {
 			proof, err := audit.ProveConsistency(h.Size, last.Size, hashes)
@@ -79,11 +79,11 @@ func testLogHashes(t *testing.T, s Store) {
 			}
 		}
 		top, err := tx.LogHashes(last, 2, 0, 256)
-		wantEqual(t, len(top), 1)
+		WantEqual(t, len(top), 1)
 		leaves, err2 := tx.Leaves(last, 254, 258)
-		wantEqual(t, len(leaves), 4)
+		WantEqual(t, len(leaves), 4)
 		_, err3 := tx.AuditEntry("q", fmt.Sprintf("aud_%s_0_%d", last.LogID, 0))
-		wantErr(t, err3, org.ErrAbsent)
+		WantErr(t, err3, org.ErrAbsent)
 		return errors.Join(err, err2)
 	})
 }
@@ -93,55 +93,55 @@ func testSignatures(t *testing.T, s Store) {
 	newLog(t, s, "q")
 	unsigned := func(rootID string, after *audit.Head, limit int) []string {
 		var list []string
-		for _, h := range get(t, s, func(tx testkit.Tx) ([]*audit.Head, error) { return tx.UnsignedHeads(rootID, after, limit) }) {
+		for _, h := range Get(t, s, func(tx testkit.Tx) ([]*audit.Head, error) { return tx.UnsignedHeads(rootID, after, limit) }) {
 			list = append(list, fmt.Sprintf("%s %d %d", h.RootID, h.Epoch, h.Size))
 		}
 		return list
 	}
-	wantEqual(t, unsigned("", nil, 10), []string(nil)) // an empty log needs no signature
+	WantEqual(t, unsigned("", nil, 10), []string(nil)) // an empty log needs no signature
 	q, r := grow(t, s, "q", 2), grow(t, s, "r", 3)
-	wantEqual(t, unsigned("", nil, 10), []string{"q 0 2", "r 0 3"})
-	wantEqual(t, unsigned("", nil, 1), []string{"q 0 2"})
-	wantEqual(t, unsigned("", q, 10), []string{"r 0 3"})
-	wantEqual(t, unsigned("r", nil, 10), []string{"r 0 3"})
-	wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Signature(r); return err }), org.ErrAbsent)
+	WantEqual(t, unsigned("", nil, 10), []string{"q 0 2", "r 0 3"})
+	WantEqual(t, unsigned("", nil, 1), []string{"q 0 2"})
+	WantEqual(t, unsigned("", q, 10), []string{"r 0 3"})
+	WantEqual(t, unsigned("r", nil, 10), []string{"r 0 3"})
+	WantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Signature(r); return err }), org.ErrAbsent)
 
 	put := func(h *audit.Head, sig evidence.Signature) error {
 		return s.Write(t.Context(), func(tx testkit.Tx) error { return tx.PutSignature(h, &sig) })
 	}
 	keys := evidence.LogKeys{Now: evidence.KeyName{Seed: "a", Version: 1}}
-	first := evidence.Signature{Size: 3, Checkpoint: []byte("three"), SignedAt: at(1), Keys: keys}
-	wantErr(t, put(r, first), nil)
-	wantEqual(t, get(t, s, func(tx testkit.Tx) (*evidence.Signature, error) { return tx.Signature(r) }), &first)
-	wantEqual(t, unsigned("", nil, 10), []string{"q 0 2"})
+	first := evidence.Signature{Size: 3, Checkpoint: []byte("three"), SignedAt: At(1), Keys: keys}
+	WantErr(t, put(r, first), nil)
+	WantEqual(t, Get(t, s, func(tx testkit.Tx) (*evidence.Signature, error) { return tx.Signature(r) }), &first)
+	WantEqual(t, unsigned("", nil, 10), []string{"q 0 2"})
 	signed := func(since int) []*audit.Head {
-		return get(t, s, func(tx testkit.Tx) ([]*audit.Head, error) { return tx.SignedHeads(at(since), 10) })
+		return Get(t, s, func(tx testkit.Tx) ([]*audit.Head, error) { return tx.SignedHeads(At(since), 10) })
 	}
-	wantEqual(t, signed(1), []*audit.Head{r})
-	wantEqual(t, signed(2), []*audit.Head(nil))
+	WantEqual(t, signed(1), []*audit.Head{r})
+	WantEqual(t, signed(2), []*audit.Head(nil))
 
 	for name, sig := range map[string]evidence.Signature{
-		"of the same size":   {Size: 3, Checkpoint: []byte("another"), SignedAt: at(2), Keys: keys},
-		"of a smaller size":  {Size: 2, Checkpoint: []byte("another"), SignedAt: at(2), Keys: keys},
-		"by another seed":    {Size: 4, Checkpoint: []byte("another"), SignedAt: at(2), Keys: evidence.LogKeys{Now: evidence.KeyName{Seed: "b", Version: 1}}},
-		"by another version": {Size: 4, Checkpoint: []byte("another"), SignedAt: at(2), Keys: evidence.LogKeys{Now: evidence.KeyName{Seed: "a", Version: 2}}},
+		"of the same size":   {Size: 3, Checkpoint: []byte("another"), SignedAt: At(2), Keys: keys},
+		"of a smaller size":  {Size: 2, Checkpoint: []byte("another"), SignedAt: At(2), Keys: keys},
+		"by another seed":    {Size: 4, Checkpoint: []byte("another"), SignedAt: At(2), Keys: evidence.LogKeys{Now: evidence.KeyName{Seed: "b", Version: 1}}},
+		"by another version": {Size: 4, Checkpoint: []byte("another"), SignedAt: At(2), Keys: evidence.LogKeys{Now: evidence.KeyName{Seed: "a", Version: 2}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			wantErr(t, put(r, sig), org.ErrStale)
-			wantEqual(t, get(t, s, func(tx testkit.Tx) (*evidence.Signature, error) { return tx.Signature(r) }), &first)
+			WantErr(t, put(r, sig), org.ErrStale)
+			WantEqual(t, Get(t, s, func(tx testkit.Tx) (*evidence.Signature, error) { return tx.Signature(r) }), &first)
 		})
 	}
-	write(t, s, func(tx testkit.Tx) error { return tx.PutCosignatures(r, 3, []byte("three, cosigned")) })
-	wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { return tx.PutCosignatures(r, 2, []byte("no")) }), org.ErrStale)
+	Write(t, s, func(tx testkit.Tx) error { return tx.PutCosignatures(r, 3, []byte("three, cosigned")) })
+	WantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { return tx.PutCosignatures(r, 2, []byte("no")) }), org.ErrStale)
 
-	rotated := evidence.LogKeys{Now: evidence.KeyName{Seed: "b", Version: 2}, Old: keys.Now, OldUntil: at(9)}
-	write(t, s, func(tx testkit.Tx) error { return tx.PutKeys(r, rotated) })
-	wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { return tx.PutKeys(q, rotated) }), org.ErrAbsent)
+	rotated := evidence.LogKeys{Now: evidence.KeyName{Seed: "b", Version: 2}, Old: keys.Now, OldUntil: At(9)}
+	Write(t, s, func(tx testkit.Tx) error { return tx.PutKeys(r, rotated) })
+	WantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { return tx.PutKeys(q, rotated) }), org.ErrAbsent)
 	r = grow(t, s, "r", 1)
-	wantErr(t, put(r, evidence.Signature{Size: 4, Checkpoint: []byte("four"), SignedAt: at(3), Keys: keys}), org.ErrStale)
-	second := evidence.Signature{Size: 4, Checkpoint: []byte("four"), SignedAt: at(3), Keys: rotated}
-	wantErr(t, put(r, second), nil)
-	wantEqual(t, get(t, s, func(tx testkit.Tx) (*evidence.Signature, error) { return tx.Signature(r) }), &second)
+	WantErr(t, put(r, evidence.Signature{Size: 4, Checkpoint: []byte("four"), SignedAt: At(3), Keys: keys}), org.ErrStale)
+	second := evidence.Signature{Size: 4, Checkpoint: []byte("four"), SignedAt: At(3), Keys: rotated}
+	WantErr(t, put(r, second), nil)
+	WantEqual(t, Get(t, s, func(tx testkit.Tx) (*evidence.Signature, error) { return tx.Signature(r) }), &second)
 }
 
 func testEpochs(t *testing.T, s Store) {
@@ -149,74 +149,74 @@ func testEpochs(t *testing.T, s Store) {
 	old := grow(t, s, "r", 3)
 	next := audit.NewHead("r", old.LogID)
 	next.Epoch = 1
-	write(t, s, func(tx testkit.Tx) error { return errors.Join(tx.CloseLog(old, at(5)), tx.NewLog(next)) })
-	wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { return tx.CloseLog(old, at(5)) }), org.ErrStale)
-	wantEqual(t, get(t, s, func(tx testkit.Tx) ([]*audit.Head, error) { return tx.UnsignedHeads("", nil, 10) }), []*audit.Head(nil))
+	Write(t, s, func(tx testkit.Tx) error { return errors.Join(tx.CloseLog(old, At(5)), tx.NewLog(next)) })
+	WantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { return tx.CloseLog(old, At(5)) }), org.ErrStale)
+	WantEqual(t, Get(t, s, func(tx testkit.Tx) ([]*audit.Head, error) { return tx.UnsignedHeads("", nil, 10) }), []*audit.Head(nil))
 	last := grow(t, s, "r", 2)
-	wantEqual(t, last.Epoch, int64(1))
+	WantEqual(t, last.Epoch, int64(1))
 
 	var places []string
 	for _, r := range allAudit(t, s, org.AuditQuery{RootID: "r", OrgID: "r", Path: "r/", Ascending: true, Limit: 2}) {
 		places = append(places, fmt.Sprintf("%d/%d", r.Epoch, r.Seq))
 	}
-	wantEqual(t, places, split("0/0 0/1 0/2 1/0 1/1"))
+	WantEqual(t, places, split("0/0 0/1 0/2 1/0 1/1"))
 	for id, want := range map[string]*audit.Head{"": last, old.LogID: last} {
-		wantEqual(t, get(t, s, func(tx testkit.Tx) (*audit.Head, error) { return tx.Head("r", id, -1) }), want)
-		wantEqual(t, get(t, s, func(tx testkit.Tx) (*audit.Head, error) { return tx.Head("r", id, 0) }), old)
-		wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Head("r", id, 2); return err }), org.ErrAbsent)
+		WantEqual(t, Get(t, s, func(tx testkit.Tx) (*audit.Head, error) { return tx.Head("r", id, -1) }), want)
+		WantEqual(t, Get(t, s, func(tx testkit.Tx) (*audit.Head, error) { return tx.Head("r", id, 0) }), old)
+		WantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Head("r", id, 2); return err }), org.ErrAbsent)
 	}
-	wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Head("r", "other", -1); return err }), org.ErrAbsent)
-	rec := get(t, s, func(tx testkit.Tx) (*audit.Record, error) {
+	WantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Head("r", "other", -1); return err }), org.ErrAbsent)
+	rec := Get(t, s, func(tx testkit.Tx) (*audit.Record, error) {
 		return tx.AuditEntry("r", fmt.Sprintf("aud_%s_1_1", old.LogID))
 	})
-	wantEqual(t, []int64{rec.Epoch, rec.Seq}, []int64{1, 1})
+	WantEqual(t, []int64{rec.Epoch, rec.Seq}, []int64{1, 1})
 
 	// The log of a purged root gets its last signature.
-	write(t, s, func(tx testkit.Tx) error {
-		_, err := tx.MarkDeleted("r", "r/", "del", at(6))
+	Write(t, s, func(tx testkit.Tx) error {
+		_, err := tx.MarkDeleted("r", "r/", "del", At(6))
 		return err
 	})
-	purge(t, s, "r", "del")
-	wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Head("r", "", -1); return err }), org.ErrAbsent)
-	wantEqual(t, get(t, s, func(tx testkit.Tx) ([]*audit.Head, error) { return tx.UnsignedHeads("r", nil, 10) }), []*audit.Head{last})
+	Purge(t, s, "r", "del")
+	WantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := tx.Head("r", "", -1); return err }), org.ErrAbsent)
+	WantEqual(t, Get(t, s, func(tx testkit.Tx) ([]*audit.Head, error) { return tx.UnsignedHeads("r", nil, 10) }), []*audit.Head{last})
 }
 
 func testSigningSeeds(t *testing.T, s Store) {
 	seeds := func(now int) []string {
-		return get(t, s, func(tx testkit.Tx) ([]string, error) { return tx.SigningSeeds(at(now)) })
+		return Get(t, s, func(tx testkit.Tx) ([]string, error) { return tx.SigningSeeds(At(now)) })
 	}
 	sign := func(h *audit.Head, keys evidence.LogKeys) {
-		write(t, s, func(tx testkit.Tx) error {
-			return tx.PutSignature(h, &evidence.Signature{Size: h.Size, SignedAt: at(1), Keys: keys})
+		Write(t, s, func(tx testkit.Tx) error {
+			return tx.PutSignature(h, &evidence.Signature{Size: h.Size, SignedAt: At(1), Keys: keys})
 		})
 	}
 	key := func(seed string) evidence.KeyName { return evidence.KeyName{Seed: seed, Version: 1} }
 	newLog(t, s, "q")
 	newLog(t, s, "r")
 	q, r := grow(t, s, "q", 1), grow(t, s, "r", 1)
-	wantEqual(t, seeds(0), []string(nil))
+	WantEqual(t, seeds(0), []string(nil))
 	sign(q, evidence.LogKeys{Now: key("b")})
-	sign(r, evidence.LogKeys{Now: key("b"), Old: key("a"), OldUntil: at(9)})
-	wantEqual(t, seeds(8), []string{"a", "b"})
-	wantEqual(t, seeds(9), []string{"b"})
-	// The epoch before the last one is signed no more; the log of a root that
+	sign(r, evidence.LogKeys{Now: key("b"), Old: key("a"), OldUntil: At(9)})
+	WantEqual(t, seeds(8), []string{"a", "b"})
+	WantEqual(t, seeds(9), []string{"b"})
+	// The Epoch before the last one is signed no more; the log of a root that
 	// was purged may have to be.
 	next := audit.NewHead("q", q.LogID)
 	next.Epoch = 1
-	write(t, s, func(tx testkit.Tx) error { return errors.Join(tx.CloseLog(q, at(5)), tx.NewLog(next)) })
+	Write(t, s, func(tx testkit.Tx) error { return errors.Join(tx.CloseLog(q, At(5)), tx.NewLog(next)) })
 	sign(next, evidence.LogKeys{Now: key("c")})
-	write(t, s, func(tx testkit.Tx) error { return tx.PutKeys(r, evidence.LogKeys{Now: key("d")}) })
-	write(t, s, func(tx testkit.Tx) error {
-		_, err := tx.MarkDeleted("r", "r/", "del", at(6))
+	Write(t, s, func(tx testkit.Tx) error { return tx.PutKeys(r, evidence.LogKeys{Now: key("d")}) })
+	Write(t, s, func(tx testkit.Tx) error {
+		_, err := tx.MarkDeleted("r", "r/", "del", At(6))
 		return err
 	})
-	purge(t, s, "r", "del")
-	wantEqual(t, seeds(0), []string{"c", "d"})
+	Purge(t, s, "r", "del")
+	WantEqual(t, seeds(0), []string{"c", "d"})
 }
 
 func testMarks(t *testing.T, s Store) {
 	mark := func(tx testkit.Tx) (string, error) { return tx.Mark("x") }
-	wantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := mark(tx); return err }), org.ErrAbsent)
+	WantErr(t, s.Read(t.Context(), func(tx testkit.Tx) error { _, err := mark(tx); return err }), org.ErrAbsent)
 	done := make(chan error)
 	for i := range 8 {
 		go func() {
@@ -228,18 +228,18 @@ func testMarks(t *testing.T, s Store) {
 		if err := <-done; err == nil {
 			won++
 		} else {
-			wantErr(t, err, org.ErrStale)
+			WantErr(t, err, org.ErrStale)
 		}
 	}
-	wantEqual(t, won, 1)
-	first := get(t, s, mark)
-	wantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { return tx.PutMark("x", "another") }), org.ErrStale)
-	wantEqual(t, get(t, s, mark), first)
-	write(t, s, func(tx testkit.Tx) error { return tx.PutMark("y", "") })
-	wantEqual(t, get(t, s, func(tx testkit.Tx) (string, error) { return tx.Mark("y") }), "")
+	WantEqual(t, won, 1)
+	first := Get(t, s, mark)
+	WantErr(t, s.Write(t.Context(), func(tx testkit.Tx) error { return tx.PutMark("x", "another") }), org.ErrStale)
+	WantEqual(t, Get(t, s, mark), first)
+	Write(t, s, func(tx testkit.Tx) error { return tx.PutMark("y", "") })
+	WantEqual(t, Get(t, s, func(tx testkit.Tx) (string, error) { return tx.Mark("y") }), "")
 	for _, name := range []string{"y", "z"} {
-		write(t, s, func(tx testkit.Tx) error { return tx.ReplaceMark(name, "new") })
-		wantEqual(t, get(t, s, func(tx testkit.Tx) (string, error) { return tx.Mark(name) }), "new")
+		Write(t, s, func(tx testkit.Tx) error { return tx.ReplaceMark(name, "new") })
+		WantEqual(t, Get(t, s, func(tx testkit.Tx) (string, error) { return tx.Mark(name) }), "new")
 	}
-	wantEqual(t, get(t, s, mark), first)
+	WantEqual(t, Get(t, s, mark), first)
 }

@@ -20,7 +20,7 @@ import (
 func testPagesBounded(t *testing.T, s Store) {
 	const n = 40
 	size := func(i int) int { return i * i % 7 * 1000 } // some small, some large
-	plant(t, s, "r/")
+	Plant(t, s, "r/")
 	var orgs []*org.Organization
 	var events []access.Event
 	var adjustments []usage.Adjustment
@@ -29,14 +29,14 @@ func testPagesBounded(t *testing.T, s Store) {
 		o.Settings.Values = []byte(`{"a":"` + strings.Repeat("x", size(i)) + `"}`)
 		o.Tags = []string{"red"}
 		orgs = append(orgs, o)
-		events = append(events, access.Event{ID: fmt.Sprintf("evt_%02d", i), RootID: "r", OrgID: "r", Timestamp: at(i), User: "u", Action: "A",
+		events = append(events, access.Event{ID: fmt.Sprintf("evt_%02d", i), RootID: "r", OrgID: "r", Timestamp: At(i), User: "u", Action: "A",
 			Status: access.Success, Path: "/" + strings.Repeat("x", size(i))})
 		adjustments = append(adjustments, usage.Adjustment{ID: fmt.Sprintf("adj_%02d", i), RootID: "r", OrgID: "r", Month: "2026-11", For: "2026-11",
-			Meter: "m", Quantity: 1, Reason: strings.Repeat("x", size(i)), Origin: usage.FromActor, CreatedAt: epoch})
+			Meter: "m", Quantity: 1, Reason: strings.Repeat("x", size(i)), Origin: usage.FromActor, CreatedAt: Epoch})
 	}
 	insert(t, s, orgs...)
 	flush(t, s, 1, events...)
-	write(t, s, func(tx testkit.Tx) error {
+	Write(t, s, func(tx testkit.Tx) error {
 		for i := range n {
 			k := newKey(fmt.Sprintf("key_%02d", i), "r/")
 			k.Name = strings.Repeat("x", size(i))
@@ -49,7 +49,7 @@ func testPagesBounded(t *testing.T, s Store) {
 			return err
 		}
 		for i := range n {
-			r := audit.Record{RootID: "r", Seq: head.Size, ID: fmt.Sprintf("aud_%02d", i), Timestamp: at(i), OrgID: "r", Path: "r/", Action: "a.b",
+			r := audit.Record{RootID: "r", Seq: head.Size, ID: fmt.Sprintf("aud_%02d", i), Timestamp: At(i), OrgID: "r", Path: "r/", Action: "a.b",
 				ActorID: "operator", Leaf: []byte("{}"), Values: []byte(`{"a":"` + strings.Repeat("x", size(i)) + `"}`)}
 			head.Size++
 			if err := tx.AppendAudit(head, []audit.Record{r}); err != nil {
@@ -150,7 +150,7 @@ func testPagesBounded(t *testing.T, s Store) {
 		var all []string
 		pages, long := 0, 0
 		for more := true; more; pages++ {
-			p := get(t, s, next)
+			p := Get(t, s, next)
 			if len(p.ids) == 0 && p.more || pages > n {
 				t.Fatalf("%s: the page %d is empty and not the last", name, pages)
 			}

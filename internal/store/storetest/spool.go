@@ -29,7 +29,7 @@ func testSpoolRuns(t *testing.T, s Store) {
 	flush := func(run access.Run, from, to int64) error {
 		return s.Flush(t.Context(), access.Batch{SpoolID: "spool", Run: run, From: access.Position{Offset: from}, Position: access.Position{Offset: to}})
 	}
-	wantEqual(t, take(first), access.SpoolState{})
+	WantEqual(t, take(first), access.SpoolState{})
 	if err := flush(first, 0, 10); err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +38,7 @@ func testSpoolRuns(t *testing.T, s Store) {
 		t.Error("a run that does not follow stores")
 	}
 	had := access.SpoolState{Position: access.Position{Offset: 10}, Run: first}
-	wantEqual(t, take(second), had)
+	WantEqual(t, take(second), had)
 	for name, run := range map[string]access.Run{"the run before": first, "a clone": clone} {
 		for _, to := range []int64{10, 20} {
 			if err := flush(run, 10, to); err == nil {
@@ -47,7 +47,7 @@ func testSpoolRuns(t *testing.T, s Store) {
 		}
 	}
 	had.Run = access.Run{Number: 2, Nonce: "run_b"}
-	wantEqual(t, take(clone), had)
+	WantEqual(t, take(clone), had)
 	if err := flush(second, 10, 20); err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func testSpoolReports(t *testing.T, s Store) {
 	run := access.Run{Number: 1, Nonce: "run_a"}
 	behind := func() (ids []string) {
 		t.Helper()
-		for _, r := range get(t, s, func(tx testkit.Tx) ([]metering.SpoolReport, error) { return tx.SpoolsBehind(end, 10) }) {
+		for _, r := range Get(t, s, func(tx testkit.Tx) ([]metering.SpoolReport, error) { return tx.SpoolsBehind(end, 10) }) {
 			if r.Place != "host:/"+r.ID {
 				t.Errorf("the spool %s is at %q", r.ID, r.Place)
 			}
@@ -91,12 +91,12 @@ func testSpoolReports(t *testing.T, s Store) {
 	giveUp := func(id string) error {
 		return s.Write(t.Context(), func(tx testkit.Tx) error { return tx.GiveUpSpool(id, end, "lost", end) })
 	}
-	flushBatch(t, s, access.Batch{SpoolID: "older-release", Position: access.Position{Segment: 1}})
+	FlushBatch(t, s, access.Batch{SpoolID: "older-release", Position: access.Position{Segment: 1}})
 	take("a", run, end.Add(-72*time.Hour))
 	take("b", run, end.Add(-24*time.Hour))
 	take("c", run, end.Add(-48*time.Hour))
 	take("new", run, end) // has nothing from before
-	wantEqual(t, behind(), []string{"a", "c", "b"})
+	WantEqual(t, behind(), []string{"a", "c", "b"})
 
 	if err := report("a", access.Run{Number: 1, Nonce: "run_b"}, end, false); !errors.Is(err, org.ErrStale) {
 		t.Errorf("another run reports: %v", err)
@@ -104,14 +104,14 @@ func testSpoolReports(t *testing.T, s Store) {
 	if err := report("a", run, end.Add(-time.Microsecond), false); err != nil {
 		t.Fatal(err)
 	}
-	wantEqual(t, behind(), []string{"c", "b", "a"})
+	WantEqual(t, behind(), []string{"c", "b", "a"})
 	if err := report("a", run, end, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := report("b", run, end.Add(-time.Hour), true); err != nil {
 		t.Fatal(err)
 	}
-	wantEqual(t, behind(), []string{"c"})
+	WantEqual(t, behind(), []string{"c"})
 	for _, id := range []string{"a", "b", "new", "older-release", "unknown"} {
 		if err := giveUp(id); !errors.Is(err, org.ErrAbsent) {
 			t.Errorf("giving up %s, for which nothing waits: %v", id, err)
@@ -120,11 +120,11 @@ func testSpoolReports(t *testing.T, s Store) {
 	if err := giveUp("c"); err != nil {
 		t.Fatal(err)
 	}
-	wantEqual(t, len(behind()), 0)
+	WantEqual(t, len(behind()), 0)
 
 	// Who comes back is waited for again, unless it had nothing left.
 	next := access.Run{Number: 2, Nonce: "run_b", Before: "run_a"}
 	take("c", next, end.Add(time.Hour))
 	take("b", next, end.Add(time.Hour))
-	wantEqual(t, behind(), []string{"c"})
+	WantEqual(t, behind(), []string{"c"})
 }

@@ -15,7 +15,7 @@ import (
 // testTogether: changes of one root that come at the same time may share a
 // transaction. Each is made, or fails, as if it were alone.
 func testTogether(t *testing.T, s Store) {
-	plant(t, s, "r/", "q/")
+	Plant(t, s, "r/", "q/")
 	failure := errors.New("no")
 	ways := []struct {
 		name   string
@@ -80,17 +80,17 @@ func testTogether(t *testing.T, s Store) {
 		for i := range made[rootID] {
 			want = append(want, int64(i))
 		}
-		wantEqual(t, seqs(allAudit(t, s, org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Limit: 1000, Ascending: true})), want)
-		o := get(t, s, func(tx testkit.Tx) (*org.Organization, error) { return tx.Org(rootID) })
-		wantEqual(t, o.Version, int64(made[rootID]+1))
-		wantEqual(t, len(live(t, s, rootID)), made[rootID]+1)
-		head := get(t, s, func(tx testkit.Tx) (int64, error) {
+		WantEqual(t, seqs(allAudit(t, s, org.AuditQuery{RootID: rootID, OrgID: rootID, Path: rootID + "/", Limit: 1000, Ascending: true})), want)
+		o := Get(t, s, func(tx testkit.Tx) (*org.Organization, error) { return tx.Org(rootID) })
+		WantEqual(t, o.Version, int64(made[rootID]+1))
+		WantEqual(t, len(live(t, s, rootID)), made[rootID]+1)
+		head := Get(t, s, func(tx testkit.Tx) (int64, error) {
 			h, err := tx.Head(rootID, "", -1)
 			if err != nil {
 				return 0, err
 			}
 			return h.Size, nil
 		})
-		wantEqual(t, head, int64(made[rootID]))
+		WantEqual(t, head, int64(made[rootID]))
 	}
 }

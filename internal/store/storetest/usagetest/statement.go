@@ -1,8 +1,10 @@
-package storetest
+package usagetest
 
 import (
 	"strings"
 	"testing"
+
+	"github.com/orgd/orgd/internal/store/storetest"
 
 	"github.com/orgd/orgd/internal/access"
 	"github.com/orgd/orgd/internal/metering"
@@ -11,15 +13,15 @@ import (
 	"github.com/orgd/orgd/internal/usage"
 )
 
-func testStatements(t *testing.T, s Store) {
-	plant(t, s, "r/", "r/a/", "r/b/", "r/b/c/", "q/")
-	flushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: 1},
-		Usage: []access.Usage{use("r/a/", usage.One), use("r/b/c/", 2*usage.One), use("r/", 5), use("q/", 7)}})
-	month := usage.MonthOf(use("r/", 1).At)
+func testStatements(t *testing.T, s storetest.Store) {
+	storetest.Plant(t, s, "r/", "r/a/", "r/b/", "r/b/c/", "q/")
+	storetest.FlushBatch(t, s, access.Batch{SpoolID: "spool", Position: access.Position{Segment: 1},
+		Usage: []access.Usage{storetest.Use("r/a/", usage.One), storetest.Use("r/b/c/", 2*usage.One), storetest.Use("r/", 5), storetest.Use("q/", 7)}})
+	month := usage.MonthOf(storetest.Use("r/", 1).At)
 	all := func(rootID string, limit int) (list []usage.Total) {
 		t.Helper()
 		for after := (usage.Total{}); ; {
-			page := get(t, s, func(tx testkit.Tx) ([]usage.Total, error) { return tx.MonthTotals(rootID, month, after, limit) })
+			page := storetest.Get(t, s, func(tx testkit.Tx) ([]usage.Total, error) { return tx.MonthTotals(rootID, month, after, limit) })
 			if len(page) > limit {
 				t.Fatalf("a page of %d, limit %d", len(page), limit)
 			}
@@ -40,17 +42,17 @@ func testStatements(t *testing.T, s Store) {
 			t.Errorf("by %d: %s, want %s", limit, strings.Join(got, ", "), want)
 		}
 	}
-	wantEqual(t, len(all("q", 10)), 1)
+	storetest.WantEqual(t, len(all("q", 10)), 1)
 
 	st := &metering.Statement{RootID: "r", Month: month, EntryID: "aud_1", Size: 7, Parts: 2}
-	read(t, s, func(tx testkit.Tx) error {
+	storetest.Read(t, s, func(tx testkit.Tx) error {
 		_, err := tx.Statement("r", month)
-		wantErr(t, err, org.ErrAbsent)
+		storetest.WantErr(t, err, org.ErrAbsent)
 		_, err = tx.StatementPart("r", month, 0)
-		wantErr(t, err, org.ErrAbsent)
+		storetest.WantErr(t, err, org.ErrAbsent)
 		return nil
 	})
-	write(t, s, func(tx testkit.Tx) error {
+	storetest.Write(t, s, func(tx testkit.Tx) error {
 		for part, text := range []string{`{"a`, `":1}`} {
 			if err := tx.PutStatementPart("r", month, part, []byte(text)); err != nil {
 				return err
@@ -58,13 +60,13 @@ func testStatements(t *testing.T, s Store) {
 		}
 		return tx.PutStatement(st)
 	})
-	wantEqual(t, get(t, s, func(tx testkit.Tx) (*metering.Statement, error) { return tx.Statement("r", month) }), st)
-	wantEqual(t, string(get(t, s, func(tx testkit.Tx) ([]byte, error) { return tx.StatementPart("r", month, 1) })), `":1}`)
-	read(t, s, func(tx testkit.Tx) error {
+	storetest.WantEqual(t, storetest.Get(t, s, func(tx testkit.Tx) (*metering.Statement, error) { return tx.Statement("r", month) }), st)
+	storetest.WantEqual(t, string(storetest.Get(t, s, func(tx testkit.Tx) ([]byte, error) { return tx.StatementPart("r", month, 1) })), `":1}`)
+	storetest.Read(t, s, func(tx testkit.Tx) error {
 		_, err := tx.Statement("q", month)
-		wantErr(t, err, org.ErrAbsent)
+		storetest.WantErr(t, err, org.ErrAbsent)
 		_, err = tx.StatementPart("r", month, 2)
-		wantErr(t, err, org.ErrAbsent)
+		storetest.WantErr(t, err, org.ErrAbsent)
 		return nil
 	})
 }

@@ -9,19 +9,19 @@ import (
 )
 
 const (
-	// logDelay is how long a line of the log may wait to be written with
+	// lineDelay is how long a line of the log may wait to be written with
 	// others.
-	logDelay = 100 * time.Millisecond
-	// logBuffer is how much may wait; who logs more waits for the writing.
-	logBuffer = 256 << 10
+	lineDelay = 100 * time.Millisecond
+	// lineBuffer is how much may wait; who logs more waits for the writing.
+	lineBuffer = 256 << 10
 )
 
-// LogWriter gathers lines and writes many of them at once, so that requests
+// LineWriter gathers lines and writes many of them at once, so that requests
 // do not queue for one system call each. Lines stay whole and in order. What
 // was written and not yet passed on is lost if the process is killed, at most
-// logDelay of it; a warning or an error, with all before it, is passed on
+// lineDelay of it; a warning or an error, with all before it, is passed on
 // before the call that logs it returns.
-type LogWriter struct {
+type LineWriter struct {
 	out io.Writer
 
 	mu      sync.Mutex
@@ -33,12 +33,12 @@ type LogWriter struct {
 	once          sync.Once
 }
 
-// NewLogWriter returns a writer that passes lines on to out. It must be closed.
-func NewLogWriter(out io.Writer) *LogWriter {
-	w := &LogWriter{out: out, stop: make(chan struct{}), stopped: make(chan struct{})}
+// NewLineWriter returns a writer that passes lines on to out. It must be closed.
+func NewLineWriter(out io.Writer) *LineWriter {
+	w := &LineWriter{out: out, stop: make(chan struct{}), stopped: make(chan struct{})}
 	go func() {
 		defer close(w.stopped)
-		tick := time.NewTicker(logDelay)
+		tick := time.NewTicker(lineDelay)
 		defer tick.Stop()
 		for {
 			select {
@@ -53,10 +53,10 @@ func NewLogWriter(out io.Writer) *LogWriter {
 }
 
 // Write takes a line. It returns before the line is written out.
-func (w *LogWriter) Write(line []byte) (int, error) {
+func (w *LineWriter) Write(line []byte) (int, error) {
 	w.mu.Lock()
 	w.buf = append(w.buf, line...)
-	full := len(w.buf) >= logBuffer
+	full := len(w.buf) >= lineBuffer
 	w.mu.Unlock()
 	if full {
 		w.Flush()
@@ -66,7 +66,7 @@ func (w *LogWriter) Write(line []byte) (int, error) {
 
 // Flush writes out all lines taken before the call. What out refuses is
 // dropped: there is nowhere to say so.
-func (w *LogWriter) Flush() {
+func (w *LineWriter) Flush() {
 	w.writing.Lock()
 	defer w.writing.Unlock()
 	w.mu.Lock()
@@ -83,7 +83,7 @@ func (w *LogWriter) Flush() {
 
 // Close writes out what waits. From then on lines are written out with Flush
 // only.
-func (w *LogWriter) Close() error {
+func (w *LineWriter) Close() error {
 	w.once.Do(func() {
 		close(w.stop)
 		<-w.stopped
@@ -94,12 +94,12 @@ func (w *LogWriter) Close() error {
 
 // Handler returns a handler that formats for w and passes warnings and errors
 // on at once. inner must write to w.
-func (w *LogWriter) Handler(inner slog.Handler) slog.Handler { return promptHandler{inner, w} }
+func (w *LineWriter) Handler(inner slog.Handler) slog.Handler { return promptHandler{inner, w} }
 
 // promptHandler passes warnings and errors on at once.
 type promptHandler struct {
 	slog.Handler
-	w *LogWriter
+	w *LineWriter
 }
 
 func (h promptHandler) Handle(ctx context.Context, r slog.Record) error {

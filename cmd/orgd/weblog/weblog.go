@@ -1,4 +1,5 @@
-package access
+// Package weblog reads the access logs of web servers, for orgd access import.
+package weblog
 
 import (
 	"bufio"
@@ -13,7 +14,7 @@ import (
 	"unicode/utf8"
 )
 
-// LogLine is a line of a web server's access log in the Common or the Combined
+// Line is a line of a web server's access log in the Common or the Combined
 // Log Format, as Apache (mod_log_config) and nginx (log_format combined) write
 // them. What the log gives as "-" is empty or zero. Every string but Raw is
 // valid UTF-8 without NUL.
@@ -21,8 +22,8 @@ import (
 // Escapes (\" \\ \b \n \r \t \v \xHH) in Path, Referer, UserAgent and the
 // other parts of quoted fields are resolved, unless the field would then hold
 // something else than printable text; such a field is left as it was written.
-type LogLine struct {
-	Line      int    // 1-based, within the log; 0 from ParseLogLine
+type Line struct {
+	Line      int    // 1-based, within the log; 0 from Parse
 	IP        string // the client: an address, or a name if the server looks names up
 	Ident     string
 	User      string
@@ -37,27 +38,27 @@ type LogLine struct {
 	Raw       string // the line as it was, without its line ending
 }
 
-// LogError says that a line of a log cannot be read.
-type LogError struct {
+// Error says that a line of a log cannot be read.
+type Error struct {
 	Line   int // 1-based
 	Reason string
 }
 
-func (e *LogError) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.Reason) }
+func (e *Error) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.Reason) }
 
 const (
-	logTime       = "02/Jan/2006:15:04:05 -0700"
-	maxLogLine    = 1 << 20
-	errLogTooLong = "is longer than 1 MiB"
+	timeLayout = "02/Jan/2006:15:04:05 -0700"
+	maxLine    = 1 << 20
+	errTooLong = "is longer than 1 MiB"
 )
 
-// LogLines reads a log line by line, in memory that does not grow with its
-// length. A line that cannot be read yields a *LogError, and the next line
+// Lines reads a log line by line, in memory that does not grow with its
+// length. A line that cannot be read yields a *Error, and the next line
 // follows; an error of r yields that error and is the last. Empty lines are
 // skipped.
-func LogLines(r io.Reader) iter.Seq2[LogLine, error] {
-	return func(yield func(LogLine, error) bool) {
-		b := bufio.NewReaderSize(r, maxLogLine)
+func Lines(r io.Reader) iter.Seq2[Line, error] {
+	return func(yield func(Line, error) bool) {
+		b := bufio.NewReaderSize(r, maxLine)
 		for n := 1; ; n++ {
 			raw, err := b.ReadSlice('\n')
 			tooLong := false
@@ -66,20 +67,20 @@ func LogLines(r io.Reader) iter.Seq2[LogLine, error] {
 				raw, err = b.ReadSlice('\n')
 			}
 			if err != nil && !errors.Is(err, io.EOF) {
-				yield(LogLine{}, err)
+				yield(Line{}, err)
 				return
 			}
 			text := strings.TrimRight(string(raw), "\r\n")
 			switch {
 			case tooLong:
-				if !yield(LogLine{}, &LogError{n, errLogTooLong}) {
+				if !yield(Line{}, &Error{n, errTooLong}) {
 					return
 				}
 			case text != "":
-				line, err := ParseLogLine(text)
+				line, err := Parse(text)
 				line.Line = n
 				if err != nil {
-					line, err = LogLine{}, &LogError{n, err.Error()}
+					line, err = Line{}, &Error{n, err.Error()}
 				}
 				if !yield(line, err) {
 					return
@@ -92,58 +93,58 @@ func LogLines(r io.Reader) iter.Seq2[LogLine, error] {
 	}
 }
 
-// ParseLogLine parses one line, without its line ending. The error says what
+// Parse parses one line, without its line ending. The error says what
 // is wrong with it. Fields after those of the Combined Log Format are ignored.
 // If the line ends within the referer or the user agent, as servers leave it
 // that cut long lines, what is there of them is taken.
-func ParseLogLine(line string) (LogLine, error) {
-	l := LogLine{Raw: line}
+func Parse(line string) (Line, error) {
+	l := Line{Raw: line}
 	rest := strings.ReplaceAll(strings.ToValidUTF8(line, "\uFFFD"), "\x00", "\uFFFD")
 	var ok bool
 	if l.IP, rest, ok = strings.Cut(rest, " "); !ok || l.IP == "" || l.IP == "-" {
-		return LogLine{}, errors.New("does not start with the client's address")
+		return Line{}, errors.New("does not start with the client's address")
 	}
 	if l.Ident, rest, ok = strings.Cut(rest, " "); !ok || l.Ident == "" {
-		return LogLine{}, errors.New("has no identity after the client's address")
+		return Line{}, errors.New("has no identity after the client's address")
 	}
 	// Names of users may hold spaces.
 	if l.User, rest, ok = strings.Cut(rest, " ["); !ok || l.User == "" {
-		return LogLine{}, errors.New("has no user and [time] after the identity")
+		return Line{}, errors.New("has no user and [time] after the identity")
 	}
 	at, rest, ok := strings.Cut(rest, "] ")
 	if !ok {
-		return LogLine{}, errors.New("has no ] and request after the time")
+		return Line{}, errors.New("has no ] and request after the time")
 	}
 	var err error
-	if l.Time, err = time.Parse(logTime, at); err != nil || l.Time.UTC().Year() < 1 {
-		return LogLine{}, fmt.Errorf("has the time %.40q, which is not like 17/May/2015:10:05:03 +0000", at)
+	if l.Time, err = time.Parse(timeLayout, at); err != nil || l.Time.UTC().Year() < 1 {
+		return Line{}, fmt.Errorf("has the time %.40q, which is not like 17/May/2015:10:05:03 +0000", at)
 	}
 	l.Time = l.Time.UTC()
 	request, rest, closed := cutQuoted(rest)
 	if !closed {
-		return LogLine{}, errors.New(`has no "request" after the time`)
+		return Line{}, errors.New(`has no "request" after the time`)
 	}
 	l.Method, l.Path, l.Protocol = splitRequest(request)
 	status, rest, _ := strings.Cut(strings.TrimPrefix(rest, " "), " ")
 	if l.Status, ok = parseStatus(status); !ok {
-		return LogLine{}, fmt.Errorf("has the status %.20q, which is not a number of three digits", status)
+		return Line{}, fmt.Errorf("has the status %.20q, which is not a number of three digits", status)
 	}
 	size, rest, more := strings.Cut(rest, " ")
 	if size != "-" {
 		n, err := strconv.ParseUint(size, 10, 63)
 		if err != nil {
-			return LogLine{}, fmt.Errorf("has the size %.30q, which is not a number of bytes", size)
+			return Line{}, fmt.Errorf("has the size %.30q, which is not a number of bytes", size)
 		}
 		l.Bytes = int64(n)
 	}
 	if more {
 		if rest == "" || rest[0] != '"' {
-			return LogLine{}, errors.New(`has no "referer" after the size`)
+			return Line{}, errors.New(`has no "referer" after the size`)
 		}
 		l.Referer, rest, closed = cutQuoted(rest)
 		if closed {
 			if rest = strings.TrimPrefix(rest, " "); rest == "" || rest[0] != '"' {
-				return LogLine{}, errors.New(`has no "user agent" after the referer`)
+				return Line{}, errors.New(`has no "user agent" after the referer`)
 			}
 			l.UserAgent, _, _ = cutQuoted(rest)
 		}

@@ -1,4 +1,4 @@
-package access
+package weblog
 
 import (
 	"bytes"
@@ -14,52 +14,52 @@ import (
 	"unicode/utf8"
 )
 
-func TestParseLogLine(t *testing.T) {
+func TestParse(t *testing.T) {
 	at := time.Date(2000, 10, 10, 20, 55, 36, 0, time.UTC)
 	for _, c := range []struct {
 		line string
-		want LogLine
+		want Line
 	}{
 		{`127.0.0.1 - frank [10/Oct/2000:13:55:36 -0700] "GET /apache_pb.gif HTTP/1.0" 200 2326`,
-			LogLine{IP: "127.0.0.1", User: "frank", Time: at, Method: "GET", Path: "/apache_pb.gif", Protocol: "HTTP/1.0", Status: 200, Bytes: 2326}},
+			Line{IP: "127.0.0.1", User: "frank", Time: at, Method: "GET", Path: "/apache_pb.gif", Protocol: "HTTP/1.0", Status: 200, Bytes: 2326}},
 		{`2001:db8::7 id - [10/Oct/2000:20:55:36 +0000] "POST /a?b=c HTTP/2.0" 304 - "-" "-"`,
-			LogLine{IP: "2001:db8::7", Ident: "id", Time: at, Method: "POST", Path: "/a?b=c", Protocol: "HTTP/2.0", Status: 304}},
+			Line{IP: "2001:db8::7", Ident: "id", Time: at, Method: "POST", Path: "/a?b=c", Protocol: "HTTP/2.0", Status: 304}},
 		{`host.example - Jane Doe [10/Oct/2000:20:55:36 +0000] "GET / HTTP/1.1" 200 1 "http://a/" "say \"hi\" \\o/"`,
-			LogLine{IP: "host.example", User: "Jane Doe", Time: at, Method: "GET", Path: "/", Protocol: "HTTP/1.1", Status: 200, Bytes: 1,
+			Line{IP: "host.example", User: "Jane Doe", Time: at, Method: "GET", Path: "/", Protocol: "HTTP/1.1", Status: 200, Bytes: 1,
 				Referer: "http://a/", UserAgent: `say "hi" \o/`}},
 		// nginx writes quotes and everything outside ASCII as \xHH.
 		{`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "GET /\xC3\xA9\x22 HTTP/1.1" 200 1 "-" "\xD0\x96"`,
-			LogLine{IP: "1.2.3.4", Time: at, Method: "GET", Path: `/é"`, Protocol: "HTTP/1.1", Status: 200, Bytes: 1, UserAgent: "Ж"}},
+			Line{IP: "1.2.3.4", Time: at, Method: "GET", Path: `/é"`, Protocol: "HTTP/1.1", Status: 200, Bytes: 1, UserAgent: "Ж"}},
 		// Not text: left as it is.
 		{`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "\x16\x03\x01" 400 0 "\xe4\xe5" "a\x00\x0ab\n"`,
-			LogLine{IP: "1.2.3.4", Time: at, Path: `\x16\x03\x01`, Status: 400, Referer: `\xe4\xe5`, UserAgent: `a\x00\x0ab\n`}},
+			Line{IP: "1.2.3.4", Time: at, Path: `\x16\x03\x01`, Status: 400, Referer: `\xe4\xe5`, UserAgent: `a\x00\x0ab\n`}},
 		{"1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] \"GET /\xff\x00 HTTP/1.1\" 200 1",
-			LogLine{IP: "1.2.3.4", Time: at, Method: "GET", Path: "/\uFFFD\uFFFD", Protocol: "HTTP/1.1", Status: 200, Bytes: 1}},
+			Line{IP: "1.2.3.4", Time: at, Method: "GET", Path: "/\uFFFD\uFFFD", Protocol: "HTTP/1.1", Status: 200, Bytes: 1}},
 		// No request was sent.
-		{`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "-" 408 - "-" "-"`, LogLine{IP: "1.2.3.4", Time: at, Status: 408}},
-		{`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "" - 0`, LogLine{IP: "1.2.3.4", Time: at}},
+		{`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "-" 408 - "-" "-"`, Line{IP: "1.2.3.4", Time: at, Status: 408}},
+		{`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "" - 0`, Line{IP: "1.2.3.4", Time: at}},
 		// HTTP/0.9, and a target with spaces.
-		{`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "GET /" 200 5`, LogLine{IP: "1.2.3.4", Time: at, Method: "GET", Path: "/", Status: 200, Bytes: 5}},
+		{`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "GET /" 200 5`, Line{IP: "1.2.3.4", Time: at, Method: "GET", Path: "/", Status: 200, Bytes: 5}},
 		{`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "GET /a b c HTTP/1.1" 404 5`,
-			LogLine{IP: "1.2.3.4", Time: at, Method: "GET", Path: "/a b c", Protocol: "HTTP/1.1", Status: 404, Bytes: 5}},
+			Line{IP: "1.2.3.4", Time: at, Method: "GET", Path: "/a b c", Protocol: "HTTP/1.1", Status: 404, Bytes: 5}},
 		// Further fields, and a line that was cut.
 		{`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "GET / HTTP/1.1" 200 5 "r" "u" "10.0.0.1" 0.003`,
-			LogLine{IP: "1.2.3.4", Time: at, Method: "GET", Path: "/", Protocol: "HTTP/1.1", Status: 200, Bytes: 5, Referer: "r", UserAgent: "u"}},
+			Line{IP: "1.2.3.4", Time: at, Method: "GET", Path: "/", Protocol: "HTTP/1.1", Status: 200, Bytes: 5, Referer: "r", UserAgent: "u"}},
 		{`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "GET / HTTP/1.1" 200 5 "r" "Mozilla/5.0 (comp`,
-			LogLine{IP: "1.2.3.4", Time: at, Method: "GET", Path: "/", Protocol: "HTTP/1.1", Status: 200, Bytes: 5, Referer: "r", UserAgent: "Mozilla/5.0 (comp"}},
+			Line{IP: "1.2.3.4", Time: at, Method: "GET", Path: "/", Protocol: "HTTP/1.1", Status: 200, Bytes: 5, Referer: "r", UserAgent: "Mozilla/5.0 (comp"}},
 		{`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "GET / HTTP/1.1" 200 5 "http://a\`,
-			LogLine{IP: "1.2.3.4", Time: at, Method: "GET", Path: "/", Protocol: "HTTP/1.1", Status: 200, Bytes: 5, Referer: `http://a\`}},
+			Line{IP: "1.2.3.4", Time: at, Method: "GET", Path: "/", Protocol: "HTTP/1.1", Status: 200, Bytes: 5, Referer: `http://a\`}},
 		{`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "GET /\xzz\q\x1 HTTP/1.1" 200 5`,
-			LogLine{IP: "1.2.3.4", Time: at, Method: "GET", Path: `/\xzz\q\x1`, Protocol: "HTTP/1.1", Status: 200, Bytes: 5}},
+			Line{IP: "1.2.3.4", Time: at, Method: "GET", Path: `/\xzz\q\x1`, Protocol: "HTTP/1.1", Status: 200, Bytes: 5}},
 	} {
 		c.want.Raw = c.line
-		if got, err := ParseLogLine(c.line); err != nil || got != c.want {
+		if got, err := Parse(c.line); err != nil || got != c.want {
 			t.Errorf("%s\n got %+v, %v\nwant %+v", c.line, got, err, c.want)
 		}
 	}
 }
 
-func TestParseLogLineRefuses(t *testing.T) {
+func TestParseRefuses(t *testing.T) {
 	for line, reason := range map[string]string{
 		``:            "address",
 		`1.2.3.4`:     "address",
@@ -86,20 +86,20 @@ func TestParseLogLineRefuses(t *testing.T) {
 		`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "GET / HTTP/1.1" 200 5 "r"`:               "user agent",
 		`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "GET / HTTP/1.1" 200 5 "a"b"`:             "user agent",
 	} {
-		if l, err := ParseLogLine(line); err == nil || !strings.Contains(err.Error(), reason) || l != (LogLine{}) {
+		if l, err := Parse(line); err == nil || !strings.Contains(err.Error(), reason) || l != (Line{}) {
 			t.Errorf("%s\n gave %+v, %v; want an error about the %s", line, l, err, reason)
 		}
 	}
 }
 
-func TestLogLines(t *testing.T) {
+func TestLines(t *testing.T) {
 	good := `1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "GET / HTTP/1.1" 200 5`
-	long := good + ` "` + strings.Repeat("r", 3*maxLogLine)
+	long := good + ` "` + strings.Repeat("r", 3*maxLine)
 	log := good + "\n\nnonsense\r\n" + good + "\r\n" + long + "\n" + good
 	var lines []int
 	bad := map[int]bool{}
-	for l, err := range LogLines(iotest.HalfReader(strings.NewReader(log))) {
-		var e *LogError
+	for l, err := range Lines(iotest.HalfReader(strings.NewReader(log))) {
+		var e *Error
 		if errors.As(err, &e) {
 			bad[e.Line] = true
 			continue
@@ -117,10 +117,10 @@ func TestLogLines(t *testing.T) {
 	}
 }
 
-func TestLogLinesEndWithAnErrorOfTheReader(t *testing.T) {
+func TestLinesEndWithAnErrorOfTheReader(t *testing.T) {
 	failed := errors.New("the disk is gone")
 	n := 0
-	for _, err := range LogLines(io.MultiReader(strings.NewReader("x\n"), iotest.ErrReader(failed))) {
+	for _, err := range Lines(io.MultiReader(strings.NewReader("x\n"), iotest.ErrReader(failed))) {
 		if n++; n == 2 && err != failed {
 			t.Fatal(err)
 		}
@@ -152,7 +152,7 @@ func TestRealLogs(t *testing.T) {
 				size[0] += n
 			}
 			raw := new(bytes.Buffer)
-			for l, err := range LogLines(bytes.NewReader(log)) {
+			for l, err := range Lines(bytes.NewReader(log)) {
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -178,12 +178,12 @@ func TestRealLogs(t *testing.T) {
 	}
 }
 
-func FuzzParseLogLine(f *testing.F) {
+func FuzzParse(f *testing.F) {
 	f.Add(`127.0.0.1 - frank [10/Oct/2000:13:55:36 -0700] "GET /apache_pb.gif HTTP/1.0" 200 2326`)
 	f.Add(`::1 - - [10/Oct/2000:20:55:36 +0000] "GET /\xC3\xA9\x22 HTTP/1.1" 200 1 "-" "\"\\\xD0\x96`)
 	f.Add(`1.2.3.4 - - [10/Oct/2000:20:55:36 +0000] "\x16\x03" - - "\`)
 	f.Fuzz(func(t *testing.T, line string) {
-		l, err := ParseLogLine(line)
+		l, err := Parse(line)
 		if err != nil {
 			return
 		}
@@ -201,11 +201,11 @@ func FuzzParseLogLine(f *testing.F) {
 	})
 }
 
-func BenchmarkParseLogLine(b *testing.B) {
+func BenchmarkParse(b *testing.B) {
 	const line = `83.149.9.216 - - [17/May/2015:10:05:03 +0000] "GET /images/search.png HTTP/1.1" 200 203023 "http://example.com/" "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_9_1)"`
 	b.SetBytes(int64(len(line)))
 	for b.Loop() {
-		if _, err := ParseLogLine(line); err != nil {
+		if _, err := Parse(line); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -36,9 +36,9 @@ func (s *slowBuffer) String() string {
 
 // Lines that many goroutines log come out whole, each goroutine's in order,
 // with none missing after Close, and in far fewer writes.
-func TestLogWriterKeepsLines(t *testing.T) {
+func TestLineWriterKeepsLines(t *testing.T) {
 	var out slowBuffer
-	w := NewLogWriter(&out)
+	w := NewLineWriter(&out)
 	log := slog.New(promptHandler{slog.NewTextHandler(w, nil), w})
 	const goroutines, lines = 8, 2000
 	var wg sync.WaitGroup
@@ -75,9 +75,9 @@ func TestLogWriterKeepsLines(t *testing.T) {
 
 // An error is out when the call that logs it returns, with all before it; other
 // lines follow soon.
-func TestLogWriterIsPrompt(t *testing.T) {
+func TestLineWriterIsPrompt(t *testing.T) {
 	var out slowBuffer
-	w := NewLogWriter(&out)
+	w := NewLineWriter(&out)
 	defer w.Close()
 	log := slog.New(promptHandler{slog.NewJSONHandler(w, nil), w}).With("a", 1).WithGroup("g")
 	log.Info("first")
@@ -100,7 +100,7 @@ func BenchmarkLog(b *testing.B) {
 	}{
 		{"each", func(f *os.File) (*slog.Logger, io.Closer) { return slog.New(slog.NewTextHandler(f, nil)), f }},
 		{"gathered", func(f *os.File) (*slog.Logger, io.Closer) {
-			w := NewLogWriter(f)
+			w := NewLineWriter(f)
 			return slog.New(promptHandler{slog.NewTextHandler(w, nil), w}), w
 		}},
 	} {
