@@ -163,7 +163,7 @@ const scrubTimeout = 15 * time.Second
 // scrubBusy is how long a checkpoint waits for readers, and writers for it.
 const scrubBusy = 250 * time.Millisecond
 
-// Scrub implements org.Store.
+// Scrub implements trail.Store.
 func (s *Store) Scrub(ctx context.Context) error { return s.engine.scrub(ctx) }
 
 // scrub copies the write-ahead log into the database and empties it: older

@@ -1,5 +1,5 @@
 // Package storetest is the conformance suite that every store must pass. It
-// says, test by test, what org.Store, metering.Store and access.Sink
+// says, test by test, what the sides of the store that packages declare, and access.Sink,
 // promise.
 package storetest
 
