@@ -17,7 +17,9 @@ const (
 // with $1 placeholders and in what both engines understand, apart from:
 //
 //   - FOR UPDATE [SKIP LOCKED] and FOR [KEY] SHARE: SQLite has one writer and needs none;
-//   - json_each($1): the strings of a JSON array in a column named value;
+//   - json_each($1): the strings of a JSON array in a column named value. What is looked
+//     for IN them is, on PostgreSQL, an array: a part of what an index is asked for,
+//     whatever the statistics say. A join could go through all rows of a root for it;
 //   - text_of(column): the UTF-8 text in a column of bytes;
 //   - in the schema, the names of the types, the collation (bytes on both
 //     engines), WITHOUT ROWID, and PARTITION BY RANGE, which SQLite lacks.
@@ -46,6 +48,7 @@ var (
 	textOf      = regexp.MustCompile(`text_of\((\w+)\)`)
 	// partitionedTable is a statement that makes such a table.
 	partitionedTable = regexp.MustCompile(`CREATE TABLE (\w+) \([^;]*\) PARTITION BY RANGE \(\w+\);`)
+	inList           = regexp.MustCompile(`IN \(SELECT value FROM json_each\((\$\d+)\)\)`)
 	rowLock          = regexp.MustCompile(` FOR (UPDATE( SKIP LOCKED)?|(KEY )?SHARE)`)
 	types            = strings.NewReplacer(
 		"TEXT ", `TEXT COLLATE "C" `, "INTEGER ", "BIGINT ", "BLOB ", "BYTEA ", " WITHOUT ROWID", "")
@@ -67,6 +70,7 @@ var postgresDialect = &dialect{
 	kind:  Postgres,
 	goose: goose.DialectPostgres,
 	query: func(text string) string {
+		text = inList.ReplaceAllString(text, "= ANY (ARRAY(SELECT json_array_elements_text($1)))")
 		return textOf.ReplaceAllString(strings.ReplaceAll(text, "json_each(", "json_array_elements_text("), "convert_from($1, 'UTF8')")
 	},
 	schema: func(text string) string {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -291,5 +293,28 @@ func TestPostgresTogether(t *testing.T) {
 	}
 	if n := number(`SELECT count(DISTINCT xmin::text) FROM audit_entries WHERE root_id = 'r'`); n > changes/3 {
 		t.Errorf("%d transactions for %d changes that waited", n, changes)
+	}
+}
+
+// What is looked for among the rows of a root is looked up in the index, also before the
+// server has counted the rows of a table: a purge would otherwise go through all of them
+// with each of its steps.
+func TestPostgresListsAreLookedUp(t *testing.T) {
+	s := openPostgres(t, testkit.Postgres(t))
+	if err := testkit.Whole(s).Write(t.Context(), func(tx testkit.Tx) error {
+		return store.Exec(tx, `INSERT INTO org_places (root_id, parent_id, org_id, since, until)
+			SELECT 'r', 'r', 'o' || n, 0, 0 FROM generate_series(1, 20000) AS n`)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := testkit.Whole(s).Read(t.Context(), func(tx testkit.Tx) error {
+		plan, err := store.Select(tx, 1, `EXPLAIN SELECT since FROM org_places WHERE root_id = $1 AND org_id IN (SELECT value FROM json_each($2))`, "r", `["o1","o2"]`)
+		if text := fmt.Sprint(plan); err == nil && !strings.Contains(text, "Index Cond: ((root_id = 'r'::text) AND (org_id = ANY") &&
+			!strings.Contains(text, "Index Cond: ((root_id = $1) AND (org_id = ANY") {
+			t.Errorf("the rows are looked for in another way:\n%s", strings.Join(slices.Concat(plan...), "\n"))
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
