@@ -39,9 +39,6 @@ type View interface {
 	// SpoolPosition returns the position up to which a spool is stored, zero
 	// for one that is not known.
 	SpoolPosition(spoolID string) (access.Position, error)
-	// UsageEvents returns the events of a root that follow a key, in the order
-	// of their keys.
-	UsageEvents(rootID string, after usage.EventKey, limit int) ([]usage.Event, error)
 	// Months returns the months of a root that are known, in ascending order.
 	Months(rootID string) ([]Month, error)
 	Statement(rootID string, month usage.Month) (*Statement, error)

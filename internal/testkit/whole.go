@@ -9,6 +9,7 @@ import (
 	"github.com/orgd/orgd/internal/store"
 	"github.com/orgd/orgd/internal/trail"
 	"github.com/orgd/orgd/internal/tree"
+	"github.com/orgd/orgd/internal/usage"
 )
 
 // Tx is all that anybody reads and writes within one transaction.
@@ -24,6 +25,9 @@ type Tx interface {
 	Mark(name string) (string, error)
 	PutMark(name, value string) error
 	ReplaceMark(name, value string) error
+	// UsageEvents returns the events of a root that follow a key, in the order
+	// of their keys.
+	UsageEvents(rootID string, after usage.EventKey, limit int) ([]usage.Event, error)
 }
 
 // Database is a store with all of that.
