@@ -96,7 +96,7 @@ type program struct {
 	token string
 }
 
-var listens = regexp.MustCompile(`http://(127\.0\.0\.1:\d+)`)
+var listens = regexp.MustCompile(`orgd is listening.*?http://(127\.0\.0\.1:\d+)`)
 
 func startProgram(path string) (*program, error) {
 	dir, err := os.MkdirTemp("", "orgd-bench-")
